@@ -1,0 +1,14 @@
+"""The demo ledger: a stand-in for the service, and made-up data for it.
+
+| module | what lives there |
+|---|---|
+| `records.py` | shapes that every ledger answers with, and the interface `Ledger` |
+| `query.py` | filters of listings, page tokens |
+| `store.py` | `Store`: a ledger in memory, its blobs on disk |
+| `bulk.py` | a ledger of any size, computed from an index |
+| `sniff.py` | MIME types from the first bytes |
+| `app.py`, `downloads.py`, `tokens.py` | the ASGI application, its byte streams, its bearer tokens |
+| `requestlog.py` | counts of requests, for tests and the tour |
+| `story.py`, `story_*.py` | believable data |
+| `server.py`, `spawn.py` | a process that serves, and how to start one |
+"""
