@@ -9,6 +9,6 @@
 | `sniff.py` | MIME types from the first bytes |
 | `app.py`, `downloads.py`, `tokens.py` | the ASGI application, its byte streams, its bearer tokens |
 | `requestlog.py` | counts of requests, for tests and the tour |
-| `story.py`, `story_*.py` | believable data |
+| `story.py`, `story_*.py`, `teller.py`, `pdf.py` | believable data |
 | `server.py`, `spawn.py` | a process that serves, and how to start one |
 """

@@ -2,6 +2,7 @@
 
 The process prints one line of JSON once it listens, `{"url": …, "token_file": …, "pid": …}`, and serves until
 SIGTERM or SIGINT, or, with `--die-with-stdin`, until its standard input ends or its parent dies.
+With the story, the line also has `"story"`: the paths of `Story` by name.
 """
 
 import argparse
@@ -25,11 +26,13 @@ from hypercorn.typing import Framework
 from starlette.types import ASGIApp
 
 from attachfs.demo.app import CLIENT_ID, CLIENT_SECRET, PAGE_LIMIT, TOKEN_LIFETIME, create_app
+from attachfs.demo.bulk import BulkLedger
 from attachfs.demo.records import Ledger
 from attachfs.demo.store import Store
-from attachfs.demo.story import fill
+from attachfs.demo.story import Story, fill
 
 _PR_SET_PDEATHSIG = 1
+_PARENT_DIED = signal.SIGUSR1
 _NO_LIMIT = 1_000_000_000
 
 
@@ -74,6 +77,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="default: any free one")
     parser.add_argument("--data", type=Path, help="keep blobs there; default: a temporary directory")
     parser.add_argument("--empty", action="store_true", help="begin without the story")
+    parser.add_argument(
+        "--originals", type=Path, help="lay the story's true bytes out there, as a mount does"
+    )
     bulk = parser.add_argument_group("a computed ledger instead of the story")
     bulk.add_argument("--bulk", type=int, metavar="N", help="with N assets")
     bulk.add_argument("--events", type=int, default=1, metavar="E", help="events of each asset")
@@ -96,14 +102,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the process."""
     options = _arguments(argv)
-    if options.die_with_stdin:
-        _die_with_parent()
+    parent = _ask_for_parents_death() if options.die_with_stdin else 0
     with contextlib.ExitStack() as stack:
         data = options.data
         if data is None:
             data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attachfs-demo-")))
+        ledger, story = _ledger(options, data)
         app = create_app(
-            _ledger(options, data),
+            ledger,
             client_id=options.client_id,
             client_secret=options.client_secret,
             token_lifetime=options.token_lifetime,
@@ -112,14 +118,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             page_limit=options.page_limit,
             delay=options.delay_ms / 1000,
         )
-        trio.run(_run, app, options)
+        ready: dict[str, object] = {"pid": os.getpid()}
+        if options.token_file is not None:
+            ready["token_file"] = str(options.token_file)
+        if story is not None:
+            ready["story"] = story.places()
+        trio.run(_run, app, options, ready, parent)
 
 
-def _ledger(options: argparse.Namespace, data: Path) -> Ledger:
+def _ledger(options: argparse.Namespace, data: Path) -> tuple[Ledger, Story | None]:
+    if options.bulk is not None:
+        bulk = BulkLedger(options.bulk, options.events, options.attachments, options.size)
+        return bulk, None
     store = Store(data)
-    if not options.empty:
-        fill(store)
-    return store
+    if options.empty:
+        return store, None
+    story = fill(store)
+    if options.originals is not None:
+        story.originals(options.originals)
+    return store, story
 
 
 def _write_token(path: Path | None) -> list[str]:
@@ -133,10 +150,10 @@ def _write_token(path: Path | None) -> list[str]:
     return [token]
 
 
-async def _run(app: ASGIApp, options: argparse.Namespace) -> None:
+async def _run(app: ASGIApp, options: argparse.Namespace, ready: dict[str, object], parent: int) -> None:
     async with trio.open_nursery() as nursery:
         # Signals are caught before anyone learns that the process is there.
-        await nursery.start(_stop_on_signal, nursery.cancel_scope)
+        await nursery.start(_stop_on_signal, nursery.cancel_scope, parent)
         if options.die_with_stdin:
             nursery.start_soon(_stop_on_end_of_input, nursery.cancel_scope)
         url = await nursery.start(
@@ -149,21 +166,20 @@ async def _run(app: ASGIApp, options: argparse.Namespace) -> None:
                 tls_key=options.tls_key,
             )
         )
-        ready = {"url": url, "pid": os.getpid()}
-        if options.token_file is not None:
-            ready["token_file"] = str(options.token_file)
-        sys.stdout.write(json.dumps(ready) + "\n")
+        sys.stdout.write(json.dumps({"url": url, **ready}) + "\n")
         sys.stdout.flush()
 
 
 async def _stop_on_signal(
-    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    scope: trio.CancelScope, parent: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, _PARENT_DIED) as signals:
         task_status.started()
-        async for _ in signals:
-            scope.cancel()
-            return
+        async for number in signals:
+            # The kernel also sends it when just the thread that started us ends.
+            if number != _PARENT_DIED or os.getppid() != parent:
+                scope.cancel()
+                return
 
 
 async def _stop_on_end_of_input(scope: trio.CancelScope) -> None:
@@ -172,13 +188,14 @@ async def _stop_on_end_of_input(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-def _die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies: its end of our input may live on in others."""
+def _ask_for_parents_death() -> int:
+    """Let the kernel tell the parent's death: its end of our input may outlive it. Return its id."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, _PARENT_DIED, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(1)
+    return parent
 
 
 if __name__ == "__main__":

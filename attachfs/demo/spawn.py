@@ -17,11 +17,15 @@ _ANSWERS_WITHIN = 30.0
 
 @dataclass(frozen=True)
 class DemoServer:
-    """A demo ledger that runs. `token_file` is set if `--token-file` was given."""
+    """A demo ledger that runs.
+
+    `token_file` is set if `--token-file` was given; `story` has the paths of `story.Story` by name.
+    """
 
     url: str
     pid: int
     token_file: Path | None
+    story: dict[str, str]
 
     def requests(self) -> dict[str, Any]:
         """Return what was counted so far; see `requestlog`. Needs plain HTTP."""
@@ -62,7 +66,8 @@ def spawn_server(args: Sequence[str] = ()) -> Iterator[DemoServer]:
                 raise RuntimeError(f"the demo ledger did not start (exit status {process.wait()})")
             ready = json.loads(line)
             token_file = ready.get("token_file")
-            yield DemoServer(ready["url"], process.pid, Path(token_file) if token_file else None)
+            token_path = Path(token_file) if token_file else None
+            yield DemoServer(ready["url"], process.pid, token_path, ready.get("story", {}))
         finally:
             process.stdin.close()
             try:
