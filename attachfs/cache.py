@@ -19,7 +19,7 @@ a second cache directory costs only disk. Commands work beside a running mount; 
 """
 
 import errno
-import fcntl
+import itertools
 import logging
 import os
 import secrets
@@ -28,15 +28,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from attachfs import cachefile
-from attachfs.cachefile import BLOCK, Stamp
+from attachfs.cachedir import DEGRADED, CacheDirectory
+from attachfs.cachefile import BLOCK, CachedBlob, Descriptor, Stamp
 from attachfs.errors import AttachfsError, NoRoom, Unexpected, UsageError
 from attachfs.model import Digest
 from attachfs.quarantine import Quarantine, QuarantineNote
@@ -46,29 +46,38 @@ __all__ = ["CacheStats", "CachedBlob", "DiskCache", "Entry", "VerifyResult", "Wr
 
 _log = logging.getLogger("attachfs.cache")
 
-_VERSION = 1
-_VERSION_TEXT = f"attachfs cache {_VERSION}\n"
-_OWN_NAMES = {"VERSION", "VERSION.new", "lock", "blobs", "tmp", "quarantine", "lost+found"}
 _FIXED = 16 * BLOCK  # the directory itself, its fixed folders and files, and room for `tmp` to grow
 _SLACK = 2 * BLOCK  # a new blob's share of folders: a new one's first block, or a full one's growth
 _QUARANTINE_MAX = 256 << 20  # bytes; and never more than a tenth of the cache
 _INDEX_WAIT = 10.0  # seconds that a writer waits for the index before it goes without the cache
 _BATCH = 64  # blobs removed in one go before other threads get the lock
-_DEGRADED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _FOREIGN = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 
 
 class _File:
     """A blob's file, with or without a name: what it takes, and how many descriptors hold it."""
 
-    __slots__ = ("charge", "digest", "hashing", "opens", "size", "spill", "stamp", "used_ns")
+    __slots__ = (
+        "charge",
+        "digest",
+        "hashing",
+        "named",
+        "opens",
+        "size",
+        "spill",
+        "stamp",
+        "used_ns",
+        "written",
+    )
 
     def __init__(self, digest: Digest | None, size: int, charge: int) -> None:
         self.digest = digest
         self.size = size
         self.charge = charge
-        self.opens = 0
+        self.named = False  # in blobs/ and in the index
         self.spill = False  # outside the bound
+        self.opens = 0
+        self.written = size  # bytes; less while it is being written
         self.used_ns = 0
         self.stamp: Stamp | None = None  # the state in which this run found the bytes right
         self.hashing = threading.Lock()
@@ -102,6 +111,10 @@ class _Index(LRUCache[Digest, _File]):
         while self:
             found.append(super().popitem())
         return found
+
+    def files(self) -> list[tuple[Digest, _File]]:
+        """Return everything without counting it as used."""
+        return [(digest, Cache.__getitem__(self, digest)) for digest in self]
 
 
 class _Shard:
@@ -163,58 +176,41 @@ class CacheStats:
     troubles: dict[str, int]
 
 
-class CachedBlob:
-    """An open file of verified bytes (or, from `Writer.dup_reader`, of bytes still arriving)."""
-
-    def __init__(self, cache: "DiskCache", file: _File, fd: int) -> None:
-        self.size = file.size
-        self.fd = fd
-        self._cache = cache
-        self._file = file
-        self._stamp = cachefile.stamp_of(os.fstat(fd))
-        self._closing = threading.Lock()
-
-    def unchanged(self) -> bool:
-        """Whether size and time of last change are what they were at open."""
-        try:
-            return cachefile.stamp_of(os.fstat(self.fd)) == self._stamp
-        except OSError:
-            return False
-
-    def close(self) -> None:
-        """Close the file and give back what an unlinked one took. Idempotent."""
-        with self._closing:
-            fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-            self._cache._release(self._file)  # noqa: SLF001 - one module, one object in two parts
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 class Writer:
-    """One blob being written, with its room reserved. It ends with exactly one of admit, quarantine, abort.
+    """One blob being written, with its room reserved. The first of admit, quarantine and abort ends it.
 
-    Bytes may be read through `fd` while they arrive, by whoever knows how far they have come.
+    Bytes may be read through `fd` or `pread` while they arrive, by whoever knows how far they have come.
     """
 
-    def __init__(self, cache: "DiskCache", file: _File, fd: int, name: str | None) -> None:
+    def __init__(self, cache: "DiskCache", file: _File, descriptor: Descriptor, name: str | None) -> None:
         self.size = file.size
-        self.fd = fd
-        self.written = 0  # bytes; how far the furthest write reached
+        self.file = file
+        self.descriptor = descriptor
+        self.name = name  # in tmp/; None for a spill, which never has one
         self._cache = cache
-        self._file = file
-        self._name = name  # in tmp/; None for a spill, which never has one
-        self._closing = threading.Lock()
+        self._received = 0
+        self._ended = False
+        self._ending = threading.Lock()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, -1 when closed."""
+        return self.descriptor.fd
+
+    @property
+    def written(self) -> int:
+        """How far the furthest write reached."""
+        return self.file.written
+
+    @property
+    def complete(self) -> bool:
+        """Whether as many bytes were written as were reserved, up to the last."""
+        return self.file.written == self.size <= self._received
 
     @property
     def spilled(self) -> bool:
         """Whether the bytes go to an unlinked file outside the cache's bound."""
-        return self._name is None
+        return self.name is None
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of `data` at `offset`.
@@ -227,29 +223,30 @@ class Writer:
         if offset < 0 or end > self.size:
             raise Unexpected(f"refused to write bytes {offset} to {end} of a blob of {self.size}")
         try:
-            cachefile.write_all(self.fd, data, offset)
+            with self.descriptor.use() as fd:
+                if self._ended:
+                    raise Unexpected("refused to write to a blob that is complete or given up")
+                cachefile.write_all(fd, data, offset)
         except OSError as error:
             raise cachefile.translate(error, "cannot write to the cache") from error
-        self.written = max(self.written, end)
+        self._received += len(data)
+        self.file.written = max(self.file.written, end)
 
     def pread(self, length: int, offset: int) -> bytes:
         """Read what has been written already.
 
         Raises:
-            Unexpected: the disk failed.
+            Unexpected: the disk failed, or the writer is closed.
         """
-        try:
-            return os.pread(self.fd, length, offset)
-        except OSError as error:
-            raise cachefile.translate(error, "cannot read from the cache") from error
+        return self.descriptor.pread(length, offset)
 
     def dup_reader(self) -> CachedBlob:
         """Return a reader with a descriptor of its own that outlives this writer, whatever becomes of it.
 
         Raises:
-            Unexpected: no descriptor is left.
+            Unexpected: no descriptor is left, or the writer is closed.
         """
-        return self._cache._dup(self._file, self.fd)  # noqa: SLF001 - one module
+        return self._cache.dup(self)
 
     def admit(self, digest: Digest) -> CachedBlob:
         """Give the blob its name and return it open. The caller has verified digest and length.
@@ -258,26 +255,26 @@ class Writer:
         Where the disk does not take the bytes (fsync fails) it raises: nobody knows what would be read back.
 
         Raises:
-            NoRoom, Unexpected: the disk did not take the bytes; the writer is closed, fetch again to a spill.
+            NoRoom, Unexpected: the disk did not take the bytes, or some are missing; the writer is closed.
         """
-        return self._cache._admit(self, digest)  # noqa: SLF001 - one module
+        if not self.end():
+            raise Unexpected(f"{digest} was given up before it was complete")
+        return self._cache.admit(self, digest)
 
     def quarantine(self, note: QuarantineNote) -> Path | None:
         """Put the bytes aside and close. None: they are too large to keep, or the disk failed."""
-        return self._cache._quarantine_writer(self, note)  # noqa: SLF001 - one module
+        return self._cache.quarantine(self, note) if self.end() else None
 
     def abort(self) -> None:
-        """Drop the bytes and the reservation. Idempotent, also after admit and quarantine."""
-        fd = self._take_fd()
-        if fd >= 0:
-            self._cache._discard(self._name)  # noqa: SLF001 - one module
-            os.close(fd)
-            self._cache._release(self._file)  # noqa: SLF001 - one module
+        """Drop the bytes and the reservation. Idempotent; does nothing after admit and quarantine."""
+        if self.end():
+            self._cache.discard(self)
 
-    def _take_fd(self) -> int:
-        with self._closing:
-            fd, self.fd = self.fd, -1
-        return fd
+    def end(self) -> bool:
+        """Claim the right to end this writer; False if somebody already has."""
+        with self._ending:
+            first, self._ended = not self._ended, True
+        return first
 
 
 class DiskCache:
@@ -287,30 +284,30 @@ class DiskCache:
     """
 
     def __init__(self, root: Path, max_bytes: int, min_free: MinFree) -> None:
-        self.root = Path(os.path.realpath(root))
+        self._home = CacheDirectory(root, self._trouble)
+        self.root = self._home.root
         self.indexed = threading.Event()
         self._max = max_bytes
         self._min_free = min_free
         self._lock = threading.Lock()
         self._indexing = threading.Lock()
         self._index = _Index()
+        self._indexed_root: tuple[int, int] | None = None  # the directory (device, inode) that it is of
         self._shards: dict[tuple[str, str], _Shard] = {}
-        self._removed: set[Digest] | None = set()  # while indexing: what the walk may have seen and is gone
+        self._shard_bytes = 0
+        self._removed: set[Digest] | None = None  # while indexing: what the walk may have seen and is gone
         self._loose = 0  # room of files without a name in blobs/: being written, or removed and still open
         self._spilled = 0
         self._open_files: dict[int, _File] = {}
-        self._writers: dict[int, Writer] = {}
         self._counts = dict.fromkeys(
             ("hits", "misses", "admitted", "evicted", "rehashed", "mismatched", "spills"), 0
         )
         self._troubles: dict[str, int] = {}
+        self._trouble_lock = threading.Lock()
         self._run = secrets.token_hex(4)
-        self._serial = 0
-        self._root_fd = -1
-        self._lock_fd = -1
-        self._holder = ""
+        self._serial = itertools.count()
         self._exclusive = True
-        self._writable = False
+        self._closed = False
         self._quarantine = Quarantine(self.root / "quarantine", self._quarantine_bound())
 
     # ---- start and end ------------------------------------------------------------------------------------
@@ -326,177 +323,72 @@ class DiskCache:
             UsageError: the directory is not ours to use, is another program's or a newer version's, or is
                 held by another process. A directory that cannot be written only costs a warning.
         """
-        self._holder = holder
         self._exclusive = exclusive
         try:
             with self._lock:
-                self._attach(first=True)
-        except AttachfsError:
-            self.close()
-            raise
+                self._home.attach(holder, exclusive=exclusive)
         except OSError as error:
-            self._trouble("directory", f"the cache directory {self.root} cannot be used: {error.strerror}")
+            if error.errno not in DEGRADED:
+                raise UsageError(
+                    f"the cache directory {self.root} cannot be used ({error.strerror}): "
+                    f"choose another with --cache-dir"
+                ) from error
+            self._trouble("directory", f"the cache directory {self.root} cannot be used ({error.strerror})")
 
     def close(self) -> None:
         """Give the directory back. Blobs that are still open stay readable."""
         with self._lock:
-            self._detach()
+            self._closed = True
+            self._home.detach()
         for kind, count in self._troubles.items():
             if count > 1:
-                _log.warning("cache trouble %r was met %d times in all", kind, count)
-
-    def _detach(self) -> None:
-        for fd in (self._root_fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._root_fd = self._lock_fd = -1
-        self._writable = False
-
-    def _attach(self, *, first: bool = False) -> None:
-        """Open the directory (again, if it was deleted) and take its lock. The caller holds _lock."""
-        if self._root_fd >= 0:
-            with suppress(OSError):
-                there = self.root.lstat()
-                here = os.fstat(self._root_fd)
-                if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and self._writable:
-                    return
-            self._detach()
-        if self._exclusive:
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                self.root.mkdir(mode=cachefile.DIR_MODE)
-        self._root_fd = cachefile.open_root(str(self.root))
-        try:
-            self._check_root()
-            if self._exclusive:
-                self._take_lock()
-                self._check_version()
-                for name in ("blobs", "tmp", "quarantine"):
-                    with cachefile.folder(self._root_fd, name, create=True):
-                        pass
-            else:
-                self._check_version()
-            self._writable = True
-        except OSError as error:
-            if error.errno not in _DEGRADED:
-                raise UsageError(f"the cache directory {self.root} cannot be used: {error}") from error
-            self._trouble(
-                "directory", f"the cache directory {self.root} cannot be written: {error.strerror}; going on"
-            )
-        if not first:
-            for _, file in self._index.drain():
-                self._loosen(file)
-            self._shards.clear()
-
-    def _check_root(self) -> None:
-        st = os.fstat(self._root_fd)
-        if st.st_uid != os.geteuid():
-            raise UsageError(
-                f"the cache directory {self.root} belongs to user {st.st_uid}: "
-                f"choose another with --cache-dir"
-            )
-        names = set(cachefile.names(self._root_fd))
-        if "VERSION" not in names and not names <= _OWN_NAMES:
-            raise UsageError(
-                f"the directory {self.root} holds other files and no cache: choose another with --cache-dir"
-            )
-        if st.st_mode & 0o022:
-            raise UsageError(
-                f"the cache directory {self.root} can be written by others: "
-                f"'chmod 700' it, or choose another with --cache-dir"
-            )
-        if st.st_mode & 0o077:
-            os.fchmod(self._root_fd, cachefile.DIR_MODE)
-
-    def _check_version(self) -> None:
-        try:
-            fd = cachefile.open_read("VERSION", self._root_fd)
-        except FileNotFoundError:
-            if not self._exclusive:
-                raise UsageError(f"there is no cache in {self.root}") from None
-            with suppress(FileNotFoundError):
-                os.unlink("VERSION.new", dir_fd=self._root_fd)
-            fd = cachefile.create("VERSION.new", self._root_fd)
-            try:
-                cachefile.write_all(fd, _VERSION_TEXT.encode(), 0)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename("VERSION.new", "VERSION", src_dir_fd=self._root_fd, dst_dir_fd=self._root_fd)
-            return
-        try:
-            text = os.pread(fd, 100, 0).decode("utf-8", "replace")
-        finally:
-            os.close(fd)
-        if text != _VERSION_TEXT:
-            raise UsageError(
-                f"the cache in {self.root} was made by another version of attachfs (its VERSION says "
-                f"{text.strip()!r}, this program writes {_VERSION_TEXT.strip()!r}): "
-                f"choose another directory with --cache-dir, or delete that one"
-            )
-
-    def _take_lock(self) -> None:
-        for _ in range(100):
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            fd = os.open("lock", flags, cachefile.FILE_MODE, dir_fd=self._root_fd)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with suppress(FileNotFoundError):
-                    named = os.stat("lock", dir_fd=self._root_fd, follow_symlinks=False)
-                    if named.st_ino == os.fstat(fd).st_ino:
-                        os.ftruncate(fd, 0)
-                        cachefile.write_all(fd, f"{os.getpid()}\n{self._holder}\n".encode(), 0)
-                        self._lock_fd = fd
-                        return
-            except BlockingIOError:
-                pid, _, holder = os.pread(fd, 4096, 0).decode("utf-8", "replace").partition("\n")
-                os.close(fd)
-                raise UsageError(
-                    f"the cache directory {self.root} is in use by process {pid.strip() or '?'}"
-                    f" (mounted on {holder.strip() or '?'}): choose another with --cache-dir"
-                ) from None
-            except OSError:
-                os.close(fd)
-                raise
-            os.close(fd)
-        raise UsageError(f"the lock in {self.root} keeps being replaced: choose another with --cache-dir")
+                _log.warning("trouble with the cache (%s) was met %d times in all", kind, count)
 
     # ---- the index ----------------------------------------------------------------------------------------
 
     def index(self) -> None:
         """Walk the directory: remove left-over temporary files, learn what there is, hold it to the bound."""
         with self._indexing:
-            if self.indexed.is_set():
-                return
+            with self._lock:
+                identity = self._home.identity()
+                if self.indexed.is_set() and identity == self._indexed_root:
+                    return
+                self._removed = set()
             try:
                 if self._exclusive:
-                    self._sweep()
-                    self._quarantine.scan()
-                self._walk_into_index()
-            except (OSError, AttachfsError) as error:
-                self._trouble("index", f"the cache in {self.root} cannot be listed: {error}")
+                    self._try(self._sweep)
+                self._try(self._quarantine.scan)
+                self._try(lambda: self._walk_into_index(identity))
             finally:
                 with self._lock:
                     self._removed = None
+                    self._indexed_root = identity
                 self.indexed.set()
         if self._exclusive:
             self._shrink()
 
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OSError as error:
+            self._trouble("index", f"the cache in {self.root} cannot be listed: {error.strerror}")
+
     def _sweep(self) -> None:
         """Remove what an earlier run left in tmp/; foreign folders stay."""
-        with suppress(FileNotFoundError), self._below("tmp") as tmp_fd:
+        with suppress(FileNotFoundError), self._home.below("tmp") as tmp_fd:
             for name in cachefile.names(tmp_fd):
-                if name.startswith(self._run):
+                if name.startswith(f"{self._run}-"):
                     continue
                 try:
                     os.unlink(name, dir_fd=tmp_fd)
-                except IsADirectoryError:
-                    with suppress(OSError):
-                        os.rmdir(name, dir_fd=tmp_fd)
                 except FileNotFoundError:
                     pass
+                except OSError as error:
+                    self._trouble(
+                        "sweep", f"{name!a} in the cache's tmp/ cannot be removed: {error.strerror}"
+                    )
 
-    def _walk_into_index(self) -> None:
+    def _walk_into_index(self, identity: tuple[int, int] | None) -> None:
         found: list[tuple[int, Digest, os.stat_result]] = []
         shards: dict[tuple[str, str], _Shard] = {}
         for digest, st in self._walk(shards):
@@ -504,23 +396,33 @@ class DiskCache:
         found.sort(key=lambda item: item[0])
         fresh = _Index()
         for _, digest, st in found:
-            fresh[digest] = self._file_of(digest, st)
-            shards[digest.alg, digest.hex[:2]].count += 1
+            file = self._file_of(digest, st)
+            file.named = True
+            fresh[digest] = file
+            shards[_shard_key(digest)].count += 1
         with self._lock:
             for digest in self._removed or ():
                 if fresh.pop(digest, None) is not None:
-                    shards[digest.alg, digest.hex[:2]].count -= 1
+                    shards[_shard_key(digest)].count -= 1
+            # Whatever was opened or admitted meanwhile is more recent than all that was found.
             for digest, file in self._index.drain():
+                key = _shard_key(digest)
+                shard = shards.setdefault(key, _Shard())
+                shard.charge = max(shard.charge, self._shards[key].charge)
                 if digest not in fresh:
-                    shards.setdefault((digest.alg, digest.hex[:2]), _Shard()).count += 1
+                    shard.count += 1
                 fresh[digest] = file
-            self._index, self._shards = fresh, shards
+            self._index, self._shards, self._indexed_root = fresh, shards, identity
+            self._shard_bytes = sum(shard.charge for shard in shards.values())
+            for key in [key for key, shard in shards.items() if not shard.count]:
+                with suppress(OSError), self._home.below("blobs", key[0]) as alg_fd:
+                    self._drop_shard(key, alg_fd)
 
     def _walk(
         self, shards: dict[tuple[str, str], _Shard] | None = None
     ) -> Iterator[tuple[Digest, os.stat_result]]:
         """Yield the blobs on disk; whatever else lies there is passed over."""
-        with suppress(FileNotFoundError), self._below("blobs") as blobs_fd:
+        with suppress(FileNotFoundError), self._home.below("blobs") as blobs_fd:
             for alg in cachefile.names(blobs_fd):
                 with self._folder_or_none(blobs_fd, alg) as alg_fd:
                     for shard in cachefile.names(alg_fd) if alg_fd is not None else ():
@@ -590,34 +492,37 @@ class DiskCache:
         if opened is None:
             return None
         file, fd = opened
+        descriptor = Descriptor(fd, lambda: self._release(file))
         try:
             if self._is_right(file, fd, digest, size):
-                blob = CachedBlob(self, file, fd)
-                fd = -1
-                return blob
+                return CachedBlob(size, descriptor)
         except OSError as error:
             self._trouble("read", f"the cached blob {digest} cannot be read: {error.strerror}")
-        finally:
-            if fd >= 0:
-                os.close(fd)
-                self._release(file)
+        except BaseException:
+            descriptor.close()
+            raise
+        descriptor.close()
         return None
 
     def _open_file(self, digest: Digest) -> tuple[_File, int] | None:
         """Open a blob's file and count it as used. The caller holds _lock."""
         try:
-            with self._below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
+            with self._home.below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
                 fd = cachefile.open_read(digest.hex, shard_fd)
         except FileNotFoundError:
             self._forget(digest)
             return None
         try:
             st = os.fstat(fd)
-            if not stat.S_ISREG(st.st_mode) or st.st_uid != os.geteuid() or st.st_nlink != 1:
+            problem = cachefile.foreign(st)
+            if problem:
                 os.close(fd)
-                self._trouble("planted", f"{digest} in the cache is not a file of ours alone: not used")
+                self._trouble("planted", f"the cached blob {digest} is not used: {problem}")
                 return None
             file = self._index.get(digest)
+            if file is not None and (file.stamp or cachefile.stamp_of(st)).inode != st.st_ino:
+                self._forget(digest)  # replaced behind our back
+                file = None
             if file is None:
                 file = self._file_of(digest, st)
                 self._insert(digest, file)
@@ -636,24 +541,22 @@ class DiskCache:
         with file.hashing:
             st = os.fstat(fd)
             stamp = cachefile.stamp_of(st)
-            if st.st_size == size and (file.stamp == stamp or cachefile.is_sealed(digest, st)):
+            if file.stamp == stamp or cachefile.is_sealed(digest, st):
                 file.stamp = stamp
-                return True
+                return st.st_size == size
             with self._lock:
                 self._counts["rehashed"] += 1
             found, length = cachefile.hash_file(fd, digest.alg)
-            if found != digest:
-                self._trouble("mismatch", f"the cached blob {digest} has changed: put aside, not served")
-                self._put_aside(fd, digest, size, found, length)
-                return False
             if cachefile.stamp_of(os.fstat(fd)) != stamp:
                 return False  # written to while it was hashed: whoever did that may go on
-            if length != size:
-                return False  # the bytes are right, the size asked for is not this blob's
-            with suppress(OSError):
+            if found != digest:
+                self._trouble("mismatch", f"the cached blob {digest} has changed on disk: not served")
+                self._put_aside(fd, digest, size, found, length)
+                return False
+            with suppress(OSError):  # read-only: hashed once in each run
                 stamp = cachefile.seal(fd, digest)
             file.stamp = stamp
-            return True
+            return length == size  # if not: right bytes, but not those that were asked for
 
     def _put_aside(self, fd: int, digest: Digest, size: int, found: Digest, length: int) -> Path | None:
         """Move a blob that is not what its name says out of reach."""
@@ -667,30 +570,41 @@ class DiskCache:
             time=time.time(),
             reason="a cached blob changed on disk after it had been verified",
         )
-        with self._lock:
-            self._counts["mismatched"] += 1
+        moved = _File(None, length, cachefile.charge_of(length) + _SLACK)
+        name = self._temporary_name()
+        path = None
         try:
-            with self._below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
-                named = os.stat(digest.hex, dir_fd=shard_fd, follow_symlinks=False)
-                if named.st_ino != os.fstat(fd).st_ino:
-                    return None
-                with suppress(AttachfsError):
-                    path = self._quarantine.add(fd, note, (shard_fd, digest.hex))
-                    with self._lock:
-                        self._forget(digest)
-                    if path is not None:
-                        return path
+            with self._home.below("tmp", create=True) as tmp_fd:
+                with self._lock, self._home.below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
+                    named = os.stat(digest.hex, dir_fd=shard_fd, follow_symlinks=False)
+                    if named.st_ino != os.fstat(fd).st_ino:
+                        return None  # a good one has taken its place
+                    os.rename(digest.hex, name, src_dir_fd=shard_fd, dst_dir_fd=tmp_fd)
+                    self._forget(digest)
+                    self._counts["mismatched"] += 1
+                    self._loose += moved.charge
+                    self._hold(moved)
+                try:
+                    path = self._quarantine.add(fd, note, (tmp_fd, name))
+                finally:
+                    if path is None:
+                        os.unlink(name, dir_fd=tmp_fd)
+                    self._release(moved)
+        except FileNotFoundError:
+            return None  # evicted meanwhile
         except OSError as error:
             self._trouble("quarantine", f"{digest} cannot be put aside: {error.strerror}")
-        self.remove(digest)
-        return None
+        except AttachfsError as error:
+            self._trouble("quarantine", error.reason)
+        self._shrink()
+        return path
 
     def contains(self, digest: Digest, size: int) -> bool:
         """Whether a blob of that digest and size is there, without opening it or counting it as used."""
         if not cachefile.is_digest(digest):
             return False
         try:
-            with self._below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
+            with self._home.below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
                 st = os.stat(digest.hex, dir_fd=shard_fd, follow_symlinks=False)
         except OSError:
             return False
@@ -699,7 +613,7 @@ class DiskCache:
     def entries(self) -> list[Entry]:
         """Return what is cached, least recently opened first."""
         with self._lock:
-            files = [] if not self.indexed.is_set() else list(self._index.items())
+            files = [] if not self.indexed.is_set() else self._index.files()
         if files:
             found = [Entry(digest, file.size, file.used_ns, file.opens) for digest, file in files]
         else:
@@ -719,7 +633,7 @@ class DiskCache:
                 spilled_bytes=self._spilled,
                 open_files=len(self._open_files),
                 indexed=self.indexed.is_set(),
-                writable=self._writable,
+                writable=self._home.writable,
                 troubles=dict(self._troubles),
                 **self._counts,
             )
@@ -727,23 +641,31 @@ class DiskCache:
     def verify_all(self, progress: Callable[[int], None] | None = None) -> Iterator[VerifyResult]:
         """Hash every blob, whatever its seal; put aside what is wrong. `progress` is told the bytes read."""
         for digest, listed in list(self._walk()):
-            size = listed.st_size
+            result = self._verify_one(digest, listed.st_size, progress)
+            if result is not None:
+                yield result
+
+    def _verify_one(
+        self, digest: Digest, size: int, progress: Callable[[int], None] | None
+    ) -> VerifyResult | None:
+        try:
+            with self._home.below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
+                fd = cachefile.open_read(digest.hex, shard_fd)
             try:
-                with self._below("blobs", digest.alg, digest.hex[:2]) as shard_fd:
-                    fd = cachefile.open_read(digest.hex, shard_fd)
-                try:
-                    found, length = cachefile.hash_file(fd, digest.alg, progress)
-                    if found == digest:
-                        yield VerifyResult(digest, length, "")
-                    else:
-                        path = self._put_aside(fd, digest, size, found, length)
-                        yield VerifyResult(digest, length, f"its bytes hash to {found}", path)
-                finally:
-                    os.close(fd)
-            except FileNotFoundError:
-                continue  # evicted meanwhile
-            except OSError as error:
-                yield VerifyResult(digest, size, f"it cannot be read: {error.strerror}")
+                problem = cachefile.foreign(os.fstat(fd))
+                if problem:
+                    return VerifyResult(digest, size, problem)
+                found, length = cachefile.hash_file(fd, digest.alg, progress)
+                if found == digest:
+                    return VerifyResult(digest, length, "")
+                path = self._put_aside(fd, digest, size, found, length)
+                return VerifyResult(digest, length, f"its bytes hash to {found}", path)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return None  # evicted meanwhile
+        except OSError as error:
+            return VerifyResult(digest, size, f"it cannot be read: {error.strerror}")
 
     # ---- writing ------------------------------------------------------------------------------------------
 
@@ -751,43 +673,53 @@ class DiskCache:
         """Make room for `size` bytes and return a writer for them.
 
         Raises:
-            NoRoom: the blob is larger than the cache, everything is in use, or `min_free` forbids it.
-            Unexpected: the disk failed.
+            NoRoom: the blob is larger than the cache, everything is in use, `min_free` forbids it, or the
+                cache's disk or directory is in trouble. A spill may still do.
         """
         if not self.indexed.is_set():
             self._wait_for_index()
         file = _File(None, size, cachefile.charge_of(size) + _SLACK)
+        file.written = 0
         try:
+            self._attach_for_writing(file)
             with self._lock:
-                if size < 0 or file.charge + _FIXED > self._max:
-                    raise NoRoom(f"a blob of {format_size(size)} is larger than the cache")
-                if not self._exclusive:
-                    raise Unexpected("this cache was opened to look at, not to write")
-                self._attach()
-                if not self._writable:
-                    raise NoRoom(f"the cache directory {self.root} cannot be written")
-                self._check_room(file.charge)
+                self._check_room(file)
                 self._loose += file.charge
                 self._hold(file)
-        except OSError as error:
-            self._trouble("directory", f"the cache directory {self.root} cannot be used: {error.strerror}")
-            raise cachefile.translate(error, f"cannot write to the cache in {self.root}") from error
-        try:
-            self._make_room()
-            with self._below("tmp", create=True) as tmp_fd:
+            try:
+                self._make_room(min_free=True)
                 name = self._temporary_name()
-                fd = cachefile.create(name, tmp_fd)
+                with self._home.below("tmp", create=True) as tmp_fd:
+                    fd = cachefile.create(name, tmp_fd)
+            except BaseException:
+                self._release(file)
+                raise
         except OSError as error:
-            self._release(file)
-            self._trouble("write", f"cannot write to the cache in {self.root}: {error.strerror}")
-            raise cachefile.translate(error, f"cannot write to the cache in {self.root}") from error
-        except AttachfsError:
-            self._release(file)
-            raise
-        writer = Writer(self, file, fd, name)
-        with self._lock:
-            self._writers[id(file)] = writer
-        return writer
+            self._trouble("write", f"the cache in {self.root} cannot be written ({error.strerror})")
+            raise NoRoom(f"the cache in {self.root} cannot be written: {error.strerror}") from error
+        return self._writer(file, fd, name)
+
+    def _attach_for_writing(self, file: _File) -> None:
+        if file.size < 0 or file.charge + _FIXED > self._max:
+            raise NoRoom(f"a blob of {format_size(file.size)} is larger than the cache")
+        try:
+            with self._lock:
+                if not self._exclusive:
+                    raise NoRoom("this cache was opened to look at, not to write")
+                self._home.attach_again()
+                if not self._home.writable:
+                    raise NoRoom(f"the cache directory {self.root} cannot be written")
+                same = self._home.identity() == self._indexed_root
+                if not same:
+                    for _, old in self._index.drain():
+                        self._loosen(old)
+                    self._shards.clear()
+                    self._shard_bytes = 0
+        except UsageError as error:
+            self._trouble("directory", error.reason)
+            raise NoRoom(error.reason) from error
+        if not same:
+            self.index()  # the directory is another one than before
 
     def spill(self, size: int) -> Writer:
         """Return a writer to an unlinked temporary file outside the bound; admit gives it no name.
@@ -797,23 +729,21 @@ class DiskCache:
             Unexpected: no temporary file can be made.
         """
         problem: OSError | None = None
-        for directory in self._spill_places(size):
+        for place in self._spill_places(size):
             try:
-                dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    fd = cachefile.create_unlinked(dir_fd, f".attachfs-{self._run}-{self._temporary_name()}")
-                finally:
-                    os.close(dir_fd)
+                with place() as dir_fd:
+                    fd = cachefile.create_unlinked(dir_fd, f".attachfs-{self._temporary_name()}")
             except OSError as error:
                 problem = error
                 continue
             file = _File(None, size, cachefile.charge_of(size))
             file.spill = True
+            file.written = 0
             with self._lock:
                 self._counts["spills"] += 1
                 self._spilled += file.charge
                 self._hold(file)
-            return Writer(self, file, fd, None)
+            return self._writer(file, fd, None)
         if problem is not None:
             raise cachefile.translate(problem, "cannot make a temporary file") from problem
         raise NoRoom(f"no room for a temporary file of {format_size(size)}")
@@ -851,108 +781,147 @@ class DiskCache:
         elif not self.indexed.wait(_INDEX_WAIT):
             raise NoRoom(f"the cache in {self.root} is still being indexed")
 
-    def _spill_places(self, size: int) -> list[str]:
+    def _spill_places(self, size: int) -> list[Callable[[], AbstractContextManager[int]]]:
         """Return where a spill may go: first where `min_free` stays free, then where it fits at all."""
-        good, fits = [], []
-        temporary = tempfile.gettempdir()
-        for directory in (str(self.root), temporary):
-            with suppress(OSError):
-                vfs = os.statvfs(directory)
+        good: list[Callable[[], AbstractContextManager[int]]] = []
+        fits: list[Callable[[], AbstractContextManager[int]]] = []
+        for place in (self._spill_folder, _temporary_folder):
+            with suppress(OSError), place() as dir_fd:
+                vfs = os.fstatvfs(dir_fd)
                 free = vfs.f_bavail * vfs.f_frsize - size
                 if free >= self._min_free.of(vfs.f_blocks * vfs.f_frsize):
-                    good.append(directory)
+                    good.append(place)
                 elif free >= 0:
-                    fits.append(directory)
+                    fits.append(place)
         return good + fits
 
-    def _temporary_name(self) -> str:
-        with self._lock:
-            self._serial += 1
-            return f"{self._run}-{self._serial}"
+    def _spill_folder(self) -> AbstractContextManager[int]:
+        return self._home.below("tmp", create=True)
 
-    def _admit(self, writer: Writer, digest: Digest) -> CachedBlob:
-        file = writer._file  # noqa: SLF001 - one module
-        fd = writer.fd
+    def _writer(self, file: _File, fd: int, name: str | None) -> Writer:
+        return Writer(self, file, Descriptor(fd, lambda: self._release(file)), name)
+
+    def _temporary_name(self) -> str:
+        return f"{self._run}-{next(self._serial)}"
+
+    def admit(self, writer: Writer, digest: Digest) -> CachedBlob:
+        """Do what `Writer.admit` says, for a writer that the caller has ended."""
+        file, descriptor, name = writer.file, writer.descriptor, writer.name
         try:
-            if not cachefile.is_digest(digest) or os.fstat(fd).st_size != file.size:
-                raise Unexpected(f"the file for {digest} is not {file.size} bytes long")
-            if writer._name is not None:  # noqa: SLF001 - one module
-                other = self._lookup(digest, file.size)
-                if other is not None:
-                    writer.abort()
-                    return other
-                file.stamp = cachefile.seal(fd, digest)
-                os.fsync(fd)
+            with descriptor.use() as fd:
+                _check_complete(writer, digest, os.fstat(fd))
+                if name is not None:
+                    other = self._lookup(digest, file.size)
+                    if other is not None:
+                        self.discard(writer)
+                        return other
+                    file.stamp = cachefile.seal(fd, digest)
+                    os.fsync(fd)
         except OSError as error:
-            writer.abort()
+            self.discard(writer)
             self._trouble("write", f"the cache's disk did not take a blob: {error.strerror}")
             raise cachefile.translate(error, "the cache's disk did not take a blob") from error
-        except AttachfsError:
-            writer.abort()
+        except BaseException:
+            self.discard(writer)
             raise
-        writer._take_fd()  # noqa: SLF001 - from here on the blob owns it
-        with self._lock:
-            self._writers.pop(id(file), None)
-            file.digest = digest
-            file.used_ns = time.time_ns()
-        if writer._name is not None:  # noqa: SLF001 - one module
+        if name is not None:
             try:
-                self._name(file, writer._name, digest, fd)  # noqa: SLF001 - one module
+                self._name(file, name, digest)
             except OSError as error:
-                self._discard(writer._name)  # noqa: SLF001 - one module
-                self._trouble("admit", f"{digest} cannot be kept in the cache: {error.strerror}; served once")
-        return CachedBlob(self, file, fd)
+                self._remove_temporary(name)
+                self._trouble("admit", f"{digest} cannot be kept in the cache: {error.strerror}")
+        return CachedBlob(file.size, descriptor)
 
-    def _name(self, file: _File, name: str, digest: Digest, fd: int) -> None:
+    def _name(self, file: _File, name: str, digest: Digest) -> None:
         """Rename a synced file into place and make the name durable."""
-        with self._below("tmp") as tmp_fd, self._below("blobs", digest.alg, create=True) as alg_fd:
+        with (
+            self._home.below("tmp") as tmp_fd,
+            self._home.below("blobs", create=True) as blobs_fd,
+            cachefile.folder(blobs_fd, digest.alg, create=True) as alg_fd,
+        ):
             with self._lock, cachefile.folder(alg_fd, digest.hex[:2], create=True) as shard_fd:
                 os.rename(name, digest.hex, src_dir_fd=tmp_fd, dst_dir_fd=shard_fd)
                 self._forget(digest)
+                st = os.stat(digest.hex, dir_fd=shard_fd, follow_symlinks=False)
                 self._loose -= file.charge
-                file.charge = cachefile.charge_stat(os.fstat(fd))
+                file.charge = cachefile.charge_stat(st)
+                file.digest = digest
+                file.used_ns = time.time_ns()
                 self._insert(digest, file)
                 self._counts["admitted"] += 1
-                self._shards[digest.alg, digest.hex[:2]].charge = cachefile.charge_stat(os.fstat(shard_fd))
-                held = os.dup(shard_fd)
+                shard = self._shards[_shard_key(digest)]
+                growth = cachefile.charge_stat(os.fstat(shard_fd)) - shard.charge
+                shard.charge += growth
+                self._shard_bytes += growth
+                synced = [os.dup(shard_fd)]
+                if shard.count == 1:
+                    synced += [os.dup(alg_fd), os.dup(blobs_fd)]
             try:
-                os.fsync(held)
-                os.fsync(alg_fd)
+                for fd in synced:
+                    os.fsync(fd)
             except OSError as error:
                 self._trouble("sync", f"the cache's folders cannot be synced: {error.strerror}")
             finally:
-                os.close(held)
+                for fd in synced:
+                    os.close(fd)
         self._shrink()
 
-    def _quarantine_writer(self, writer: Writer, note: QuarantineNote) -> Path | None:
+    def quarantine(self, writer: Writer, note: QuarantineNote) -> Path | None:
+        """Do what `Writer.quarantine` says, for a writer that the caller has ended."""
         with self._lock:
             self._counts["mismatched"] += 1
         path = None
         try:
-            if writer._name is None:  # noqa: SLF001 - one module
-                path = self._quarantine.add(writer.fd, note)
-            else:
-                with self._below("tmp") as tmp_fd:
-                    path = self._quarantine.add(writer.fd, note, (tmp_fd, writer._name))  # noqa: SLF001
-        except (OSError, AttachfsError) as error:
-            self._trouble("quarantine", f"mismatching bytes cannot be put aside: {error}")
-        writer.abort()
+            with writer.descriptor.use() as fd:
+                if writer.name is not None:
+                    with self._home.below("tmp") as tmp_fd:
+                        path = self._quarantine.add(fd, note, (tmp_fd, writer.name))
+                else:
+                    path = self._copy_aside(fd, note)
+        except OSError as error:
+            self._trouble("quarantine", f"mismatching bytes cannot be put aside: {error.strerror}")
+        except AttachfsError as error:
+            self._trouble("quarantine", error.reason)
+        self.discard(writer)
         self._shrink()
         return path
 
-    def _discard(self, name: str | None) -> None:
+    def _copy_aside(self, fd: int, note: QuarantineNote) -> Path | None:
+        """Copy a spilled file into the quarantine, which is inside the bound: room is made first."""
+        size = os.fstat(fd).st_size
+        if size > self._quarantine.max_bytes:
+            size = 0  # only the note is kept
+        room = _File(None, size, cachefile.charge_of(size) + _SLACK)
+        with self._lock:
+            self._loose += room.charge
+            self._hold(room)
+        try:
+            self._make_room()
+            return self._quarantine.add(fd, note)
+        finally:
+            self._release(room)
+
+    def discard(self, writer: Writer) -> None:
+        """Drop the file of a writer that the caller has ended."""
+        self._remove_temporary(writer.name)
+        writer.descriptor.close()
+
+    def _remove_temporary(self, name: str | None) -> None:
         if name is not None:
-            with suppress(OSError), self._below("tmp") as tmp_fd:
+            with suppress(OSError), self._home.below("tmp") as tmp_fd:
                 os.unlink(name, dir_fd=tmp_fd)
 
-    def _dup(self, file: _File, fd: int) -> CachedBlob:
+    def dup(self, writer: Writer) -> CachedBlob:
+        """Do what `Writer.dup_reader` says."""
+        file = writer.file
         try:
-            copy = os.dup(fd)
+            with writer.descriptor.use() as fd:
+                copy = os.dup(fd)
+                with self._lock:
+                    self._hold(file)
         except OSError as error:
             raise cachefile.translate(error, "cannot read from the cache") from error
-        with self._lock:
-            self._hold(file)
-        return CachedBlob(self, file, copy)
+        return CachedBlob(file.size, Descriptor(copy, lambda: self._release(file)))
 
     # ---- room ---------------------------------------------------------------------------------------------
 
@@ -960,40 +929,43 @@ class DiskCache:
         return min(_QUARANTINE_MAX, self._max // 10)
 
     def _used(self) -> int:
-        shards = sum(shard.charge for shard in self._shards.values())
-        return _FIXED + int(self._index.currsize) + shards + self._loose + self._quarantine.used
+        return _FIXED + int(self._index.currsize) + self._shard_bytes + self._loose + self._quarantine.used
 
     def _lacking_free(self, need: int) -> int:
-        """Return how many bytes must go so that `min_free` still holds once all reservations are written."""
-        vfs = os.fstatvfs(self._root_fd)
-        pending = sum(max(0, writer.size - writer.written) for writer in self._writers.values())
-        keep = self._min_free.of(vfs.f_blocks * vfs.f_frsize)
-        return need + pending + keep - vfs.f_bavail * vfs.f_frsize
+        """Return how many bytes must go so that `min_free` holds once `need` and the rest is written."""
+        with self._home.below() as root_fd:
+            vfs = os.fstatvfs(root_fd)
+        pending = sum(
+            file.size - file.written
+            for file in self._open_files.values()
+            if not file.named and not file.spill
+        )
+        return need + pending + self._min_free.of(vfs.f_blocks * vfs.f_frsize) - vfs.f_bavail * vfs.f_frsize
 
-    def _check_room(self, need: int) -> None:
-        """Refuse what evicting everything would not make possible; make room for `min_free`."""
-        held = sum(file.charge for file in self._open_files.values() if self._is_named(file))
-        evictable = int(self._index.currsize) - held
-        if self._used() - evictable + need > self._max:
+    def _check_room(self, file: _File) -> None:
+        """Refuse before anything is evicted what evicting everything would not make possible."""
+        held = [other for other in self._open_files.values() if other.named]
+        kept = {_shard_key(other.digest) for other in held if other.digest is not None}
+        evictable = int(self._index.currsize) - sum(other.charge for other in held)
+        evictable += self._shard_bytes - sum(self._shards[key].charge for key in kept)
+        if self._used() - evictable + file.charge > self._max:
             raise NoRoom("everything in the cache is in use")
-        lacking = self._lacking_free(need)
-        if lacking > evictable:
-            raise NoRoom("the filesystem of the cache has too little room left")
-        while lacking > 0:
-            try:
-                lacking -= self._evict()
-            except KeyError:
-                raise NoRoom("the filesystem of the cache has too little room left") from None
+        if self._lacking_free(file.charge) > evictable:
+            raise NoRoom("the cache's filesystem has too little room left")
 
-    def _make_room(self) -> None:
-        """Evict until the bound holds, which already counts the reservation this is for."""
+    def _make_room(self, *, min_free: bool = False) -> None:
+        """Evict until the bound holds, which already counts the reservation that this is for."""
+        lacking = None
         while True:
             with self._lock:
+                measured = self._lacking_free(_SLACK) if min_free else 0
+                # Some filesystems give room back late: what was evicted here is believed as well.
+                lacking = measured if lacking is None else min(lacking, measured)
                 for _ in range(_BATCH):
-                    if self._used() <= self._max:
+                    if self._used() <= self._max and lacking <= 0:
                         return
                     try:
-                        self._evict()
+                        lacking -= self._evict()
                     except KeyError:
                         raise NoRoom("everything in the cache is in use") from None
 
@@ -1015,26 +987,33 @@ class DiskCache:
 
     def _unlink(self, digest: Digest) -> bool:
         """Remove a blob's name and its folder if that was the last. The caller holds _lock."""
-        found = True
-        with suppress(FileNotFoundError), self._below("blobs", digest.alg) as alg_fd:
+        found = False
+        with suppress(FileNotFoundError), self._home.below("blobs", digest.alg) as alg_fd:
             with cachefile.folder(alg_fd, digest.hex[:2]) as shard_fd:
                 try:
                     os.unlink(digest.hex, dir_fd=shard_fd)
-                except FileNotFoundError:
-                    found = False
+                    found = True
+                except (FileNotFoundError, IsADirectoryError):
+                    pass
             self._forget(digest)
-            shard = self._shards.get((digest.alg, digest.hex[:2]))
-            if self._exclusive and shard is not None and shard.count <= 0:
-                with suppress(OSError):  # not empty: something foreign lies there
-                    os.rmdir(digest.hex[:2], dir_fd=alg_fd)
-                    del self._shards[digest.alg, digest.hex[:2]]
-            return found
+            self._drop_shard(_shard_key(digest), alg_fd)
         self._forget(digest)
-        return False
+        return found
+
+    def _drop_shard(self, key: tuple[str, str], alg_fd: int) -> None:
+        """Remove an empty folder of blobs; nobody can be naming one in it, as that needs _lock as well."""
+        shard = self._shards.get(key)
+        if shard is not None and shard.count <= 0 and self._exclusive:
+            with suppress(OSError):  # something foreign lies there
+                os.rmdir(key[1], dir_fd=alg_fd)
+                self._shard_bytes -= shard.charge
+                del self._shards[key]
 
     def _insert(self, digest: Digest, file: _File) -> None:
+        """Put a file that has its name into the index. The caller holds _lock."""
+        file.named = True
         self._index[digest] = file
-        self._shards.setdefault((digest.alg, digest.hex[:2]), _Shard()).count += 1
+        self._shards.setdefault(_shard_key(digest), _Shard()).count += 1
         if self._removed is not None:
             self._removed.discard(digest)
 
@@ -1044,15 +1023,13 @@ class DiskCache:
             self._removed.add(digest)
         file = self._index.pop(digest, None)
         if file is not None:
-            self._shards[digest.alg, digest.hex[:2]].count -= 1
+            self._shards[_shard_key(digest)].count -= 1
             self._loosen(file)
 
     def _loosen(self, file: _File) -> None:
+        file.named = False
         if file.opens:
             self._loose += file.charge
-
-    def _is_named(self, file: _File) -> bool:
-        return file.digest is not None and self._index.get(file.digest) is file
 
     def _hold(self, file: _File) -> None:
         file.opens += 1
@@ -1065,29 +1042,39 @@ class DiskCache:
             if file.opens:
                 return
             del self._open_files[id(file)]
-            self._writers.pop(id(file), None)
-            if self._is_named(file):
-                over = self._used() > self._max
-            else:
-                over = False
-                if file.spill:
-                    self._spilled -= file.charge
-                else:
-                    self._loose -= file.charge
-        if over and self._exclusive:
+            if file.spill:
+                self._spilled -= file.charge
+            elif not file.named:
+                self._loose -= file.charge
+            over = self._used() > self._max and self.indexed.is_set()
+        if over and self._exclusive and not self._closed:
             self._shrink()
 
     # ---- helpers ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _below(self, *names: str, create: bool = False) -> Iterator[int]:
-        if self._root_fd < 0:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
-        with cachefile.folder(self._root_fd, *names, create=create) as fd:
-            yield fd
-
     def _trouble(self, kind: str, text: str) -> None:
         """Warn about the first trouble of its kind; count the rest."""
-        count = self._troubles.get(kind, 0) + 1
-        self._troubles[kind] = count
+        with self._trouble_lock:
+            count = self._troubles.get(kind, 0) + 1
+            self._troubles[kind] = count
         _log.log(logging.WARNING if count == 1 else logging.DEBUG, "%s", text)
+
+
+def _shard_key(digest: Digest) -> tuple[str, str]:
+    return digest.alg, digest.hex[:2]
+
+
+def _check_complete(writer: Writer, digest: Digest, st: os.stat_result) -> None:
+    if not cachefile.is_digest(digest):
+        raise Unexpected(f"{digest} is no digest")
+    if not writer.complete or st.st_size != writer.size:
+        raise Unexpected(f"the file for {digest} is not complete")
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[int]:
+    fd = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,4 +1,4 @@
-"""What the cache and the quarantine do with single files and folders: no index, no policy, no state.
+"""What the cache and the quarantine do with single files and folders: no index, no policy.
 
 Every folder and file is reached from an open folder, one name at a time and never through a symbolic link,
 so that nothing planted inside the cache's directory leads out of it.
@@ -9,9 +9,10 @@ import hashlib
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from attachfs.errors import AttachfsError, NoRoom, Unexpected
 from attachfs.model import Digest
@@ -66,10 +67,11 @@ def translate(error: OSError, what: str) -> AttachfsError:
     return kind(f"{what}: {error.strerror or error}")
 
 
-@contextmanager
-def folder(dir_fd: int, *names: str, create: bool = False) -> Iterator[int]:
-    """Open the folder `names` below `dir_fd`, made on the way if `create`, while the block runs."""
-    fd = os.open(".", _DIR_FLAGS, dir_fd=dir_fd)
+def descend(fd: int, names: tuple[str, ...], *, create: bool = False) -> int:
+    """Trade an open folder for the one `names` below it; missing ones are made if `create` says so.
+
+    `fd` is closed in any case.
+    """
     try:
         for name in names:
             try:
@@ -82,6 +84,17 @@ def folder(dir_fd: int, *names: str, create: bool = False) -> Iterator[int]:
                 inner = os.open(name, _DIR_FLAGS, dir_fd=fd)
             os.close(fd)
             fd = inner
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def folder(dir_fd: int, *names: str, create: bool = False) -> Iterator[int]:
+    """Open the folder `names` below `dir_fd`, made on the way if `create`, while the block runs."""
+    fd = descend(os.dup(dir_fd), names, create=create)
+    try:
         yield fd
     finally:
         os.close(fd)
@@ -110,7 +123,7 @@ def create(name: str, dir_fd: int, mode: int = FILE_MODE) -> int:
 def create_unlinked(dir_fd: int, name: str) -> int:
     """Open a new file that has no name; `name` is used for an instant where the filesystem needs one."""
     try:
-        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, FILE_MODE, dir_fd=dir_fd)
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_EXCL | os.O_CLOEXEC, FILE_MODE, dir_fd=dir_fd)
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}:
             raise
@@ -173,3 +186,120 @@ def seal(fd: int, digest: Digest) -> Stamp:
 def is_sealed(digest: Digest, st: os.stat_result) -> bool:
     """Whether nothing about the file has changed since it was sealed as `digest`."""
     return st.st_mtime_ns == _seal_ns(digest, st)
+
+
+def foreign(st: os.stat_result) -> str:
+    """Say what keeps a file from being a blob of ours, or nothing."""
+    if not stat.S_ISREG(st.st_mode):
+        return "it is not a plain file"
+    if st.st_uid != os.geteuid():
+        return f"it belongs to user {st.st_uid}"
+    if st.st_nlink > 1:
+        return "it has a second name (a hard link)"
+    return ""
+
+
+class Descriptor:
+    """A file descriptor that is closed when its last user is done, however early its owner lets go.
+
+    Closed any earlier, its number could be another file's by the time a slow thread writes to it.
+    """
+
+    __slots__ = ("_closed", "_lock", "_on_close", "_users", "fd")
+
+    def __init__(self, fd: int, on_close: Callable[[], None]) -> None:
+        self.fd = fd
+        self._on_close = on_close
+        self._users = 0
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def use(self) -> Iterator[int]:
+        """Give the descriptor, and keep it open while the block runs. OSError: it is closed."""
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self._users += 1
+        try:
+            yield self.fd
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._is_over()
+            if last:
+                self._finish()
+
+    def close(self) -> None:
+        """Close the file now, or when its last user is done. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            last = self._is_over()
+        if last:
+            self._finish()
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read up to `length` bytes at `offset`.
+
+        Raises:
+            Unexpected: the disk failed, or the file is closed.
+        """
+        try:
+            with self.use() as fd:
+                return os.pread(fd, length, offset)
+        except OSError as error:
+            raise translate(error, "cannot read from the cache") from error
+
+    def _is_over(self) -> bool:
+        return self._closed and not self._users
+
+    def _finish(self) -> None:
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+        self._on_close()
+
+
+class CachedBlob:
+    """An open file of verified bytes (or, from `Writer.dup_reader`, of bytes still arriving).
+
+    `fd` is good until `close`; `pread` also for threads that may still be at it when somebody closes.
+    """
+
+    def __init__(self, size: int, descriptor: Descriptor) -> None:
+        self.size = size
+        self._descriptor = descriptor
+        with descriptor.use() as fd:
+            self._stamp = stamp_of(os.fstat(fd))
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, -1 when closed."""
+        return self._descriptor.fd
+
+    def unchanged(self) -> bool:
+        """Whether inode, size and time of last change are what they were at open."""
+        try:
+            with self._descriptor.use() as fd:
+                return stamp_of(os.fstat(fd)) == self._stamp
+        except OSError:
+            return False
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read up to `length` bytes at `offset`.
+
+        Raises:
+            Unexpected: the disk failed, or the blob is closed.
+        """
+        return self._descriptor.pread(length, offset)
+
+    def close(self) -> None:
+        """Close the file and give back what an unlinked one took. Idempotent."""
+        self._descriptor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
