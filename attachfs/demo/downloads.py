@@ -38,7 +38,7 @@ class BlobResponse:
         else:
             self._status, self._start, self._stop = 206, start, stop
 
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Send the response."""
         size, length = self._blob.source.size, self._stop - self._start
         headers = [
@@ -51,7 +51,7 @@ class BlobResponse:
         elif self._status == 416:
             headers.append((b"content-range", f"bytes */{size}".encode()))
         await send({"type": "http.response.start", "status": self._status, "headers": headers})
-        if length:
+        if length and scope["method"] != "HEAD":
             with self._blob.source.open() as file:
                 file.seek(self._start)
                 await _send_pieces(file, length, send)
