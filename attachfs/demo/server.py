@@ -33,6 +33,7 @@ from attachfs.demo.story import Story, fill
 
 _PR_SET_PDEATHSIG = 1
 _PARENT_DIED = signal.SIGUSR1
+_STDIN = 0
 _NO_LIMIT = 1_000_000_000
 
 
@@ -184,7 +185,9 @@ async def _stop_on_signal(
 
 async def _stop_on_end_of_input(scope: trio.CancelScope) -> None:
     # A thread, and not a non-blocking descriptor: that would change the parent's end of a shared terminal.
-    await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+    # And os.read, not sys.stdin: an abandoned thread would hold its lock when the interpreter ends.
+    while await trio.to_thread.run_sync(os.read, _STDIN, 4096, abandon_on_cancel=True):
+        pass
     scope.cancel()
 
 
