@@ -1,0 +1,208 @@
+"""Small fakes that several test modules share: a ledger's answers and a blob's bytes, both under control."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import trio
+
+from attachfs.download import Chunk, Chunks
+from attachfs.errors import NotFound
+from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
+
+T = TypeVar("T")
+
+
+def uuid(number: int) -> str:
+    """Return a canonical UUID made from a number."""
+    return f"{number:08x}-0000-4000-8000-{number:012x}"
+
+
+def asset_ref(number: int = 1, realm: Realm = "assets") -> AssetRef:
+    return AssetRef(realm, uuid(number))
+
+
+def event_ref(number: int = 1, event: int = 2, realm: Realm = "assets") -> EventRef:
+    return EventRef(realm, uuid(number), uuid(event))
+
+
+def file_ref(attachment: int = 3, *, asset: int = 1, event: int | None = None) -> AttachmentRef:
+    return AttachmentRef("assets", uuid(asset), None if event is None else uuid(event), uuid(attachment))
+
+
+def attribute(attachment: int, digest: str = "", alg: str = "SHA256", **more: object) -> dict[str, Any]:
+    """Return an attribute's value that carries an attachment."""
+    value: dict[str, Any] = {
+        "arc_attribute_type": "arc_attachment",
+        "arc_blob_identity": f"blobs/{uuid(attachment)}",
+        **more,
+    }
+    if digest:
+        value |= {"arc_blob_hash_alg": alg, "arc_blob_hash_value": digest}
+    return value
+
+
+def asset_record(
+    ref: AssetRef, attributes: Mapping[str, object] | None = None, **more: object
+) -> dict[str, object]:
+    return {"identity": ref.path, "attributes": dict(attributes or {}), **more}
+
+
+def event_record(
+    ref: EventRef, attributes: Mapping[str, object] | None = None, **more: object
+) -> dict[str, object]:
+    return {"identity": ref.path, "event_attributes": dict(attributes or {}), **more}
+
+
+def info_body(ref: AttachmentRef, data: bytes = b"evidence", **more: object) -> bytes:
+    """Return the `/info` of an attachment whose bytes are `data`; `more` overrides its fields."""
+    fields: dict[str, object] = {
+        "identity": f"blobs/{ref.attachment}",
+        "hash": {"alg": "SHA256", "value": hashlib.sha256(data).hexdigest()},
+        "size": len(data),
+        "mime_type": "text/plain",
+        "timestamp_accepted": "2023-01-01T00:00:00Z",
+        "scanned_status": "SCANNED_OK",
+        "scanned_bad_reason": "",
+    }
+    return json.dumps(fields | more).encode()
+
+
+def as_json(record: Mapping[str, object]) -> bytes:
+    return json.dumps(record).encode()
+
+
+class FakePage(NamedTuple):
+    records: list[dict[str, object]]
+    next_token: str = ""
+
+
+class FakeSource:
+    """The service as the ledger view sees it: answers from tables, each request on record.
+
+    What is not in a table is NotFound; an exception in one is raised. Answers wait for `gate` if it is set.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self.infos: dict[AttachmentRef, bytes | Exception] = {}
+        self.records: dict[AssetRef | EventRef, bytes | Exception] = {}
+        self.asset_pages: dict[str, FakePage | Exception] = {}
+        self.event_pages: dict[tuple[AssetRef | None, str], FakePage | Exception] = {}
+        self.gate: trio.Event | None = None
+        self.cancelled = 0
+
+    def count(self, kind: str) -> int:
+        """Return how many requests of a kind (asset, event, info, assets, events) were made."""
+        return sum(call[0] == kind for call in self.calls)
+
+    async def assets_page(self, token: str = "") -> FakePage:
+        answer = self.asset_pages.get(token, NotFound(f"no page {token!r}"))
+        return await self._answer("assets", token, answer)
+
+    async def events_page(self, asset: AssetRef | None, token: str = "") -> FakePage:
+        answer = self.event_pages.get((asset, token), NotFound(f"no page {token!r}"))
+        return await self._answer("events", (asset, token), answer)
+
+    async def asset(self, ref: AssetRef) -> bytes:
+        return await self._answer("asset", ref, self.records.get(ref, NotFound(ref.path)))
+
+    async def event(self, ref: EventRef) -> bytes:
+        return await self._answer("event", ref, self.records.get(ref, NotFound(ref.path)))
+
+    async def info(self, ref: AttachmentRef) -> bytes:
+        return await self._answer("info", ref, self.infos.get(ref, NotFound(ref.path)))
+
+    async def _answer(self, kind: str, what: object, answer: T | Exception) -> T:
+        self.calls.append((kind, what))
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+            else:
+                await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Piece(NamedTuple):
+    """A chunk."""
+
+    offset: int
+    data: bytes
+
+
+class Transfer:
+    """One GET of a blob: the test sends its pieces, or an exception, and ends it."""
+
+    def __init__(self, ref: AttachmentRef, size: int) -> None:
+        self.ref = ref
+        self.size = size
+        self.ended = False  # received to its end, failed, or cancelled
+        self._send, self._receive = trio.open_memory_channel[Piece | Exception](1000)
+
+    def put(self, *items: Piece | bytes | Exception, offset: int = 0) -> "Transfer":
+        """Make pieces available: those given, and bytes as pieces that follow each other from `offset`."""
+        for item in items:
+            if isinstance(item, bytes):
+                self._send.send_nowait(Piece(offset, item))
+                offset += len(item)
+            else:
+                self._send.send_nowait(item)
+        return self
+
+    def end(self) -> None:
+        """Say that the body is complete."""
+        self._send.close()
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        try:
+            item = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.ended = True
+        self._send.close()
+        self._receive.close()
+
+
+class FakeBytes:
+    """Where blobs come from. Those in `contents` arrive whole; for others the test feeds each `Transfer`."""
+
+    def __init__(self) -> None:
+        self.contents: dict[AttachmentRef, bytes | Exception] = {}
+        self.transfers: list[Transfer] = []
+        self._begun, self._next = trio.open_memory_channel[Transfer](1000)
+
+    @property
+    def live(self) -> int:
+        return sum(not transfer.ended for transfer in self.transfers)
+
+    async def next(self) -> Transfer:
+        """Wait for the next GET."""
+        return await self._next.receive()
+
+    @asynccontextmanager
+    async def download(self, ref: AttachmentRef, size: int) -> AsyncIterator[Chunks]:
+        transfer = Transfer(ref, size)
+        self.transfers.append(transfer)
+        self._begun.send_nowait(transfer)
+        content = self.contents.get(ref)
+        if content is not None:
+            transfer.put(content).end()
+        try:
+            yield transfer
+        finally:
+            transfer.close()
