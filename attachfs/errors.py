@@ -119,3 +119,11 @@ ERRNO: dict[type[AttachfsError], int] = {
 def errno_of(error: BaseException) -> int:
     """Return the errno a program sees for `error`: its class's entry, or EIO for whatever is not ours."""
     return ERRNO.get(type(error), errno.EIO) if isinstance(error, AttachfsError) else errno.EIO
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return the exception inside groups of one; of a larger group the first that is ours, or the first."""
+    while isinstance(error, BaseExceptionGroup):
+        ours = [e for e in error.exceptions if isinstance(e, AttachfsError | BaseExceptionGroup)]
+        error = (ours or error.exceptions)[0]
+    return error

@@ -17,6 +17,8 @@ import msgspec
 from attachfs.errors import BadAnswer
 
 Realm = Literal["assets", "publicassets"]
+Verify = Literal["auto", "strict", "stream", "off"]
+ScanPolicy = Literal["off", "warn", "block-bad", "require-ok"]
 Note = Callable[[str], None]
 
 # Lower case only: one attachment has one path, and so one inode.

@@ -114,8 +114,10 @@ def _tell_arrival(teller: Teller, box: str, photo: dict[str, str]) -> None:
     time = "2026-03-05T14:08:19Z"
     found = media.seal("HS0417729", "Seal found intact", time)
     intact = teller.attach("seal-intact.jpg", found, time, "Seal on arrival")
-    # Somebody swapped this picture after it was recorded: what is handed out shows another seal.
+    # Somebody swapped this picture after it was recorded: what is handed out shows another seal, and has
+    # been filled up to the same length (viewers stop at the end of the picture).
     swapped = media.seal("HS0471792", "Seal found intact", time, body=(214, 214, 208))
+    swapped = swapped.ljust(len(found), b"\0")
     teller.store.tamper(intact["arc_blob_identity"].rsplit("/", 1)[-1], swapped)
     findings = {"Seal": "HS0417729, intact", "Doors": "not opened since sealing", "Floor": "dry"}
     opened = media.papers("Opened for inspection", time)

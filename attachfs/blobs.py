@@ -1,0 +1,341 @@
+"""Open a blob: cache hit, or fetch, verify, admit. Whether bytes may be handed out is decided here.
+
+A blob is verified wherever it came from, so nothing here depends on its source. What must hold before a
+file opens: the scan policy, three records that agree (`/info`, the owner's attribute, what was pinned
+when the attachment was first seen), and, in strict verification, the whole of the bytes.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeVar
+
+import trio
+
+from attachfs.cache import CachedBlob, DiskCache, Writer
+from attachfs.download import Chunks, Download, pread_nowait
+from attachfs.errors import (
+    AttachfsError,
+    BadAnswer,
+    IntegrityError,
+    NoAttribute,
+    NoRoom,
+    ScanRefused,
+    Unexpected,
+)
+from attachfs.ledger import Ledger
+from attachfs.model import AttachmentRef, Digest, Info, ScanPolicy, Verify
+from attachfs.pins import Pin, Pins, PinStatus
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_REMEMBER_FAILURE = 5.0  # seconds; a failing file is opened again and again by some programs
+_FAILURES = 1024
+_CACHE_THREADS = 8  # at once; the disk serves no more side by side
+
+
+class BlobSource(Protocol):
+    """Where bytes come from: today the service; a store that a fleet shares fits here too."""
+
+    def download(self, ref: AttachmentRef, size: int) -> AbstractAsyncContextManager[Chunks]:
+        """Return the attachment's bytes in order, at most `size` of them."""
+        ...
+
+
+class OpenBlob:
+    """One open file's bytes: those of a verified blob, or of a download that is followed.
+
+    Args:
+        path: for messages.
+        size: length in bytes.
+        source: the verified blob, or the download.
+    """
+
+    def __init__(self, path: str, size: int, source: CachedBlob | Download) -> None:
+        self._path = path
+        self.size = size
+        self._source = source
+        self._closed = False
+        if isinstance(source, Download):
+            source.join()
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte is known to be the recorded one."""
+        return isinstance(self._source, CachedBlob) or self._source.verified
+
+    def read_nowait(self, offset: int, size: int) -> bytes | None:
+        """Return the bytes at `offset` if that needs neither the network nor the disk, else None.
+
+        Raises:
+            AttachfsError: the bytes turned out wrong, or could not be had.
+        """
+        end = min(offset + size, self.size)
+        if offset >= end:
+            return b""
+        source = self._source
+        if isinstance(source, Download):
+            if source.error is not None:
+                raise source.error.with_traceback(None)
+            return pread_nowait(source.fd, end - offset, offset) if source.may_read(end) else None
+        self._check(source)
+        return pread_nowait(source.fd, end - offset, offset)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Return exactly the bytes in [offset, offset + size), cut at the end of the file.
+
+        Waits for a download to come that far, and for its verification where the last part is asked for.
+
+        Raises:
+            AttachfsError: the bytes turned out wrong, or could not be had.
+        """
+        end = min(offset + size, self.size)
+        if offset >= end:
+            return b""
+        source = self._source
+        if isinstance(source, Download):
+            await source.reach(end)
+        else:
+            self._check(source)
+        data = await trio.to_thread.run_sync(os.pread, source.fd, end - offset, offset)
+        if len(data) != end - offset:
+            raise Unexpected(f"{self._path}: the stored bytes end early; they were changed on the disk")
+        return data
+
+    def close(self) -> None:
+        """Let go of the bytes."""
+        if self._closed:
+            return
+        self._closed = True
+        if isinstance(self._source, Download):
+            self._source.leave()
+        else:
+            self._source.close()
+
+    def _check(self, blob: CachedBlob) -> None:
+        if not blob.unchanged():
+            raise IntegrityError(f"{self._path}: the cached bytes were changed on the disk while open")
+
+
+class Blobs:
+    """Opens attachments.
+
+    Args:
+        ledger: what is recorded.
+        source: where bytes come from.
+        cache: where verified bytes are kept.
+        pins: what was recorded when an attachment was first seen.
+        nursery: where downloads run.
+        namespace: begins the pins' keys: the service's host.
+        verify, strict_limit: strict up to this many bytes under `auto`, stream above.
+        scan_policy: which scan results open.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        source: BlobSource,
+        cache: DiskCache,
+        pins: Pins,
+        nursery: trio.Nursery,
+        *,
+        namespace: str,
+        verify: Verify = "auto",
+        strict_limit: int = 32 * 2**20,
+        scan_policy: ScanPolicy = "block-bad",
+    ) -> None:
+        self._ledger = ledger
+        self._source = source
+        self._cache = cache
+        self._pins = pins
+        self._nursery = nursery
+        self._namespace = namespace
+        self._verify = verify
+        self._strict_limit = strict_limit
+        self._scan_policy = scan_policy
+        self._downloads: dict[tuple[Digest | None, AttachmentRef | None], Download] = {}
+        self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
+        self._threads = trio.CapacityLimiter(_CACHE_THREADS)
+        self.opened = 0
+        self.hits = 0
+
+    @property
+    def downloading(self) -> int:
+        """How many downloads are under way."""
+        return len(self._downloads)
+
+    async def open(self, ref: AttachmentRef) -> OpenBlob:
+        """Open an attachment; in strict verification only once all of its bytes are there and right.
+
+        Raises:
+            ScanRefused: by the scan policy.
+            IntegrityError: bytes or records differ.
+            AttachfsError: it could not be had.
+        """
+        info = await self._ledger.info(ref)
+        self._check_scan(ref, info)
+        self._raise_remembered(ref)
+        self.opened += 1
+        try:
+            return await self._open(ref, info)
+        except (IntegrityError, BadAnswer) as error:
+            self._remember(ref, error)
+            raise
+
+    async def claim(self, ref: AttachmentRef, name: str) -> bytes:
+        """Return what this mount says of an attachment: `cached`, `verified` or `attested`.
+
+        Raises:
+            NoAttribute: it says nothing of that name.
+            AttachfsError: `/info` or the owner's record could not be asked.
+        """
+        if name not in ("cached", "verified", "attested"):
+            raise NoAttribute(f"{ref.path} has no attribute user.attachfs.{name}")
+        info = await self._ledger.info(ref)
+        if name == "attested":
+            anchors = await self._ledger.anchors(ref)
+            if anchors is None or info.digest is None:
+                return b"unavailable"
+            return b"match" if anchors == {info.digest} else b"mismatch"
+        digest = info.digest
+        there = digest is not None and await self._in_thread(lambda: self._cache.contains(digest, info.size))
+        return b"yes" if there else b"no"
+
+    # -- before the bytes --------------------------------------------------------------------------
+
+    async def _open(self, ref: AttachmentRef, info: Info) -> OpenBlob:
+        if info.digest is None:
+            if self._verify == "off":
+                return await self._open_unverified(ref, info)
+            raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
+        if self._verify == "off":
+            return await self._open_unverified(ref, info)
+        await self._check_records(ref, info.digest, info.size)
+        digest = info.digest
+        download = self._following((digest, None))
+        if download is None:
+            cached = await self._in_thread(lambda: self._cache.open(digest, info.size))
+            if cached is not None:
+                self.hits += 1
+                await self._pin(ref, digest, info.size)
+                return OpenBlob(ref.path, info.size, cached)
+            # Another opener may have begun while the cache was asked: looked up again, with no await
+            # between this and the entry in the table.
+            download = self._following((digest, None)) or self._begin(ref, info, (digest, None))
+        blob = OpenBlob(ref.path, info.size, download)
+        try:
+            if self._verify == "strict" or (self._verify == "auto" and info.size <= self._strict_limit):
+                await download.finished()
+        except AttachfsError:
+            blob.close()
+            if download.ref != ref:
+                # Another attachment with the same content failed. Ours may not: ask for it itself.
+                return await self._open(ref, info)
+            raise
+        except BaseException:
+            blob.close()
+            raise
+        return blob
+
+    async def _open_unverified(self, ref: AttachmentRef, info: Info) -> OpenBlob:
+        """Open an attachment whose bytes nobody vouches for: the user said `--verify=off`."""
+        download = self._following((None, ref)) or self._begin(ref, info, (None, ref))
+        return OpenBlob(ref.path, info.size, download)
+
+    def _check_scan(self, ref: AttachmentRef, info: Info) -> None:
+        if self._scan_policy == "off":
+            return
+        bad = info.scanned_status == "SCANNED_BAD"
+        if bad and self._scan_policy != "warn":
+            reason = f": {info.scanned_bad_reason!a}" if info.scanned_bad_reason else ""
+            raise ScanRefused(f"{ref.path}: the ledger's scan found it bad{reason} (--scan-policy)")
+        if self._scan_policy == "require-ok" and info.scanned_status != "SCANNED_OK":
+            raise ScanRefused(f"{ref.path}: not scanned yet ({info.scanned_status!a}) (--scan-policy)")
+        if bad:
+            log.warning("%s: the ledger's scan found it bad: %a", ref.path, info.scanned_bad_reason)
+
+    async def _check_records(self, ref: AttachmentRef, digest: Digest, size: int) -> None:
+        anchors = await self._ledger.anchors(ref)
+        if anchors is not None and anchors != {digest}:
+            recorded = ", ".join(sorted(str(anchor) for anchor in anchors))
+            raise IntegrityError(
+                f"{ref.path}: two records differ: /info says {digest}, the ledger's attribute {recorded}"
+            )
+        pinned = await self._in_thread(lambda: self._conflict(self._pin_key(ref), digest, size))
+        if pinned is not None:
+            raise IntegrityError(
+                f"{ref.path}: the record has changed: /info says {digest} ({size} bytes), but when this "
+                f"attachment was first read it was {pinned.digest} ({pinned.size} bytes); see attachfs(7)"
+            )
+
+    def _conflict(self, key: str, digest: Digest, size: int) -> Pin | None:
+        """Return the pin that says otherwise. A pin is made once the bytes have been verified, not here."""
+        if self._pins.get(key) is None:
+            return None
+        result = self._pins.check(key, digest, size)
+        return result.pin if result.status is PinStatus.CHANGED else None
+
+    def _pin_key(self, ref: AttachmentRef) -> str:
+        return f"{self._namespace}/{ref.attachment}"
+
+    async def _pin(self, ref: AttachmentRef, digest: Digest, size: int) -> None:
+        await self._in_thread(lambda: self._pins.check(self._pin_key(ref), digest, size))
+
+    # -- the bytes ---------------------------------------------------------------------------------
+
+    def _following(self, key: tuple[Digest | None, AttachmentRef | None]) -> Download | None:
+        download = self._downloads.get(key)
+        return None if download is None or download.abandoned else download
+
+    def _begin(
+        self, ref: AttachmentRef, info: Info, key: tuple[Digest | None, AttachmentRef | None]
+    ) -> Download:
+        download = Download(ref, key[0], info.size)
+        self._downloads[key] = download
+        self._nursery.start_soon(self._fetch, download, key)
+        return download
+
+    async def _fetch(self, download: Download, key: tuple[Digest | None, AttachmentRef | None]) -> None:
+        try:
+            await download.run(lambda: self._room(download), self._source)
+            if download.verified and download.expected is not None:
+                await self._pin(download.ref, download.expected, download.size)
+        finally:
+            if self._downloads.get(key) is download:
+                del self._downloads[key]
+            download.landed()
+
+    async def _room(self, download: Download) -> Writer:
+        """Reserve room for a download: in the cache, or else in an unlinked temporary file."""
+        size = download.size
+        if download.expected is None:
+            return await self._in_thread(lambda: self._cache.spill(size))
+        # How much room there is, is known once the cache has been indexed.
+        await trio.to_thread.run_sync(self._cache.indexed.wait, abandon_on_cancel=True)
+        try:
+            return await self._in_thread(lambda: self._cache.reserve(size))
+        except NoRoom as error:
+            log.info("%s is read through a temporary file: %s", download.ref.path, error.reason)
+            return await self._in_thread(lambda: self._cache.spill(size))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._threads)
+
+    # -- failures ----------------------------------------------------------------------------------
+
+    def _remember(self, ref: AttachmentRef, error: AttachfsError) -> None:
+        if len(self._failures) >= _FAILURES:
+            self._failures.clear()
+        self._failures[ref] = (error, trio.current_time() + _REMEMBER_FAILURE)
+
+    def _raise_remembered(self, ref: AttachmentRef) -> None:
+        failure = self._failures.get(ref)
+        if failure is None:
+            return
+        error, until = failure
+        if trio.current_time() < until:
+            raise error.with_traceback(None)
+        del self._failures[ref]

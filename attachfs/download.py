@@ -1,0 +1,260 @@
+"""One download of one blob: received, hashed and written in order; readers may follow it.
+
+Lives here and only here: how far a follower may read. Bytes become readable as they are stored, except
+the last part, which is withheld until the digest of the whole is right. So no program can read a wrong
+blob to its end without an error.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, cast
+
+import trio
+
+from attachfs.cache import CachedBlob, Writer
+from attachfs.errors import AttachfsError, BadAnswer, IntegrityError, Unexpected, first_of
+from attachfs.model import AttachmentRef, Digest
+from attachfs.quarantine import QuarantineNote
+
+log = logging.getLogger(__name__)
+
+# The kernel asks for whole pages, at most this much at a time. What is withheld begins at a multiple of it,
+# and a request that touches it waits: no page that the kernel holds before the verdict contains a
+# withheld byte, however far it reads ahead.
+_WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
+_BATCH = 2**20  # bytes hashed and written at a time
+_BATCHES = 2  # batches waiting to be stored while the next is received
+
+
+class Chunk(Protocol):
+    """A piece of a blob. `offset` may go back to 0: the transfer began anew."""
+
+    @property
+    def offset(self) -> int:
+        """Where the piece begins."""
+        ...
+
+    @property
+    def data(self) -> bytes:
+        """The piece."""
+        ...
+
+
+Chunks = AsyncIterator[Chunk]
+
+
+class ChunkSource(Protocol):
+    """Where the bytes come from."""
+
+    def download(self, ref: AttachmentRef, size: int) -> AbstractAsyncContextManager[Chunks]:
+        """Return the attachment's bytes in order, at most `size` of them."""
+        ...
+
+
+class Download:
+    """A download under way, or just ended.
+
+    Args:
+        ref: the attachment that is fetched.
+        expected: its recorded digest; None: nobody vouches for the bytes, and none is withheld.
+        size: its recorded length in bytes.
+    """
+
+    def __init__(self, ref: AttachmentRef, expected: Digest | None, size: int) -> None:
+        self.ref = ref
+        self.expected = expected
+        self.size = size
+        self.written = 0  # bytes stored, from 0 on, in order
+        self.fd = -1  # readers' own descriptor, open until the last of them has left
+        self.verified = False
+        self.error: AttachfsError | None = None
+        self._limit = size if expected is None else max(0, size - 1) // _WITHHELD * _WITHHELD
+        self._hash = hashlib.new(expected.alg if expected else "sha256")
+        self._writer: Writer | None = None
+        self._cached: CachedBlob | None = None
+        self._followers = 0
+        self.abandoned = False  # nobody followed it any more: it must not be joined again
+        self._landed = False
+        self._scope = trio.CancelScope()
+        self._progress = trio.Event()
+
+    # -- followers ---------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Count a follower."""
+        self._followers += 1
+
+    def leave(self) -> None:
+        """Take a follower back; a download that nobody follows ends."""
+        self._followers -= 1
+        if not self._followers:
+            self.abandoned = True
+            self._scope.cancel()
+            self._close_if_idle()
+
+    def may_read(self, end: int) -> bool:
+        """Whether the bytes before `end` may be handed out now."""
+        return self.verified or (end <= self.written and end <= self._limit)
+
+    async def reach(self, end: int) -> None:
+        """Wait until the bytes before `end` may be handed out.
+
+        Raises:
+            AttachfsError: they never will.
+        """
+        while self.error is None and not self.may_read(end):
+            await self._progress.wait()
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+
+    async def finished(self) -> None:
+        """Wait until all bytes are there and verified.
+
+        Raises:
+            AttachfsError: they could not be had, or are wrong.
+        """
+        await self.reach(self.size + 1)
+
+    # -- the download ------------------------------------------------------------------------------
+
+    async def run(self, room: Callable[[], Awaitable[Writer]], source: ChunkSource) -> None:
+        """Fetch, verify and admit. Never raises: followers find the outcome here.
+
+        Args:
+            room: returns where the bytes go.
+            source: returns the bytes.
+        """
+        try:
+            with self._scope:
+                self._writer = await room()
+                self.fd = os.dup(self._writer.fd)
+                async with source.download(self.ref, self.size) as chunks:
+                    await self._pipe(chunks)
+                await trio.to_thread.run_sync(self._conclude)
+        except* Exception as group:
+            error = first_of(group)
+            if not isinstance(error, AttachfsError):
+                log.exception("%s: the download failed for a reason of its own", self.ref.path)
+                error = Unexpected(f"{self.ref.path}: {type(error).__name__}: see the log")
+            self.error = error
+        finally:
+            if self._cached is None:
+                self.error = self.error or Unexpected(f"{self.ref.path}: the download was given up")
+                if self._writer is not None:
+                    self._writer.abort()
+
+    def landed(self) -> None:
+        """Tell followers that there is an outcome. Its owner calls it once it is out of every table."""
+        self._landed = True
+        self._tick()
+        self._close_if_idle()
+
+    async def _pipe(self, chunks: Chunks) -> None:
+        """Receive and store side by side."""
+        send, receive = trio.open_memory_channel[tuple[int, bytes]](_BATCHES)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._store, receive)
+            async with send:
+                start, batch, held = 0, list[bytes](), 0
+                async for chunk in chunks:
+                    if batch and chunk.offset != start + held:
+                        await send.send((start, b"".join(batch)))
+                        batch, held = [], 0
+                    if not batch:
+                        start = chunk.offset
+                    batch.append(chunk.data)
+                    held += len(chunk.data)
+                    # A full batch, or less if the one who stores has nothing to do: a reader may wait for it.
+                    if held >= _BATCH or send.statistics().tasks_waiting_receive:
+                        await send.send((start, b"".join(batch)))
+                        batch, held = [], 0
+                if batch:
+                    await send.send((start, b"".join(batch)))
+
+    async def _store(self, receive: trio.MemoryReceiveChannel[tuple[int, bytes]]) -> None:
+        async with receive:
+            async for offset, data in receive:
+                await trio.to_thread.run_sync(self._put, offset, data)
+                self.written = max(self.written, offset + len(data))
+                self._tick()
+
+    def _put(self, offset: int, data: bytes) -> None:
+        """Hash and write a batch. What a transfer that began anew repeats must be the same."""
+        assert self._writer is not None
+        again = self.written - offset
+        if again < 0:
+            raise BadAnswer(f"{self.ref.path}: {-again} bytes are missing at {self.written}")
+        if again:
+            repeated = data[:again]
+            if os.pread(self.fd, len(repeated), offset) != repeated:
+                raise BadAnswer(f"{self.ref.path}: the service sent other bytes the second time")
+            data = data[again:]
+            offset = self.written
+        if data:
+            self._hash.update(data)
+            self._writer.write(data, offset)
+
+    def _conclude(self) -> None:
+        """Compare what came with what is recorded, and admit it or put it aside. Runs in a thread."""
+        assert self._writer is not None
+        expected = self.expected
+        if self.written != self.size:
+            reason = f"the record says {self.size} bytes, {self.written} came"
+            self._put_aside(reason)
+            raise BadAnswer(f"{self.ref.path}: {reason}")
+        if expected is None:
+            self._cached = self._writer.admit(Digest("sha256", self._hash.hexdigest()))
+            # `verified` opens the reads; nobody vouches for these bytes, so it stays False.
+            return
+        if self._hash.hexdigest() != expected.hex:
+            reason = f"the bytes do not match the record: expected {expected}, got {self._hash.hexdigest()}"
+            self._put_aside(reason)
+            raise IntegrityError(f"{self.ref.path}: {reason}")
+        self._cached = self._writer.admit(expected)
+        self.verified = True
+
+    def _put_aside(self, reason: str) -> None:
+        assert self._writer is not None
+        if self.expected is None:
+            return
+        self._writer.quarantine(
+            QuarantineNote(
+                path=self.ref.path,
+                url_path=self.ref.path,
+                expected=self.expected,
+                got=Digest(self._hash.name, self._hash.hexdigest()),
+                expected_size=self.size,
+                got_size=self.written,
+                time=time.time(),
+                reason=reason,
+            )
+        )
+
+    def _tick(self) -> None:
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
+
+    def _close_if_idle(self) -> None:
+        if self._followers or not self._landed:
+            return
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self._cached is not None:
+            self._cached.close()
+            self._cached = None
+
+
+def pread_nowait(fd: int, size: int, offset: int) -> bytes | None:
+    """Return `size` bytes at `offset` if the page cache has them all, None if the disk must be asked."""
+    buffer = bytearray(size)
+    try:
+        count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except OSError:  # not in the page cache, or a filesystem that cannot tell
+        return None
+    # What takes it wants a buffer, and a copy into bytes would cost as much as the read.
+    return cast(bytes, buffer) if count == size else None

@@ -1,0 +1,68 @@
+"""What went wrong, told once: each fault is logged with its path and reason, repeats are counted."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from attachfs.errors import (
+    AttachfsError,
+    IntegrityError,
+    Interrupted,
+    IsDirectory,
+    NoAttribute,
+    NotDirectory,
+    NotFound,
+    errno_of,
+)
+
+log = logging.getLogger(__name__)
+
+_QUIET = (NotFound, NoAttribute, Interrupted, IsDirectory, NotDirectory)  # part of ordinary life
+_KEPT = 1024  # faults remembered
+_AGAIN = 300  # seconds after which the same fault is told again
+
+
+class _Told:
+    __slots__ = ("count", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.count = 0
+
+
+class FaultLog:
+    """A bounded memory of the faults that have been told.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told: OrderedDict[tuple[str, str], _Told] = OrderedDict()
+
+    def record(self, operation: str, path: str, error: AttachfsError) -> None:
+        """Log a fault, unless the same one was logged lately; then count it."""
+        if isinstance(error, _QUIET):
+            log.debug("%s %s: %s", operation, path, error.reason)
+            return
+        key = (path, error.reason)
+        told = self._told.get(key)
+        now = self._clock()
+        if told is not None and now - told.since < _AGAIN:
+            told.count += 1
+            return
+        repeats = f" (and {told.count} times more before)" if told is not None and told.count else ""
+        self._told[key] = _Told(now)
+        self._told.move_to_end(key)
+        if len(self._told) > _KEPT:
+            self._told.popitem(last=False)
+        level = logging.ERROR if isinstance(error, IntegrityError) else logging.WARNING
+        log.log(level, "%s %s: %s [errno %d]%s", operation, path, error.reason, errno_of(error), repeats)
+
+    def flush(self) -> None:
+        """Tell the counts that were not told."""
+        for (path, reason), told in self._told.items():
+            if told.count:
+                log.warning("%s: %s (%d times more)", path, reason, told.count)
+        self._told.clear()

@@ -1,0 +1,361 @@
+"""The kernel's side: `pyfuse3.Operations` as a thin adapter over the tree and the blobs.
+
+Lives here and only here: bytes to str, nodes to inodes, deadlines, and the one boundary at which an
+exception becomes an errno. Anything but a FUSEError that left a handler would end the mount.
+"""
+
+import errno
+import functools
+import logging
+import math
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
+
+from attachfs.blobs import Blobs, OpenBlob
+from attachfs.errors import (
+    AttachfsError,
+    IntegrityError,
+    IsDirectory,
+    NoAttribute,
+    NotFound,
+    Unexpected,
+    errno_of,
+    first_of,
+)
+from attachfs.faults import FaultLog
+from attachfs.inodes import HandleTable, Inode, InodeTable
+from attachfs.model import AttachmentRef
+from attachfs.readahead import ReadAhead
+from attachfs.tree import Attributes, Directory, Tree, parent_of, path_of
+from attachfs.waiting import WaitingRoom
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_BLOCK = 512  # bytes, the unit of st_blocks
+_IO_SIZE = 128 * 1024  # bytes; what the kernel asks for at a time, and cp with it
+_DOTS = 2  # "." and ".." come before the entries
+# Asked for by the kernel and by ls -l for every file; answered without a request.
+_FOREIGN_XATTRS = ("security.", "system.", "trusted.")
+STATUS_XATTR = "user.attachfs.status"
+CLAIM_PREFIX = "user.attachfs."
+
+
+class Ownership(NamedTuple):
+    """Who owns everything, and the permission bits that are taken away."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+class File(NamedTuple):
+    """An open file: its inode's number, its bytes, and whether they were unverified when it was opened."""
+
+    inode: int
+    blob: OpenBlob
+    streamed: bool
+
+
+def _handler(
+    work: Callable[Concatenate["Filesystem", int, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate["Filesystem", int, P], Coroutine[Any, Any, R]]:
+    """Guard a handler: whatever goes wrong is told once and becomes an errno, and nothing else.
+
+    The handler's first argument is an inode's or a handle's number; a request context, if it has one,
+    is its last.
+    """
+    operation = work.__name__.lstrip("_")
+
+    @functools.wraps(work)
+    async def guarded(self: "Filesystem", number: int, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await work(self, number, *args, **kwargs)
+        except FUSEError:
+            raise
+        except AttachfsError as error:
+            self.faults.record(operation, self.describe(operation, number, args), error)
+            raise FUSEError(errno_of(error)) from error
+        except Exception as error:
+            inner = first_of(error)
+            if not isinstance(inner, AttachfsError):
+                log.exception("%s failed for a reason of its own", operation)
+                inner = Unexpected(f"{type(inner).__name__}: see the log")
+            self.faults.record(operation, self.describe(operation, number, args), inner)
+            raise FUSEError(errno_of(inner)) from error
+
+    return guarded
+
+
+class Filesystem(pyfuse3.Operations):
+    """The handlers.
+
+    Args:
+        tree: the namespace.
+        blobs: the bytes.
+        readahead: is told what programs look at.
+        waiting: bounds every wait.
+        faults: is told what went wrong.
+        ownership: uid, gid and umask of everything.
+        timeout: seconds an answer about names and attributes may take.
+        negative_ttl: seconds for which the kernel may remember that a name does not exist.
+        status: returns the mount's figures as JSON.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(
+        self,
+        tree: Tree,
+        blobs: Blobs,
+        readahead: ReadAhead,
+        waiting: WaitingRoom,
+        faults: FaultLog,
+        ownership: Ownership,
+        *,
+        timeout: float,
+        negative_ttl: float,
+        status: Callable[[], bytes],
+    ) -> None:
+        super().__init__()
+        self._tree = tree
+        self._blobs = blobs
+        self._readahead = readahead
+        self._waiting = waiting
+        self.faults = faults
+        self._ownership = ownership
+        self._timeout = timeout
+        self._negative_ttl = negative_ttl
+        self._status = status
+        self.inodes = InodeTable()
+        self.directories: HandleTable[Directory] = HandleTable()
+        self.files: HandleTable[File] = HandleTable()
+
+    # -- names and attributes ----------------------------------------------------------------------
+
+    @_handler
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = self.inodes[parent_inode].node
+        try:
+            text = name.decode("ascii")
+        except UnicodeDecodeError:
+            return self._absent(math.inf)
+        if text == ".":
+            node = parent
+        elif text == "..":
+            node = parent_of(parent)
+        else:
+            try:
+                with self._waiting.wait(ctx.pid, self._timeout):
+                    node = await self._tree.lookup(parent, text)
+            except NotFound:
+                return self._absent(self._negative_ttl)
+        attributes = self._tree.known_attributes(node)
+        entry = self._entry(self.inodes.number(node), attributes, attributes.valid_for)
+        _, inode = self.inodes.remember(node)
+        inode.attributes = attributes
+        return entry
+
+    @_handler
+    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        known = self.inodes[inode]
+        attributes = self._tree.known_attributes(known.node)
+        if not attributes.size_known:
+            self._readahead.stat(known.node)
+            with self._waiting.wait(ctx.pid, self._timeout):
+                attributes = await self._tree.attributes(known.node)
+        self._settle(known, attributes)
+        return self._entry(inode, attributes, attributes.valid_for)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        self.inodes.forget(inode_list)
+
+    @_handler
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        node = self.inodes[inode].node
+        text = name.decode("utf-8", "replace")
+        if text.startswith(_FOREIGN_XATTRS):
+            raise FUSEError(errno.ENODATA)
+        if text == STATUS_XATTR and inode == pyfuse3.ROOT_INODE:
+            return self._status()
+        with self._waiting.wait(ctx.pid, self._timeout):
+            if text.startswith(CLAIM_PREFIX):
+                if not isinstance(node, AttachmentRef):
+                    raise NoAttribute(f"{path_of(node)} has no attribute {text}")
+                return await self._blobs.claim(node, text.removeprefix(CLAIM_PREFIX))
+            return await self._tree.xattr(node, text)
+
+    @_handler
+    async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
+        with self._waiting.wait(ctx.pid, self._timeout):
+            names = await self._tree.xattr_names(self.inodes[inode].node)
+        return [XAttrNameT(name.encode("utf-8", "replace")) for name in names]
+
+    # -- directories -------------------------------------------------------------------------------
+
+    @_handler
+    async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
+        with self._waiting.wait(ctx.pid, self._timeout):
+            directory = await self._tree.open_directory(self.inodes[inode].node)
+        return FileHandleT(self.directories.add(directory))
+
+    @_handler
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self.directories[fh]
+        position = start_id
+        while position < _DOTS:
+            node = directory.node if position == 0 else parent_of(directory.node)
+            attributes = self._tree.known_attributes(node)
+            name = b"." if position == 0 else b".."
+            entry = self._entry(self.inodes.number(node), attributes, 0)
+            if not pyfuse3.readdir_reply(token, FileNameT(name), entry, position + 1):
+                return
+            position += 1
+        index = position - _DOTS
+        # A reply goes out as soon as there is something in it: the first page shows while the next is
+        # being fetched. Only an empty reply means the end.
+        if index >= directory.available and start_id >= _DOTS:
+            with self._waiting.wait(0, self._timeout):
+                await directory.reach(index)
+        owner = self._tree.known_attributes(directory.node)
+        while index < directory.available:
+            name_text, node = directory[index]
+            number = self.inodes.number(node)
+            attributes = self._tree.known_attributes(node)
+            valid_for = attributes.valid_for
+            if not attributes.size_known:
+                # The size goes out as what was last told, and to be asked again: a size of 0 told for
+                # a file that somebody reads would cut it off under the reader.
+                valid_for = owner.valid_for
+                live = self.inodes.peek(number)
+                if live is not None and live.attributes is not None and live.attributes.size_known:
+                    attributes = live.attributes._replace(valid_for=0)
+            entry = self._entry(number, attributes, valid_for)
+            index += 1
+            if not pyfuse3.readdir_reply(token, FileNameT(name_text.encode()), entry, index + _DOTS):
+                break
+            _, inode = self.inodes.remember(node)
+            if attributes.size_known:
+                inode.attributes = attributes
+        self._readahead.listed(directory)
+
+    @_handler
+    async def releasedir(self, fh: FileHandleT) -> None:
+        self.directories.pop(fh)
+
+    # -- files -------------------------------------------------------------------------------------
+
+    @_handler
+    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            raise FUSEError(errno.EROFS)
+        known = self.inodes[inode]
+        if not isinstance(known.node, AttachmentRef):
+            raise IsDirectory(f"{path_of(known.node)} is a directory")
+        # No total deadline: fetching a large blob takes what it takes. Its progress is watched below.
+        with self._waiting.wait(ctx.pid):
+            blob = await self._blobs.open(known.node)
+        try:
+            self._settle(known, self._tree.known_attributes(known.node), size=blob.size)
+        except AttachfsError:
+            blob.close()
+            raise
+        keep = known.opened(verified=blob.verified)
+        handle = FileHandleT(self.files.add(File(inode, blob, not blob.verified)))
+        return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
+
+    @_handler
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        blob = self.files[fh].blob
+        data = blob.read_nowait(off, size)
+        return data if data is not None else await blob.read(off, size)
+
+    async def flush(self, _fh: FileHandleT) -> None:
+        # Nothing to flush; told so once, the kernel stops asking.
+        raise FUSEError(errno.ENOSYS)
+
+    @_handler
+    async def release(self, fh: FileHandleT) -> None:
+        file = self.files.pop(fh)
+        if file is None:
+            return
+        inode = self.inodes.peek(file.inode)
+        if inode is not None:
+            inode.released(streamed=file.streamed, verified=file.blob.verified)
+        file.blob.close()
+
+    async def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        figures = pyfuse3.StatvfsData()
+        figures.f_bsize = _IO_SIZE
+        figures.f_frsize = _IO_SIZE
+        figures.f_namemax = 255
+        return figures
+
+    # -- helpers -----------------------------------------------------------------------------------
+
+    def describe(self, operation: str, number: int, args: Sequence[object]) -> str:
+        """Return the path that an operation was about, for the log."""
+        if operation in ("readdir", "releasedir"):
+            return path_of(self.directories[number].node) if number in self.directories else "?"
+        if operation in ("read", "release", "flush"):
+            if number not in self.files:
+                return "?"
+            number = self.files[number].inode
+        inode = self.inodes.peek(number)
+        path = path_of(inode.node) if inode is not None else "?"
+        if operation == "lookup" and args and isinstance(args[0], bytes):
+            return f"{path}/{args[0].decode('utf-8', 'replace')!a}"
+        return path or "/"
+
+    def close(self) -> None:
+        """Close what programs left open."""
+        for file in self.files.values():
+            file.blob.close()
+        self.faults.flush()
+
+    def _settle(self, inode: Inode, attributes: Attributes, size: int | None = None) -> None:
+        """Remember attributes; an open file cannot change its size without being another file."""
+        told = inode.attributes
+        size = attributes.size if size is None else size
+        if inode.opens and told is not None and told.size_known and told.size != size:
+            raise IntegrityError(
+                f"the ledger now records {size} bytes where it recorded {told.size}, and the file is open"
+            )
+        if attributes.size_known:
+            inode.attributes = attributes
+
+    def _entry(self, number: int, attributes: Attributes, entry_timeout: float) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        owner = self._ownership
+        mode = (stat.S_IFDIR | 0o555) if attributes.is_dir else (stat.S_IFREG | 0o444)
+        entry.st_ino = InodeT(number)
+        entry.st_mode = ModeT(mode & ~owner.umask)
+        # 1 for directories too: find(1) then does not infer from it how many directories are below.
+        entry.st_nlink = 1
+        entry.st_uid = owner.uid
+        entry.st_gid = owner.gid
+        entry.st_size = attributes.size
+        entry.st_blksize = _IO_SIZE
+        entry.st_blocks = -(-attributes.size // _BLOCK)
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
+        entry.entry_timeout = entry_timeout
+        entry.attr_timeout = attributes.valid_for if attributes.size_known else 0
+        return entry
+
+    def _absent(self, seconds: float) -> pyfuse3.EntryAttributes:
+        """Return a negative entry: the kernel may remember for a while that there is no such name."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = InodeT(0)
+        entry.entry_timeout = min(seconds, 3600)
+        return entry

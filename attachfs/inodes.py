@@ -1,0 +1,141 @@
+"""The inode table with its lookup counts, and open handles. Sync; knows neither FUSE nor the network.
+
+An inode's number is a hash of its canonical path, so that it is the same after a remount. Nothing is
+kept of an inode once the kernel has forgotten it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+from attachfs.errors import NotFound, Unexpected
+from attachfs.tree import ROOT, Attributes, Node, path_of
+
+ROOT_INODE = 1  # FUSE's number for the root
+H = TypeVar("H")
+
+
+class Inode:
+    """One live inode: its node, the kernel's lookup count, and the attributes last told for it."""
+
+    __slots__ = ("attributes", "lookups", "node", "opens", "streams", "suspect")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.lookups = 0
+        self.attributes: Attributes | None = None
+        self.opens = 0
+        self.streams = 0  # opens that may still hand out bytes which are not verified yet
+        # The kernel may hold pages that were handed out and never verified.
+        self.suspect = False
+
+    def opened(self, *, verified: bool) -> bool:
+        """Count an open; return whether the kernel may keep the pages it has of this file."""
+        keep = verified and not self.suspect and not self.streams
+        if not self.opens:
+            self.suspect = False  # `keep` was False if it was set: the kernel drops the pages now
+        self.opens += 1
+        self.streams += not verified
+        return keep
+
+    def released(self, *, streamed: bool, verified: bool) -> None:
+        """Take back an open; `verified`: all that it handed out has been found right."""
+        self.opens -= 1
+        self.streams -= streamed
+        self.suspect |= not verified
+
+
+class InodeTable:
+    """Live inodes by number."""
+
+    def __init__(self) -> None:
+        root = Inode(ROOT)
+        root.lookups = 1  # the kernel never forgets the root
+        self._inodes: dict[int, Inode] = {ROOT_INODE: root}
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def __getitem__(self, number: int) -> Inode:
+        """Return a live inode.
+
+        Raises:
+            NotFound: the kernel has forgotten it.
+        """
+        try:
+            return self._inodes[number]
+        except KeyError:
+            raise NotFound(f"inode {number} is not known") from None
+
+    def number(self, node: Node) -> int:
+        """Return the number for `node`, without counting a lookup."""
+        if node == ROOT:
+            return ROOT_INODE
+        digest = hashlib.blake2b(path_of(node).encode(), digest_size=8).digest()
+        # 63 bits, so that tools with signed numbers agree; 0 and 1 are taken.
+        number = int.from_bytes(digest, "big") >> 1
+        while number <= ROOT_INODE or ((inode := self._inodes.get(number)) and inode.node != node):
+            number = (number + 1) % 2**63  # two live paths with one hash: the later one moves on
+        return number
+
+    def peek(self, number: int) -> Inode | None:
+        """Return the inode if it is live."""
+        return self._inodes.get(number)
+
+    def remember(self, node: Node) -> tuple[int, Inode]:
+        """Count one lookup of `node`; call it only when the reply has been accepted."""
+        number = self.number(node)
+        inode = self._inodes.get(number)
+        if inode is None:
+            inode = self._inodes[number] = Inode(node)
+        inode.lookups += 1
+        return number, inode
+
+    def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
+        """Take back lookups, as (number, count) pairs; an inode without any leaves the table."""
+        for number, count in forgotten:
+            inode = self._inodes.get(number)
+            if inode is None:
+                continue
+            inode.lookups -= count
+            if inode.lookups <= 0 and number != ROOT_INODE:
+                del self._inodes[number]
+
+
+class HandleTable(Generic[H]):
+    """Open handles by number."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, H] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._handles
+
+    def __getitem__(self, number: int) -> H:
+        """Return an open handle.
+
+        Raises:
+            Unexpected: there is no such handle.
+        """
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise Unexpected(f"handle {number} is not open") from None
+
+    def add(self, handle: H) -> int:
+        """Return the number given to a new handle."""
+        self._last += 1
+        self._handles[self._last] = handle
+        return self._last
+
+    def pop(self, number: int) -> H | None:
+        """Remove a handle and return it, or None if it was not open."""
+        return self._handles.pop(number, None)
+
+    def values(self) -> list[H]:
+        """Return the open handles."""
+        return list(self._handles.values())

@@ -1,0 +1,342 @@
+"""The cached, single-flighted view of the ledger: assets, events, `/info`. The only metadata cache.
+
+Records are kept for `metadata_ttl` in tables of bounded size, absences for `negative_ttl`. A listing is
+read page by page, by whoever gets there first, and shared; the records it brings are kept, so that
+walking down from it asks nothing twice.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import cachetools
+import trio
+
+from attachfs import model
+from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound
+from attachfs.model import Asset, AssetRef, AttachmentRef, Digest, Event, EventRef, Info
+from attachfs.singleflight import SingleFlight
+
+log = logging.getLogger(__name__)
+
+_RECORDS = 32_768  # records kept of each kind; a compact one takes some 300 bytes
+_INFOS = 16_384  # /info bodies kept; one takes about 1 KiB
+_LISTINGS = 4_096  # directories' listings kept
+_LISTED_IDS = 400_000  # ids kept in all listings together; one takes about 100 bytes
+_RAW = 64  # whole records kept for extended attributes
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class Page(Protocol):
+    """One page of a listing, as the client returns it."""
+
+    @property
+    def records(self) -> list[dict[str, object]]:
+        """The page's records."""
+        ...
+
+    @property
+    def next_token(self) -> str:
+        """The next page's token, "" at the end."""
+        ...
+
+
+class Source(Protocol):
+    """What the ledger view asks of the service's client."""
+
+    async def assets_page(self, token: str = "") -> Page:
+        """Return one page of all assets."""
+        ...
+
+    async def events_page(self, asset: AssetRef | None, token: str = "") -> Page:
+        """Return one page of an asset's events."""
+        ...
+
+    async def asset(self, ref: AssetRef) -> bytes:
+        """Return an asset's record."""
+        ...
+
+    async def event(self, ref: EventRef) -> bytes:
+        """Return an event's record."""
+        ...
+
+    async def info(self, ref: AttachmentRef) -> bytes:
+        """Return an attachment's `/info`."""
+        ...
+
+
+class Known(NamedTuple, Generic[T]):
+    """A value (or the error that stands for it) and the time, on the ledger's clock, it is good until."""
+
+    value: T | AttachfsError
+    expires: float
+
+    def get(self) -> T:
+        """Return the value, or raise the remembered error."""
+        if isinstance(self.value, AttachfsError):
+            raise self.value.with_traceback(None)
+        return self.value
+
+
+def _expiry(_key: object, known: Known[T], _now: float) -> float:
+    return known.expires
+
+
+class Listing:
+    """The ids in a directory, page by page, in the service's order, each once.
+
+    Args:
+        fetch: returns the ids of the page with a token ("" for the first), and the next page's token.
+        what: the directory's path, for messages.
+    """
+
+    def __init__(self, fetch: Callable[[str], Awaitable[tuple[list[str], str]]], what: str) -> None:
+        self._fetch = fetch
+        self._what = what
+        self._lock = trio.Lock()
+        self._token = ""
+        self._tokens: set[str] = set()
+        self._seen: set[str] = set()
+        self.ids: list[str] = []
+        self.complete = False
+
+    async def reach(self, index: int) -> bool:
+        """Read pages until `index` is among `ids`; return False if the listing ends before it.
+
+        Raises:
+            AttachfsError: a page could not be had. What came before stays; the next call asks again.
+        """
+        while index >= len(self.ids) and not self.complete:
+            async with self._lock:
+                # Another reader may have brought the page while we waited for the lock.
+                if index >= len(self.ids) and not self.complete:
+                    await self._turn_page()
+        return index < len(self.ids)
+
+    async def _turn_page(self) -> None:
+        ids, token = await self._fetch(self._token)
+        for one in ids:
+            if one not in self._seen:  # a listing that shifts between pages repeats entries
+                self._seen.add(one)
+                self.ids.append(one)
+        if token in self._tokens:
+            raise BadAnswer(f"{self._what}: the listing goes round in circles (a page token came twice)")
+        if token:
+            self._tokens.add(token)
+            self._token = token
+        else:
+            self.complete = True
+            self._seen.clear()
+            self._tokens.clear()
+
+
+class Ledger:
+    """The ledger as the tree sees it.
+
+    Args:
+        source: the service's client.
+        nursery: where shared requests run.
+        metadata_ttl: seconds for which a record is good.
+        negative_ttl: seconds for which an absence or a refusal is remembered.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        nursery: trio.Nursery,
+        *,
+        metadata_ttl: float = 60,
+        negative_ttl: float = 5,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._source = source
+        self._ttl = metadata_ttl
+        self._negative_ttl = negative_ttl
+        self.clock = clock
+        self._infos: cachetools.TLRUCache[AttachmentRef, Known[Info]] = cachetools.TLRUCache(
+            _INFOS, _expiry, timer=clock
+        )
+        self._assets: cachetools.TLRUCache[AssetRef, Known[Asset]] = cachetools.TLRUCache(
+            _RECORDS, _expiry, timer=clock
+        )
+        self._events: cachetools.TLRUCache[EventRef, Known[Event]] = cachetools.TLRUCache(
+            _RECORDS, _expiry, timer=clock
+        )
+        self._raw: cachetools.TLRUCache[AssetRef | EventRef, Known[bytes]] = cachetools.TLRUCache(
+            _RAW, _expiry, timer=clock
+        )
+        self._listings: cachetools.TLRUCache[AssetRef | None, Known[Listing]] = cachetools.TLRUCache(
+            _LISTINGS, _expiry, timer=clock
+        )
+        self._listed = 0  # ids in listings since the table was last cleared
+        self._info_flights: SingleFlight[AttachmentRef, Known[Info]] = SingleFlight(nursery)
+        self._record_flights: SingleFlight[AssetRef | EventRef, bytes] = SingleFlight(nursery)
+
+    # -- attachments -------------------------------------------------------------------------------
+
+    async def info(self, ref: AttachmentRef, *, fresh: bool = False) -> Info:
+        """Return an attachment's `/info`; `fresh` asks again even if it is known.
+
+        Raises:
+            AttachfsError: as the service answered; 404 and refusals are remembered for `negative_ttl`.
+        """
+        known = None if fresh else self._infos.get(ref)
+        if known is None:
+            known = await self._info_flights.do(ref, lambda: self._ask_info(ref))
+        return known.get()
+
+    def known_info(self, ref: AttachmentRef) -> Known[Info] | None:
+        """Return what is remembered of an attachment's `/info`, without asking."""
+        return self._infos.get(ref)
+
+    async def anchors(self, ref: AttachmentRef) -> set[Digest] | None:
+        """Return the hashes that the owner's attributes record for an attachment (the ledger's anchor).
+
+        None: the owner's record mentions no hash for it, or may not be read. More than one: they differ.
+
+        Raises:
+            AttachfsError: the record could not be asked for (an outage is not an absence).
+        """
+        try:
+            owner: Asset | Event
+            if isinstance(ref.owner, AssetRef):
+                owner = await self.asset(ref.owner)
+            else:
+                owner = await self.event(ref.owner)
+        except (AccessDenied, NotFound):
+            return None
+        found = {a.anchor for a in owner.attachments if a.id == ref.attachment and a.anchor is not None}
+        return found or None
+
+    async def _ask_info(self, ref: AttachmentRef) -> Known[Info]:
+        return await self._ask(self._infos, ref, self._parsed_info(ref))
+
+    async def _parsed_info(self, ref: AttachmentRef) -> Info:
+        return model.parse_info(await self._source.info(ref), ref)
+
+    # -- assets and events -------------------------------------------------------------------------
+
+    async def asset(self, ref: AssetRef) -> Asset:
+        """Return an asset's record.
+
+        Raises:
+            AttachfsError: as the service answered, or its answer is about another asset.
+        """
+        known = self._assets.get(ref) or await self._ask(self._assets, ref, self._parsed_asset(ref))
+        return known.get()
+
+    async def event(self, ref: EventRef) -> Event:
+        """Return an event's record.
+
+        Raises:
+            AttachfsError: as the service answered, or its answer is about another event.
+        """
+        known = self._events.get(ref) or await self._ask(self._events, ref, self._parsed_event(ref))
+        return known.get()
+
+    def known_record(self, ref: AssetRef | EventRef) -> Known[Asset] | Known[Event] | None:
+        """Return what is remembered of an asset or event, without asking."""
+        return self._assets.get(ref) if isinstance(ref, AssetRef) else self._events.get(ref)
+
+    async def raw_record(self, ref: AssetRef | EventRef) -> bytes:
+        """Return an asset's or event's whole record as JSON, kept for a while.
+
+        Raises:
+            AttachfsError: as the service answered.
+        """
+        known = self._raw.get(ref)
+        if known is None:
+            body = await self._record_flights.do(ref, lambda: self._fetch_record(ref))
+            known = self._raw[ref] = Known(body, self.clock() + self._ttl)
+        return known.get()
+
+    async def _fetch_record(self, ref: AssetRef | EventRef) -> bytes:
+        if isinstance(ref, AssetRef):
+            return await self._source.asset(ref)
+        return await self._source.event(ref)
+
+    async def _parsed_asset(self, ref: AssetRef) -> Asset:
+        asset = model.parse_asset(model.decode(await self.raw_record(ref), ref.path), ref, _note(ref.path))
+        if asset is None:
+            raise BadAnswer(f"{ref.path}: the answer is about another asset")
+        return asset
+
+    async def _parsed_event(self, ref: EventRef) -> Event:
+        record = model.decode(await self.raw_record(ref), ref.path)
+        found = model.parse_event(record, ref.asset, _note(ref.path))
+        if found is None or found[1].id != ref.event:
+            raise BadAnswer(f"{ref.path}: the answer is about another event")
+        return found[1]
+
+    async def _ask(self, table: cachetools.TLRUCache[K, Known[T]], key: K, answer: Awaitable[T]) -> Known[T]:
+        """Await `answer` and remember it, or that it does not exist or is refused."""
+        try:
+            known: Known[T] = Known(await answer, self.clock() + self._ttl)
+        except (NotFound, AccessDenied) as error:
+            known = Known(error, self.clock() + self._negative_ttl)
+        table[key] = known
+        return known
+
+    # -- listings ----------------------------------------------------------------------------------
+
+    def assets(self) -> Listing:
+        """Return the listing of all assets: shared, read page by page as it is reached."""
+        return self._listing(None, self._assets_page, "assets")
+
+    def events(self, asset: AssetRef) -> Listing:
+        """Return the listing of an asset's events."""
+
+        async def fetch(token: str) -> tuple[list[str], str]:
+            return await self._events_page(asset, token)
+
+        return self._listing(asset, fetch, f"{asset.path}/events")
+
+    def forget(self) -> None:
+        """Drop everything that is remembered."""
+        for table in (self._infos, self._assets, self._events, self._raw, self._listings):
+            table.clear()
+
+    def _listing(
+        self, key: AssetRef | None, fetch: Callable[[str], Awaitable[tuple[list[str], str]]], what: str
+    ) -> Listing:
+        known = self._listings.get(key)
+        if known is None:
+            known = self._listings[key] = Known(Listing(fetch, what), self.clock() + self._ttl)
+        return known.get()
+
+    def _count_ids(self, ids: int) -> None:
+        self._listed += ids
+        if self._listed > _LISTED_IDS:
+            self._listings.clear()  # whoever reads one keeps it; only the sharing ends
+            self._listed = 0
+
+    async def _assets_page(self, token: str) -> tuple[list[str], str]:
+        page = await self._source.assets_page(token)
+        self._count_ids(len(page.records))
+        expires = self.clock() + self._ttl
+        ids: list[str] = []
+        for record in page.records:
+            asset = model.parse_asset(record, None, _note("assets"))
+            if asset is not None:
+                ids.append(asset.id)
+                self._assets[AssetRef("assets", asset.id)] = Known(asset, expires)
+        return ids, page.next_token
+
+    async def _events_page(self, asset: AssetRef, token: str) -> tuple[list[str], str]:
+        page = await self._source.events_page(asset, token)
+        self._count_ids(len(page.records))
+        expires = self.clock() + self._ttl
+        ids: list[str] = []
+        for record in page.records:
+            found = model.parse_event(record, asset.asset, _note(asset.path))
+            if found is not None:
+                ids.append(found[1].id)
+                self._events[EventRef(asset.realm, asset.asset, found[1].id)] = Known(found[1], expires)
+        return ids, page.next_token
+
+
+def _note(where: str) -> model.Note:
+    return lambda text: log.warning("%s: %s", where, text)

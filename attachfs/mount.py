@@ -1,0 +1,178 @@
+"""The composition root: everything is made here, handed to what needs it, and taken down in reverse."""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from attachfs import __version__
+from attachfs.api import Client, open_http
+from attachfs.auth import Auth, NoAuth, TokenFile
+from attachfs.blobs import Blobs
+from attachfs.cache import DiskCache
+from attachfs.config import Config
+from attachfs.errors import Unexpected, first_of
+from attachfs.faults import FaultLog
+from attachfs.fs import Filesystem, Ownership
+from attachfs.ledger import Ledger
+from attachfs.mounts import SUBTYPE, check_mountpoint
+from attachfs.pins import Pins
+from attachfs.readahead import ReadAhead
+from attachfs.tree import Tree
+from attachfs.waiting import WaitingRoom
+
+log = logging.getLogger(__name__)
+
+# Handlers at once. Each slow read occupies one, and the network has a limit of its own; pyfuse3's default
+# of 99 would let a hundred slow reads hold up every stat.
+_MAX_TASKS = 1024
+_IDLE_TASKS = 8
+
+
+async def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
+    """Mount, call `ready` once the mount answers, and serve until it is unmounted or a signal comes.
+
+    Raises:
+        UsageError: the mount point, the cache or the credentials cannot be used.
+        Unexpected: the kernel refuses the mount.
+    """
+    kept = {
+        "the cache": config.cache_dir,
+        "the token file": config.token_file,
+        "the log file": config.log_file,
+        "the state directory": config.state_dir,
+    }
+    check_mountpoint(mountpoint, kept)
+    with ExitStack() as disk:
+        cache = DiskCache(config.cache_dir, config.cache_size, config.cache_min_free)
+        cache.start(f"the mount {mountpoint}")
+        disk.callback(cache.close)
+        pins = Pins(config.state_dir / "pins.sqlite")
+        disk.callback(pins.close)
+        async with _filesystem(config, cache, pins) as (filesystem, tasks):
+            tasks.start_soon(functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True))
+            await _mounted(filesystem, config, mountpoint, ready)
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _filesystem(
+    config: Config, cache: DiskCache, pins: Pins
+) -> AsyncIterator[tuple[Filesystem, trio.Nursery]]:
+    """Make every layer, each from those below it."""
+    born = time.time_ns()
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(
+            open_http(ca_file=config.ca_file, max_connections=config.max_connections)
+        )
+        auth: Auth = NoAuth() if config.no_auth else TokenFile(config.token_file)
+        await auth.header()  # a token that cannot be used is told before the mount is there
+        client = Client(
+            http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections
+        )
+        tasks = await stack.enter_async_context(trio.open_nursery())
+        ledger = Ledger(client, tasks, metadata_ttl=config.metadata_ttl, negative_ttl=config.negative_ttl)
+        blobs = Blobs(
+            ledger,
+            client,
+            cache,
+            pins,
+            tasks,
+            namespace=config.host,
+            verify=config.verify,
+            strict_limit=config.strict_limit,
+            scan_policy=config.scan_policy,
+        )
+        waiting = WaitingRoom()
+        tasks.start_soon(waiting.watch)
+        filesystem = Filesystem(
+            Tree(ledger, config.url, born),
+            blobs,
+            ReadAhead(ledger, tasks),
+            waiting,
+            FaultLog(trio.current_time),
+            Ownership(config.uid, config.gid, config.umask),
+            timeout=config.timeout,
+            negative_ttl=config.negative_ttl,
+            status=lambda: _status(config, born, client, blobs, cache, filesystem),
+        )
+        try:
+            yield filesystem, tasks
+        finally:
+            filesystem.close()
+            tasks.cancel_scope.cancel()
+
+
+async def _mounted(
+    filesystem: Filesystem, config: Config, mountpoint: Path, ready: Callable[[], None]
+) -> None:
+    options = {"ro", "default_permissions", f"fsname={config.url}", f"subtype={SUBTYPE}"}
+    if config.allow_other:
+        options.add("allow_other")
+    try:
+        pyfuse3.init(filesystem, str(mountpoint), options)
+    except RuntimeError as error:
+        raise Unexpected(
+            f"the kernel refuses to mount on {mountpoint}: is /dev/fuse there and open to you, is fuse3 "
+            f"installed, and is user_allow_other set in /etc/fuse.conf if --allow-other is used?"
+        ) from error
+    if config.verify == "off":
+        log.warning("--verify=off: bytes are served without being compared with the ledger")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            nursery.start_soon(_announce, mountpoint, ready)
+            await pyfuse3.main(_IDLE_TASKS, _MAX_TASKS)
+            nursery.cancel_scope.cancel()
+    except* OSError as group:
+        raise Unexpected(f"the mount ended: {first_of(group)}") from group
+    finally:
+        # Whoever still waits is answered with an error; open files and working directories of others
+        # do not keep the mount from leaving the tree.
+        pyfuse3.close(unmount=True)
+    log.info("%s is unmounted", mountpoint)
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            scope.cancel()
+
+
+async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(os.statvfs, str(mountpoint), abandon_on_cancel=True)
+    log.info("%s is mounted", mountpoint)
+    ready()
+
+
+def _status(
+    config: Config, born_ns: int, client: Client, blobs: Blobs, cache: DiskCache, filesystem: Filesystem
+) -> bytes:
+    """Return the running mount's figures as JSON."""
+    figures: dict[str, Any] = {
+        "version": __version__,
+        "pid": os.getpid(),
+        "uptime_s": round((time.time_ns() - born_ns) / 1e9, 1),
+        "url": config.url,
+        "verify": config.verify,
+        "open_files": len(filesystem.files),
+        "open_directories": len(filesystem.directories),
+        "inodes": len(filesystem.inodes),
+        "opened": blobs.opened,
+        "cache_hits": blobs.hits,
+        "downloading": blobs.downloading,
+        "cache": dataclasses.asdict(cache.stats()),
+        "requests": client.figures(),
+    }
+    return json.dumps(figures).encode()

@@ -1,0 +1,320 @@
+"""The namespace without FUSE: nodes, lookup, children, attributes, extended attributes.
+
+    /assets/<asset>/<attachment>                         a file
+    /assets/<asset>/events/<event>/<attachment>          a file
+    /publicassets/<asset>/…                              the same; entered by name, never listed
+
+A node is an identity and nothing else. What is known about it lives in the ledger view.
+"""
+
+from contextlib import suppress
+from enum import Enum
+from typing import NamedTuple
+
+from attachfs import model
+from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
+from attachfs.ledger import Ledger, Listing
+from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, Realm, is_uuid
+
+# The kernel's limits (include/uapi/linux/limits.h): a longer name or value cannot be told.
+_XATTR_NAME_MAX = 255
+_XATTR_SIZE_MAX = 65_536
+
+EVENTS = "events"
+
+
+class Place(Enum):
+    """The directories that are there on every ledger."""
+
+    ROOT = ""
+    ASSETS = "assets"
+    PUBLICASSETS = "publicassets"
+
+
+class EventsDir(NamedTuple):
+    """An asset's `events` directory. `name` keeps it apart from the asset's own node."""
+
+    realm: Realm
+    asset: str
+    name: str = EVENTS
+
+
+Node = Place | AssetRef | EventsDir | EventRef | AttachmentRef
+ROOT = Place.ROOT
+
+
+class Attributes(NamedTuple):
+    """What `stat` tells: `size` in bytes (0 for directories), time in ns, seconds for which it is good.
+
+    `size_known` is False where the size is not known yet: such attributes must not be kept by anybody.
+    """
+
+    is_dir: bool
+    size: int
+    time_ns: int
+    valid_for: float
+    size_known: bool = True
+
+
+class Entry(NamedTuple):
+    """A directory's entry."""
+
+    name: str
+    node: Node
+
+
+class Directory:
+    """An open directory: a fixed head of entries, then what its listing brings.
+
+    Entries keep their index for as long as the directory is open, so that a reader may stop and go on.
+    """
+
+    def __init__(self, node: Node, head: list[Entry], listing: Listing | None) -> None:
+        self.node = node
+        self._head = head
+        self._listing = listing
+
+    @property
+    def available(self) -> int:
+        """How many entries can be had without waiting."""
+        return len(self._head) + (len(self._listing.ids) if self._listing else 0)
+
+    async def reach(self, index: int) -> bool:
+        """Wait until the entry at `index` is available; False if the directory ends before it.
+
+        Raises:
+            AttachfsError: a page of the listing could not be had.
+        """
+        if index < len(self._head):
+            return True
+        return self._listing is not None and await self._listing.reach(index - len(self._head))
+
+    def __getitem__(self, index: int) -> Entry:
+        """Return an available entry."""
+        if index < len(self._head):
+            return self._head[index]
+        assert self._listing is not None
+        name = self._listing.ids[index - len(self._head)]
+        return Entry(name, _child(self.node, name))
+
+
+def path_of(node: Node) -> str:
+    """Return the canonical path below the mount, without a leading slash."""
+    if isinstance(node, Place):
+        return node.value
+    if isinstance(node, EventsDir):
+        return f"{node.realm}/{node.asset}/{EVENTS}"
+    return node.path
+
+
+def parent_of(node: Node) -> Node:
+    """Return the directory that holds `node`; the root's is the root."""
+    if isinstance(node, Place):
+        return ROOT
+    if isinstance(node, AssetRef):
+        return Place(node.realm)
+    if isinstance(node, EventsDir):
+        return AssetRef(node.realm, node.asset)
+    if isinstance(node, EventRef):
+        return EventsDir(node.realm, node.asset)
+    return node.owner
+
+
+class Tree:
+    """The tree over a ledger.
+
+    Args:
+        ledger: the ledger view.
+        base_url: the service's address, for `user.xdg.origin.url`.
+        born_ns: the time shown for directories that have none of their own.
+        fixed_ttl: seconds for which the directories that are always there may be remembered.
+    """
+
+    def __init__(self, ledger: Ledger, base_url: str, born_ns: int, *, fixed_ttl: float = 3600) -> None:
+        self._ledger = ledger
+        self._base_url = base_url
+        self._born_ns = born_ns
+        self._fixed_ttl = fixed_ttl
+
+    async def lookup(self, parent: Node, name: str) -> Node:
+        """Return the child called `name`, having made sure that it exists.
+
+        Raises:
+            NotFound: it does not exist; no request is made for a name that cannot.
+            AttachfsError: it could not be asked.
+        """
+        node = self._named(parent, name)
+        if isinstance(node, AttachmentRef):
+            await self._ledger.info(node)
+        elif isinstance(node, AssetRef | EventRef):
+            # Policies work per attribute: an attachment below may be readable although its owner's record is
+            # not. As with a directory without r, one can pass through but not list it.
+            with suppress(AccessDenied):
+                await (self._ledger.asset(node) if isinstance(node, AssetRef) else self._ledger.event(node))
+        return node
+
+    async def open_directory(self, node: Node) -> Directory:
+        """Return a directory to be read.
+
+        Raises:
+            NotDirectory: `node` is a file.
+            AttachfsError: its contents could not be asked.
+        """
+        match node:
+            case Place.ROOT:
+                head = [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS)]
+                return Directory(node, head, None)
+            case Place.ASSETS:
+                return Directory(node, [], self._ledger.assets())
+            case Place.PUBLICASSETS:
+                return Directory(node, [], None)
+            case EventsDir():
+                return Directory(node, [], self._ledger.events(AssetRef(node.realm, node.asset)))
+            case AssetRef():
+                asset = await self._ledger.asset(node)
+                events = Entry(EVENTS, EventsDir(node.realm, node.asset))
+                return Directory(node, [events, *_attachments(node, asset.attachments)], None)
+            case EventRef():
+                event = await self._ledger.event(node)
+                return Directory(node, _attachments(node, event.attachments), None)
+            case AttachmentRef():
+                raise NotDirectory(f"{node.path} is a file")
+        raise NotFound(path_of(node))
+
+    async def attributes(self, node: Node) -> Attributes:
+        """Return a node's attributes, asking for `/info` where a file's is not known.
+
+        Raises:
+            AttachfsError: it could not be asked.
+        """
+        if isinstance(node, AttachmentRef):
+            await self._ledger.info(node)
+        return self.known_attributes(node)
+
+    def known_attributes(self, node: Node) -> Attributes:
+        """Return a node's attributes from what is known, without asking."""
+        if isinstance(node, AttachmentRef):
+            known = self._ledger.known_info(node)
+            if known is None or not isinstance(known.value, Info):
+                return Attributes(False, 0, self._born_ns, 0, size_known=False)
+            info = known.value
+            return Attributes(False, info.size, info.time_ns or self._born_ns, self._left(known.expires))
+        if isinstance(node, Place):
+            return Attributes(True, 0, self._born_ns, self._fixed_ttl)
+        ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
+        record = self._ledger.known_record(ref)
+        if record is None or isinstance(record.value, Exception):
+            return Attributes(True, 0, self._born_ns, 0)
+        return Attributes(True, 0, record.value.time_ns or self._born_ns, self._left(record.expires))
+
+    def xattr_is_possible(self, node: Node, name: str) -> bool:
+        """Whether an extended attribute may exist, judging by its name: no request is made for others."""
+        if isinstance(node, AttachmentRef):
+            return name.startswith("user.attachment.") or name in (
+                "user.mime_type",
+                "user.xdg.origin.url",
+                "user.hash.sha256",
+            )
+        return isinstance(node, AssetRef | EventRef) and name.startswith(f"{_record_prefix(node)}.")
+
+    async def xattr(self, node: Node, name: str) -> bytes:
+        """Return an extended attribute's value.
+
+        Raises:
+            NoAttribute: there is none of that name.
+            AttachfsError: it could not be asked.
+        """
+        if not self.xattr_is_possible(node, name):
+            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+        if isinstance(node, AttachmentRef):
+            raw = (await self._ledger.info(node)).raw
+            if name == "user.attachment.json":
+                return _fitting(raw, node, name)
+        elif isinstance(node, AssetRef | EventRef):
+            raw = await self._ledger.raw_record(node)
+            if name == f"{_record_prefix(node)}.json":
+                return _fitting(raw, node, name)
+        values = await self._xattrs(node)
+        if name not in values:
+            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+        return values[name]
+
+    async def xattr_names(self, node: Node) -> list[str]:
+        """Return the names of the listed extended attributes.
+
+        Raises:
+            AttachfsError: they could not be asked.
+        """
+        return list(await self._xattrs(node))
+
+    async def _xattrs(self, node: Node) -> dict[str, bytes]:
+        if isinstance(node, AttachmentRef):
+            info = await self._ledger.info(node)
+            values = {f"user.attachment.{k}": v for k, v in model.flatten(info.raw, node.path).items()}
+            values["user.mime_type"] = info.mime_type
+            realm, rest = node.path.split("/", 1)
+            values["user.xdg.origin.url"] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
+            if info.digest is not None and info.digest.alg == "sha256":
+                values["user.hash.sha256"] = info.digest.hex
+        elif isinstance(node, AssetRef | EventRef):
+            prefix = _record_prefix(node)
+            fields = model.flatten(await self._ledger.raw_record(node), node.path)
+            values = {f"{prefix}.{k}": v for k, v in fields.items()}
+        else:
+            values = {}
+        encoded = {name: value.encode("utf-8", "replace") for name, value in values.items()}
+        return {
+            name: value
+            for name, value in encoded.items()
+            if len(value) <= _XATTR_SIZE_MAX and _name_fits(name)
+        }
+
+    def _named(self, parent: Node, name: str) -> Node:
+        """Return the node that `name` would be below `parent`; NotFound if there can be none."""
+        match parent:
+            case Place.ROOT if name in (Place.ASSETS.value, Place.PUBLICASSETS.value):
+                return Place(name)
+            case AssetRef() if name == EVENTS:
+                return EventsDir(parent.realm, parent.asset)
+            case AttachmentRef():
+                raise NotDirectory(f"{parent.path} is a file")
+        if parent is ROOT or not is_uuid(name):
+            raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
+        return _child(parent, name)
+
+    def _left(self, expires: float) -> float:
+        return max(0.0, expires - self._ledger.clock())
+
+
+def _child(parent: Node, name: str) -> Node:
+    match parent:
+        case Place.ASSETS:
+            return AssetRef("assets", name)
+        case Place.PUBLICASSETS:
+            return AssetRef("publicassets", name)
+        case EventsDir():
+            return EventRef(parent.realm, parent.asset, name)
+        case AssetRef():
+            return AttachmentRef(parent.realm, parent.asset, None, name)
+        case EventRef():
+            return AttachmentRef(parent.realm, parent.asset, parent.event, name)
+    raise NotFound(f"{path_of(parent)}/{name}")
+
+
+def _attachments(owner: AssetRef | EventRef, attachments: tuple[model.Attachment, ...]) -> list[Entry]:
+    """Return a file for each attachment, once however many attributes mention it."""
+    return [Entry(name, _child(owner, name)) for name in dict.fromkeys(a.id for a in attachments)]
+
+
+def _record_prefix(node: AssetRef | EventRef) -> str:
+    return "user.asset" if isinstance(node, AssetRef) else "user.event"
+
+
+def _name_fits(name: str) -> bool:
+    return "\0" not in name and len(name.encode("utf-8", "surrogatepass")) <= _XATTR_NAME_MAX
+
+
+def _fitting(value: bytes, node: Node, name: str) -> bytes:
+    if len(value) > _XATTR_SIZE_MAX:
+        raise NoAttribute(f"{path_of(node)}: {name} is larger than an attribute may be")
+    return value

@@ -1,0 +1,137 @@
+"""Real mounts: the program as a process of its own, on the real kernel, and a demo ledger over a socket."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attachfs.demo.spawn import DemoServer, spawn_server
+from tests.mount.scripted import Served
+
+ENDS_WITHIN = 30  # seconds
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this directory uses a real mount."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.mount)
+
+
+@dataclass
+class Mounted:
+    """A mount and its process. `log` grows while it runs."""
+
+    point: Path
+    process: subprocess.Popen[str]
+    server: DemoServer | Served | None
+    cache: Path
+    log: list[str] = field(default_factory=list)
+
+    def sh(self, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a shell command in the mount point."""
+        return subprocess.run(
+            ["bash", "-c", command], cwd=self.point, capture_output=True, text=True, timeout=120, check=check
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return the running mount's figures."""
+        found: dict[str, Any] = json.loads(os.getxattr(self.point, "user.attachfs.status"))
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Return how many requests of each kind the ledger has seen since the last reset."""
+        assert isinstance(self.server, DemoServer)
+        counts: dict[str, int] = self.server.requests()["counts"]
+        return counts
+
+    def cached(self) -> list[Path]:
+        """Return the blobs on the disk."""
+        return [path for path in (self.cache / "blobs").rglob("*") if path.is_file()]
+
+
+Mount = Callable[..., contextlib.AbstractContextManager[Mounted]]
+
+
+@contextlib.contextmanager
+def run_mount(
+    base: Path,
+    *options: str,
+    server: DemoServer | Served | None = None,
+    environ: dict[str, str] | None = None,
+) -> Iterator[Mounted]:
+    """Mount below `base`, wait until it answers, and unmount at the end."""
+    point, cache = base / "mnt", base / "cache"
+    point.mkdir(exist_ok=True)
+    arguments = [f"--cache-dir={cache}", *options]
+    if server is not None:
+        arguments += [f"--url={server.url}"]
+        arguments += [f"--token-file={server.token_file}"] if server.token_file else ["--no-auth"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attachfs", "mount", "-f", *arguments, str(point)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XDG_STATE_HOME": str(base / "state"), **(environ or {})},
+    )
+    mounted = Mounted(point, process, server, cache)
+    ready = threading.Event()
+
+    def listen() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            mounted.log.append(line.rstrip("\n"))
+            if line.rstrip().endswith("is mounted"):
+                ready.set()
+        ready.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        assert ready.wait(ENDS_WITHIN), "the mount did not answer"
+        assert process.poll() is None, mounted.log
+        yield mounted
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(ENDS_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            subprocess.run(["umount", "-l", str(point)], check=False)
+            raise
+        finally:
+            listener.join(ENDS_WITHIN)
+            if process.stderr is not None:
+                process.stderr.close()
+    assert process.returncode in (0, -signal.SIGKILL), mounted.log
+    assert not any("Traceback" in line for line in mounted.log), "\n".join(mounted.log)
+
+
+@pytest.fixture(scope="session")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """Serve the demo ledger with its stories, shared by the whole session."""
+    token = tmp_path_factory.mktemp("token") / "token.txt"
+    with spawn_server(["--token-file", str(token)]) as server:
+        yield server
+
+
+@pytest.fixture
+def mount(tmp_path: Path, ledger: DemoServer) -> Mount:
+    """Return a function that mounts the demo ledger with an empty cache."""
+
+    def start(*options: str, **kwargs: Any) -> contextlib.AbstractContextManager[Mounted]:
+        ledger.reset()
+        kwargs.setdefault("server", ledger)
+        return run_mount(tmp_path, *options, **kwargs)
+
+    return start
