@@ -22,13 +22,14 @@ import errno
 import itertools
 import logging
 import os
+import re
 import secrets
 import stat
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ _SLACK = 2 * BLOCK  # a new blob's share of folders: a new one's first block, or
 _QUARANTINE_MAX = 256 << 20  # bytes; and never more than a tenth of the cache
 _INDEX_WAIT = 10.0  # seconds that a writer waits for the index before it goes without the cache
 _BATCH = 64  # blobs removed in one go before other threads get the lock
+_SHARD_RE = re.compile("[0-9a-f]{2}")
 _FOREIGN = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 
 
@@ -356,22 +358,17 @@ class DiskCache:
                 self._removed = set()
             try:
                 if self._exclusive:
-                    self._try(self._sweep)
-                self._try(self._quarantine.scan)
-                self._try(lambda: self._walk_into_index(identity))
+                    self._sweep()
+                self._quarantine.scan()
+                self._walk_into_index(identity)
+            except OSError as error:
+                self._trouble("directory", f"the cache in {self.root} cannot be listed: {error.strerror}")
             finally:
                 with self._lock:
                     self._removed = None
-                    self._indexed_root = identity
                 self.indexed.set()
         if self._exclusive:
             self._shrink()
-
-    def _try(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except OSError as error:
-            self._trouble("index", f"the cache in {self.root} cannot be listed: {error.strerror}")
 
     def _sweep(self) -> None:
         """Remove what an earlier run left in tmp/; foreign folders stay."""
@@ -423,13 +420,19 @@ class DiskCache:
     ) -> Iterator[tuple[Digest, os.stat_result]]:
         """Yield the blobs on disk; whatever else lies there is passed over."""
         with suppress(FileNotFoundError), self._home.below("blobs") as blobs_fd:
-            for alg in cachefile.names(blobs_fd):
+            for alg in cachefile.ALGORITHMS:
                 with self._folder_or_none(blobs_fd, alg) as alg_fd:
-                    for shard in cachefile.names(alg_fd) if alg_fd is not None else ():
-                        with self._folder_or_none(alg_fd or 0, shard) as fd:
-                            if fd is None or len(shard) != 2:
-                                continue
-                            yield from self._walk_shard(alg, shard, fd, shards)
+                    for shard in () if alg_fd is None else cachefile.names(alg_fd):
+                        if alg_fd is not None and _SHARD_RE.fullmatch(shard):
+                            with self._folder_or_none(alg_fd, shard) as fd:
+                                if fd is not None:
+                                    yield from self._walk_shard(alg, shard, fd, shards)
+
+    def _listed(self) -> list[tuple[Digest, os.stat_result]]:
+        try:
+            return list(self._walk())
+        except OSError as error:
+            raise Unexpected(f"the cache in {self.root} cannot be listed: {error.strerror}") from error
 
     @staticmethod
     def _walk_shard(
@@ -450,16 +453,15 @@ class DiskCache:
     @staticmethod
     @contextmanager
     def _folder_or_none(dir_fd: int, name: str) -> Iterator[int | None]:
-        try:
-            manager = cachefile.folder(dir_fd, name)
-            fd = manager.__enter__()
-        except OSError:
-            yield None
-            return
-        try:
+        """Open a folder while the block runs; None where there is something else, or nothing any more."""
+        with ExitStack() as stack:
+            fd = None
+            try:
+                fd = stack.enter_context(cachefile.folder(dir_fd, name))
+            except OSError as error:
+                if error.errno not in _FOREIGN and error.errno != errno.ENOENT:
+                    raise
             yield fd
-        finally:
-            manager.__exit__(None, None, None)
 
     @staticmethod
     def _file_of(digest: Digest, st: os.stat_result) -> _File:
@@ -611,13 +613,17 @@ class DiskCache:
         return stat.S_ISREG(st.st_mode) and st.st_size == size
 
     def entries(self) -> list[Entry]:
-        """Return what is cached, least recently opened first."""
+        """Return what is cached, least recently opened first.
+
+        Raises:
+            Unexpected: the directory cannot be listed.
+        """
         with self._lock:
             files = [] if not self.indexed.is_set() else self._index.files()
         if files:
             found = [Entry(digest, file.size, file.used_ns, file.opens) for digest, file in files]
         else:
-            found = [Entry(digest, st.st_size, st.st_atime_ns, 0) for digest, st in self._walk()]
+            found = [Entry(digest, st.st_size, st.st_atime_ns, 0) for digest, st in self._listed()]
         return sorted(found, key=lambda entry: entry.last_opened_ns)
 
     def stats(self) -> CacheStats:
@@ -639,8 +645,12 @@ class DiskCache:
             )
 
     def verify_all(self, progress: Callable[[int], None] | None = None) -> Iterator[VerifyResult]:
-        """Hash every blob, whatever its seal; put aside what is wrong. `progress` is told the bytes read."""
-        for digest, listed in list(self._walk()):
+        """Hash every blob, whatever its seal; put aside what is wrong. `progress` is told the bytes read.
+
+        Raises:
+            Unexpected: the directory cannot be listed.
+        """
+        for digest, listed in self._listed():
             result = self._verify_one(digest, listed.st_size, progress)
             if result is not None:
                 yield result
@@ -680,8 +690,10 @@ class DiskCache:
             self._wait_for_index()
         file = _File(None, size, cachefile.charge_of(size) + _SLACK)
         file.written = 0
+        kind = "directory"
         try:
             self._attach_for_writing(file)
+            kind = "write"
             with self._lock:
                 self._check_room(file)
                 self._loose += file.charge
@@ -695,8 +707,9 @@ class DiskCache:
                 self._release(file)
                 raise
         except OSError as error:
-            self._trouble("write", f"the cache in {self.root} cannot be written ({error.strerror})")
-            raise NoRoom(f"the cache in {self.root} cannot be written: {error.strerror}") from error
+            reason = f"the cache in {self.root} cannot be written: {error.strerror}"
+            self._trouble(kind, reason)
+            raise NoRoom(reason) from error
         return self._writer(file, fd, name)
 
     def _attach_for_writing(self, file: _File) -> None:
@@ -715,11 +728,14 @@ class DiskCache:
                         self._loosen(old)
                     self._shards.clear()
                     self._shard_bytes = 0
+                    self._indexed_root = None
         except UsageError as error:
             self._trouble("directory", error.reason)
             raise NoRoom(error.reason) from error
         if not same:
-            self.index()  # the directory is another one than before
+            self.index()  # another directory than before, or one that could not be listed
+            if self._indexed_root is None:
+                raise NoRoom(f"the cache in {self.root} cannot be listed")
 
     def spill(self, size: int) -> Writer:
         """Return a writer to an unlinked temporary file outside the bound; admit gives it no name.
@@ -769,10 +785,13 @@ class DiskCache:
                 self._trouble("remove", f"{digest} cannot be removed from the cache: {error.strerror}")
                 return False
 
-    def clear(self) -> None:
-        """Remove every blob, not the quarantine."""
-        for digest, _ in list(self._walk()):
-            self.remove(digest)
+    def clear(self) -> int:
+        """Remove every blob, not the quarantine, and return how many.
+
+        Raises:
+            Unexpected: the directory cannot be listed.
+        """
+        return sum(self.remove(digest) for digest, _ in self._listed())
 
     def _wait_for_index(self) -> None:
         if self._indexing.acquire(blocking=False):

@@ -30,6 +30,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HEX_RE = re.compile("[0-9a-f]+")
 
+ALGORITHMS = tuple(_HEX_LENGTH)
+
 Progress = Callable[[int], None]
 
 

@@ -241,11 +241,14 @@ class Pins:
             return PinResult(PinStatus.NEW, pin)
         if pin.digest == request.digest and pin.size == request.size:
             return PinResult(PinStatus.SAME, pin)
-        db.execute(
-            "INSERT INTO conflicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1)"
-            " ON CONFLICT DO UPDATE SET last_when = excluded.last_when, times = times + 1",
-            (pin.key, *pin.digest, pin.size, *request.digest, request.size, now, now),
-        )
+        try:
+            db.execute(
+                "INSERT INTO conflicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1)"
+                " ON CONFLICT DO UPDATE SET last_when = excluded.last_when, times = times + 1",
+                (pin.key, *pin.digest, pin.size, *request.digest, request.size, now, now),
+            )
+        except sqlite3.OperationalError as error:
+            _log.warning("the conflict about %s cannot be written down: %s", pin.key, error)
         return PinResult(PinStatus.CHANGED, pin)
 
     def _select(self, db: sqlite3.Connection, key: str) -> Pin | None:
@@ -268,12 +271,11 @@ class Pins:
                 with suppress(sqlite3.Error):
                     db.rollback()
                 raise
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             self._close()
+            if type(error) is sqlite3.DatabaseError:  # its subclasses tell of anything but damage
+                raise self._move_aside(error) from error
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error}") from error
-        except sqlite3.DatabaseError as error:
-            self._close()
-            raise self._move_aside(error) from error
         except OSError as error:
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error.strerror}") from error
 
@@ -281,7 +283,7 @@ class Pins:
         if self._db is not None:
             return self._db
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        damaged = sorted(self.path.parent.glob(f"{self.path.name}.damaged-*"))
+        damaged = sorted(self.path.parent.glob(f"{self.path.name}.damaged-*Z"))
         if damaged:
             raise Unexpected(
                 f"the pinned hashes were damaged and lie in {damaged[0]}: put a backup in {self.path} and "

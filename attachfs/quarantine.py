@@ -74,7 +74,7 @@ class Quarantine:
         The caller closes `fd`. None: only the note was kept, and a file at `source` is still there.
 
         Raises:
-            Unexpected, NoRoom: the disk failed; nothing was kept.
+            Unexpected, NoRoom: the disk failed; at most the note was kept.
         """
         size = os.fstat(fd).st_size
         moment = datetime.fromtimestamp(note.time, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -83,11 +83,13 @@ class Quarantine:
         try:
             with self._lock, self._folder(create=True) as dir_fd:
                 self._make_room(dir_fd, room if keep else _NOTE_ROOM)
-                stem = self._write_note(dir_fd, f"{moment}-{note.got.hex}", note, kept=keep)
-                if keep:
-                    self._take(dir_fd, f"{stem}.blob", fd, source)
-                os.fsync(dir_fd)
-                self._used = self._measure(dir_fd)[0]
+                try:
+                    stem = self._write_note(dir_fd, f"{moment}-{note.got.hex}", note, kept=keep)
+                    if keep:
+                        self._take(dir_fd, f"{stem}.blob", fd, source)
+                    os.fsync(dir_fd)
+                finally:
+                    self._used = self._measure(dir_fd)[0]
         except OSError as error:
             raise cachefile.translate(error, f"cannot put a mismatching file aside in {self.path}") from error
         return self.path / f"{stem}.blob" if keep else None
@@ -162,11 +164,9 @@ class Quarantine:
                 fd = cachefile.create(f"{name}.json", dir_fd, _MODE)
             except FileExistsError:
                 continue
-            try:
+            with _or_unlinked(dir_fd, f"{name}.json", fd):
                 cachefile.write_all(fd, text.encode() + b"\n", 0)
                 os.fsync(fd)
-            finally:
-                os.close(fd)
             return name
         raise Unexpected(f"the quarantine already holds {stem} a thousand times")
 
@@ -178,11 +178,9 @@ class Quarantine:
             os.fsync(fd)
             return
         target = cachefile.create(name, dir_fd, _MODE)
-        try:
+        with _or_unlinked(dir_fd, name, target):
             cachefile.copy(fd, target)
             os.fsync(target)
-        finally:
-            os.close(target)
 
     @staticmethod
     def _read_note(dir_fd: int, name: str) -> dict[str, object]:
@@ -197,3 +195,16 @@ class Quarantine:
         finally:
             os.close(fd)
         return value if isinstance(value, dict) else {}
+
+
+@contextmanager
+def _or_unlinked(dir_fd: int, name: str, fd: int) -> Iterator[None]:
+    """Close a new file when the block ends, and remove it if the block fails."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=dir_fd)
+        raise
+    finally:
+        os.close(fd)

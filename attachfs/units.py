@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE_RE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,6}))?\s*(?:([KMGTP])(?:I?B)?|B)?", re.IGNORECASE)
+_SIZE_RE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,6}))?\s*(?:([KMGTP])(?:I?B)?|B)?", re.IGNORECASE)
 _PERCENT_RE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)\s*%")
 _MAX = 2**63 - 1  # off_t: no filesystem holds more
 
