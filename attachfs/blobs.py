@@ -6,6 +6,7 @@ when the attachment was first seen), and, in strict verification, the whole of t
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,7 +15,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from attachfs.cache import CachedBlob, DiskCache, Writer
-from attachfs.download import Chunks, Download, pread_nowait
+from attachfs.download import WITHHELD, Chunks, Download, pread_nowait
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
@@ -154,7 +155,9 @@ class Blobs:
         self._nursery = nursery
         self._namespace = namespace
         self._verify = verify
-        self._strict_limit = strict_limit
+        # What would be withheld whole is verified at open: the error comes where it leaves nothing behind.
+        bounds = {"strict": math.inf, "auto": max(strict_limit, WITHHELD), "stream": WITHHELD, "off": -1}
+        self._strict_limit = bounds[verify]
         self._scan_policy = scan_policy
         self._downloads: dict[tuple[Digest | None, AttachmentRef | None], Download] = {}
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
@@ -227,7 +230,7 @@ class Blobs:
             download = self._following((digest, None)) or self._begin(ref, info, (digest, None))
         blob = OpenBlob(ref.path, info.size, download)
         try:
-            if self._verify == "strict" or (self._verify == "auto" and info.size <= self._strict_limit):
+            if info.size <= self._strict_limit:
                 await download.finished()
         except AttachfsError:
             blob.close()

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # The kernel asks for whole pages, at most this much at a time. What is withheld begins at a multiple of it,
 # and a request that touches it waits: no page that the kernel holds before the verdict contains a
 # withheld byte, however far it reads ahead.
-_WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
+WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
 _BATCH = 2**20  # bytes hashed and written at a time
 _BATCHES = 2  # batches waiting to be stored while the next is received
 
@@ -72,7 +72,7 @@ class Download:
         self.fd = -1  # readers' own descriptor, open until the last of them has left
         self.verified = False
         self.error: AttachfsError | None = None
-        self._limit = size if expected is None else max(0, size - 1) // _WITHHELD * _WITHHELD
+        self._limit = size if expected is None else max(0, size - 1) // WITHHELD * WITHHELD
         self._hash = hashlib.new(expected.alg if expected else "sha256")
         self._writer: Writer | None = None
         self._cached: CachedBlob | None = None
@@ -257,4 +257,4 @@ def pread_nowait(fd: int, size: int, offset: int) -> bytes | None:
     except OSError:  # not in the page cache, or a filesystem that cannot tell
         return None
     # What takes it wants a buffer, and a copy into bytes would cost as much as the read.
-    return cast(bytes, buffer) if count == size else None
+    return cast("bytes", buffer) if count == size else None
