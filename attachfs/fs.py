@@ -164,7 +164,7 @@ class Filesystem(pyfuse3.Operations):
         attributes = self._tree.known_attributes(node)
         entry = self._entry(self.inodes.number(node), attributes, attributes.valid_for)
         _, inode = self.inodes.remember(node)
-        inode.attributes = attributes
+        inode.tell(attributes)
         return entry
 
     @_handler
@@ -239,15 +239,14 @@ class Filesystem(pyfuse3.Operations):
                 # a file that somebody reads would cut it off under the reader.
                 valid_for = owner.valid_for
                 live = self.inodes.peek(number)
-                if live is not None and live.attributes is not None and live.attributes.size_known:
+                if live is not None and live.attributes is not None:
                     attributes = live.attributes._replace(valid_for=0)
             entry = self._entry(number, attributes, valid_for)
             index += 1
             if not pyfuse3.readdir_reply(token, FileNameT(name_text.encode()), entry, index + _DOTS):
                 break
             _, inode = self.inodes.remember(node)
-            if attributes.size_known:
-                inode.attributes = attributes
+            inode.tell(attributes)
         self._readahead.listed(directory)
 
     @_handler
@@ -328,12 +327,11 @@ class Filesystem(pyfuse3.Operations):
         """Remember attributes; an open file cannot change its size without being another file."""
         told = inode.attributes
         size = attributes.size if size is None else size
-        if inode.opens and told is not None and told.size_known and told.size != size:
+        if inode.opens and told is not None and told.size != size:
             raise IntegrityError(
                 f"the ledger now records {size} bytes where it recorded {told.size}, and the file is open"
             )
-        if attributes.size_known:
-            inode.attributes = attributes
+        inode.tell(attributes)
 
     def _entry(self, number: int, attributes: Attributes, entry_timeout: float) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()

@@ -16,18 +16,26 @@ H = TypeVar("H")
 
 
 class Inode:
-    """One live inode: its node, the kernel's lookup count, and the attributes last told for it."""
+    """One live inode: its node, the kernel's lookup count, and a file's attributes as last told.
+
+    A walk makes one for every entry of the ledger, and the kernel keeps them: every word counts.
+    """
 
     __slots__ = ("attributes", "lookups", "node", "opens", "streams", "suspect")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
-        self.attributes: Attributes | None = None
+        self.attributes: Attributes | None = None  # of a file whose size is known
         self.opens = 0
         self.streams = 0  # opens that may still hand out bytes which are not verified yet
         # The kernel may hold pages that were handed out and never verified.
         self.suspect = False
+
+    def tell(self, attributes: Attributes) -> None:
+        """Remember what has been told of a file's size."""
+        if attributes.size_known and not attributes.is_dir:
+            self.attributes = attributes
 
     def opened(self, *, verified: bool) -> bool:
         """Count an open; return whether the kernel may keep the pages it has of this file."""
