@@ -262,7 +262,7 @@ def parse_o_words(words: str) -> dict[str, str]:
         option = _BY_KEY.get(key)
         if option is not None and (equals or option.flag):
             options[key] = value.strip('"') if equals else "yes"
-        elif name in _MOUNT_WORDS or name.startswith(("x-", "X-", "comment=")) or not name:
+        elif name in _MOUNT_WORDS or name.startswith(("x-", "X-")) or name in ("", "comment"):
             continue
         elif option is not None:
             raise UsageError(f"-o {name} needs a value: -o {name}=…")
@@ -296,7 +296,7 @@ def load(
             continue
         try:
             values[option.key] = option.parse(text)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: ~somebody who is not there
             raise UsageError(f"{origin}: {error}") from error
     host = re.sub("[^A-Za-z0-9.-]", "_", urlsplit(values["url"]).netloc)
     values["cache_dir"] = values["cache_dir"] or platformdirs.user_cache_path(APP) / host
