@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import httpx
 import msgspec
+import stamina
 import trio
 
 from attachfs import wire
@@ -36,8 +37,10 @@ log = logging.getLogger("attachfs.auth")
 
 _ANSWER_LIMIT = 64 * 1024  # bytes of the token endpoint's answer
 _LOOK_AGAIN = 1.0  # seconds between looks at the token file
+_REWRITE = 0.05  # seconds that writing a token may take
 _MARGIN = 60.0  # seconds before its end that a token is renewed, or a tenth of its life if that is less
 _TOKEN_TIMEOUT = 30.0  # seconds for the token endpoint, retries included
+_TOKEN_ATTEMPTS = 3
 _FAILURE_KEPT = 2.0  # seconds for which a failed renewal answers everybody
 _RENEWALS_APART = 1.0  # seconds between renewals that a 401 asks for: a fresh token that is refused too
 _TOKEN_PATH = "/archivist/iam/v1/appidp/token"  # noqa: S105 - a path
@@ -96,6 +99,7 @@ class TokenFile:
         self._header: Secret | None = None
         self._version: Version | None = None
         self._looked = -math.inf
+        self._problem = ""  # what the last look found wrong
         self._lock = trio.Lock()
 
     def __repr__(self) -> str:
@@ -107,40 +111,47 @@ class TokenFile:
         Raises:
             UsageError: the file cannot be used. AccessDenied instead once it could be.
         """
-        if self._header is None or self._clock() - self._looked >= _LOOK_AGAIN:
+        if self._clock() - self._looked >= _LOOK_AGAIN:
             async with self._lock:
                 # Whoever held the lock may have looked.
-                if self._header is None or self._clock() - self._looked >= _LOOK_AGAIN:
+                if self._clock() - self._looked >= _LOOK_AGAIN:
                     await self._look(anew=False)
+        if self._problem:
+            raise AccessDenied(self._problem)
         assert self._header is not None
         return self._header.reveal()
 
     async def renew(self, stale: str | None) -> bool:
         """Read the file again, and return whether it holds another token than `stale`."""
         async with self._lock:
-            if self._header is not None and self._header.reveal() != stale:
+            if not self._problem and self._header is not None and self._header.reveal() != stale:
                 return True  # somebody else read it meanwhile
             await self._look(anew=True)
-            return self._header is not None and self._header.reveal() != stale
+            return not self._problem and self._header is not None and self._header.reveal() != stale
 
     async def _look(self, *, anew: bool) -> None:
         try:
-            version = None if anew else await trio.to_thread.run_sync(version_of, self._path)
-            if version is None or version != self._version:
+            if anew or self._problem or await trio.to_thread.run_sync(self._changed):
                 await self._read()
-        except OSError as error:
-            what = f"the token file {self._path}"
-            if self._header is None:
-                # Reading it says the same, and what to do.
-                await self._read()
-            raise AccessDenied(
-                f"{what} is gone ({error.strerror}): put it back, and the mount goes on"
-            ) from error
+            self._problem = ""
         except UsageError as error:
             if self._header is None:
                 raise
-            raise AccessDenied(error.reason) from error
+            # A mount that works is not to fail because of the moment in which the file is being rewritten.
+            await trio.sleep(_REWRITE)
+            try:
+                await self._read()
+                self._problem = ""
+            except UsageError:
+                # Known to all until the next look: nobody else needs to try.
+                self._problem = f"{error.reason}; the mount goes on once that is done"
         self._looked = self._clock()
+
+    def _changed(self) -> bool:
+        try:
+            return version_of(self._path) != self._version
+        except OSError:
+            return True  # reading it will tell what is wrong
 
     async def _read(self) -> None:
         what = "the token file"
@@ -246,24 +257,16 @@ class ClientCredentials:
         if isinstance(secret, Path):
             text, _ = await trio.to_thread.run_sync(read_private, secret, "the client secret file")
             secret = Secret(text)
-        raw = b""
-        last: AttachfsError | None = None
-        with trio.move_on_after(_TOKEN_TIMEOUT) as scope:
-            for pause in (0.0, 0.5, 1.5, None):
-                if pause is None:
-                    break
-                await trio.sleep(pause)
-                try:
-                    raw = await self._post(secret, what)
-                    last = None
-                    break
-                except (Unreachable, _PassingError) as error:
-                    last = error
-        if scope.cancelled_caught:
-            raise last or TimedOut(f"{what}: no answer within {_TOKEN_TIMEOUT:g} s")
-        if last is not None:
-            raise BadAnswer(last.reason) if isinstance(last, _PassingError) else last
-        return self._parse(raw, what)
+        try:
+            with trio.move_on_after(_TOKEN_TIMEOUT):
+                async for attempt in stamina.retry_context(
+                    on=(Unreachable, _PassingError), attempts=_TOKEN_ATTEMPTS, timeout=None
+                ):
+                    with attempt:
+                        return self._parse(await self._post(secret, what), what)
+        except _PassingError as error:
+            raise BadAnswer(error.reason) from None
+        raise TimedOut(f"{what}: no answer within {_TOKEN_TIMEOUT:g} s")
 
     async def _post(self, secret: Secret, what: str) -> bytes:
         form = {

@@ -38,6 +38,7 @@ class Version(NamedTuple):
     """What tells one version of a file from another."""
 
     mtime_ns: int
+    ctime_ns: int  # moves with the permissions too
     size: int
     inode: int
 
@@ -45,7 +46,7 @@ class Version(NamedTuple):
 def version_of(path: Path) -> Version:
     """Return a file's present version."""
     status = path.stat()
-    return Version(status.st_mtime_ns, status.st_size, status.st_ino)
+    return Version(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
 
 
 def read_private(path: Path, what: str) -> tuple[str, Version]:
@@ -62,16 +63,17 @@ def read_private(path: Path, what: str) -> tuple[str, Version]:
         raise UsageError(f"{what} {path} does not exist: save it there, and run: chmod 600 {path}") from error
     except OSError as error:
         raise UsageError(f"{what} {path} cannot be opened ({error.strerror})") from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{what} {path} is not a file")
         if status.st_mode & 0o044 and not _guarded(path):
             raise UsageError(f"{what} {path} can be read by other users: run: chmod 600 {path}")
-        try:
-            raw = file.read(_FILE_LIMIT + 1)
-        except OSError as error:
-            raise UsageError(f"{what} {path} cannot be read ({error.strerror})") from error
+        raw = os.read(fd, _FILE_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"{what} {path} cannot be read ({error.strerror})") from error
+    finally:
+        os.close(fd)
     if len(raw) > _FILE_LIMIT:
         raise UsageError(f"{what} {path} is too long to be one")
     try:
@@ -82,7 +84,7 @@ def read_private(path: Path, what: str) -> tuple[str, Version]:
         raise UsageError(f"{what} {path} is empty")
     if not text.isprintable():
         raise UsageError(f"{what} {path} holds more than one line, or control characters")
-    return text, Version(status.st_mtime_ns, status.st_size, status.st_ino)
+    return text, Version(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
 
 
 def _guarded(path: Path) -> bool:

@@ -15,7 +15,7 @@ from attachfs.errors import BadAnswer, TimedOut
 from attachfs.exchange import Answer
 
 _MIN_PROGRESS = 16 * 1024  # bytes that a body must bring within each timeout: slower is stalled
-_RESUMPTIONS = 3  # in a row that bring no byte
+_RESUMPTIONS = 3  # in a row that bring less than that
 _RESUME_PAUSE = 0.5  # seconds at most before the first of them, doubling
 
 _CONTENT_RANGE = re.compile(
@@ -113,7 +113,7 @@ class BlobBody:
                 )
             raise StopAsyncIteration
         # Only waiting is counted: how long the caller takes between pieces is its own affair.
-        self.patience -= self._clock() - began
+        self.patience = max(0.0, self.patience - (self._clock() - began))
         self._progress += len(piece)
         if self._progress >= _MIN_PROGRESS:
             self._progress = 0
@@ -150,7 +150,8 @@ class Transfer:
         self._position = start
         self._body: BlobBody | None = None
         self._etag: str | None = None
-        self._failures = 0  # in a row, without a byte
+        self._failures = 0  # in a row, without progress
+        self._reached = start + _MIN_PROGRESS  # what lies beyond is progress
         self._patience: float | None = None
         self._ended = start >= size > 0  # nothing is left to ask for; an empty blob is asked for all the same
 
@@ -174,9 +175,13 @@ class Transfer:
                 await self._pause(error)
                 self._patience = max(1.0, body.patience)
                 continue
-            self._failures = 0
             chunk = Chunk(self._position, data)
             self._position += len(data)
+            if self._position >= self._reached:
+                # Only what had not come before counts: a service that begins anew each time, and breaks off
+                # at the same place each time, is given up on.
+                self._failures = 0
+                self._reached = self._position + _MIN_PROGRESS
             return chunk
         raise StopAsyncIteration
 

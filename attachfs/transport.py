@@ -62,16 +62,17 @@ class _LimitedError(Exception):
 class _Trail:
     """What happened to one request so far."""
 
-    def __init__(self, ask: Ask, what: str, timeout: float) -> None:
+    def __init__(self, ask: Ask, what: str, patience: float) -> None:
         self.ask = ask
         self.what = what
-        self.timeout = timeout
-        self.scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+        self.scope = trio.CancelScope(deadline=trio.current_time() + patience)
         self.sent = 0
         self.last: AttachfsError | None = None
         self.wait = 0.0
         self.reconnected = False
         self.renewed = False
+        self.header: str | None = None  # what the last request was authorized with
+        self.strayed = False  # it was redirected to another origin
 
 
 class Transport:
@@ -239,7 +240,7 @@ class Transport:
 
     async def _exchange(self, trail: _Trail, slot: Slot, permit: Permit) -> Answer:
         while True:
-            response, header = await self._send(trail, permit)
+            response = await self._send(trail, permit)
             body = RawBody(response, trail.what)
             accepted = False
             try:
@@ -250,14 +251,15 @@ class Transport:
                             f"{trail.what}: the answer is encoded ({wire.quote(body.encoded)}), unasked"
                         )
                     self._served(permit)
+                    trail.last = None
                     accepted = True
                     return Answer(response, body, slot, self.stats.of(trail.ask.kind))
                 if status not in _OUTAGE_STATUSES:
                     permit.succeeded()  # a refusal too shows that the service is there
-                said = await wire.excerpt(body, header)
-                if status == 401 and header is not None and not trail.renewed:
+                said = await wire.excerpt(body, trail.header)
+                if status == 401 and trail.header is not None and not trail.renewed:
                     trail.renewed = True
-                    if await self._auth.renew(header):
+                    if await self._auth.renew(trail.header):
                         continue
                 self._refuse(trail, permit, response, said)
             finally:
@@ -272,13 +274,16 @@ class Transport:
     def _refuse(self, trail: _Trail, permit: Permit, response: httpx.Response, said: str) -> NoReturn:
         status, what = response.status_code, trail.what
         if status == 401:
-            reason = (
-                "the credentials are refused" if trail.ask.credentials else "the service wants credentials"
-            )
+            if trail.strayed:
+                reason = "redirected to another host, which wants credentials that are not for it"
+            elif trail.header is None:
+                reason = "the service wants credentials, and none are sent"
+            else:
+                reason = "the credentials are refused; renew them"
             raise AccessDenied(f"{what}: {reason} (401){said}")
         if status == 403:
             raise AccessDenied(f"{what}: the access policy does not allow it (403){said}")
-        if status == 404:
+        if status == 404 and not trail.strayed:  # elsewhere, it does not mean that the ledger has nothing
             raise NotFound(f"{what}: the ledger does not have it (404){said}")
         if status == 429:
             asked = asked_wait(response.headers, self._wall())
@@ -298,33 +303,32 @@ class Transport:
             permit.failed(f"status {status}")
         raise _AgainError(error, wait=asked_wait(response.headers, self._wall()) or 0.0)
 
-    async def _send(self, trail: _Trail, permit: Permit) -> tuple[httpx.Response, str | None]:
-        """Send, follow redirects, and return the response and the Authorization header it was asked with."""
+    async def _send(self, trail: _Trail, permit: Permit) -> httpx.Response:
+        """Send, follow redirects, and return the response."""
         url = httpx.URL(self._url(trail))
-        header: str | None = None
+        trail.header, trail.strayed = None, False
         if trail.ask.credentials:
             try:
-                header = await self._auth.header()
+                trail.header = await self._auth.header()
             except (Unreachable, TimedOut) as error:
                 permit.failed(error.reason, connecting=True)
                 raise
         for _ in range(_REDIRECTS + 1):
-            response = await self._send_one(trail, permit, url, header)
+            response = await self._send_one(trail, permit, url)
             if response.status_code not in _REDIRECT_STATUSES:
-                return response, header
+                return response
             try:
                 location = response.headers.get("location", "")
                 target = redirect_target(url, location, trail.what)
             finally:
                 await RawBody(response, trail.what).aclose()
             if origin(target) != self._origin:
-                header = None  # nor does it come back should a further redirect return here
+                trail.strayed = True
+                trail.header = None  # nor does it come back should a further redirect return here
             url = target
         raise BadAnswer(f"{trail.what}: more than {_REDIRECTS} redirects")
 
-    async def _send_one(
-        self, trail: _Trail, permit: Permit, url: httpx.URL, header: str | None
-    ) -> httpx.Response:
+    async def _send_one(self, trail: _Trail, permit: Permit, url: httpx.URL) -> httpx.Response:
         headers = {
             "Accept": "*/*" if trail.ask.bulk else "application/json",
             "Accept-Encoding": "identity",
@@ -332,8 +336,8 @@ class Transport:
             "DataTrails-User-Agent": wire.USER_AGENT,
             **dict(trail.ask.headers),
         }
-        if header is not None:
-            headers["Authorization"] = header
+        if trail.header is not None:
+            headers["Authorization"] = trail.header
         counters = self.stats.of(trail.ask.kind)
         counters.requests += 1
         counters.retries += trail.sent > 0
@@ -341,7 +345,7 @@ class Transport:
         began = self._clock()
         try:
             request = self._http.build_request(
-                "GET", url, headers=headers, timeout=wire.timeouts(trail.timeout)
+                "GET", url, headers=headers, timeout=wire.timeouts(self.timeout)
             )
             response = await self._http.send(request, stream=True, auth=None, follow_redirects=False)
         except wire.LIBRARY_ERRORS as failure:
