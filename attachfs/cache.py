@@ -63,6 +63,7 @@ class _File:
         "charge",
         "digest",
         "hashing",
+        "inode",
         "named",
         "opens",
         "size",
@@ -79,6 +80,7 @@ class _File:
         self.named = False  # in blobs/ and in the index
         self.spill = False  # outside the bound
         self.opens = 0
+        self.inode = 0
         self.written = size  # bytes; less while it is being written
         self.used_ns = 0
         self.stamp: Stamp | None = None  # the state in which this run found the bytes right
@@ -326,6 +328,8 @@ class DiskCache:
                 held by another process. A directory that cannot be written only costs a warning.
         """
         self._exclusive = exclusive
+        if not exclusive:
+            self._quarantine.max_bytes = _QUARANTINE_MAX  # what the mount's bound is, it alone knows
         try:
             with self._lock:
                 self._home.attach(holder, exclusive=exclusive)
@@ -359,7 +363,7 @@ class DiskCache:
             try:
                 if self._exclusive:
                     self._sweep()
-                self._quarantine.scan()
+                self._quarantine.scan(trim=self._exclusive)
                 self._walk_into_index(identity)
             except OSError as error:
                 self._trouble("directory", f"the cache in {self.root} cannot be listed: {error.strerror}")
@@ -367,8 +371,7 @@ class DiskCache:
                 with self._lock:
                     self._removed = None
                 self.indexed.set()
-        if self._exclusive:
-            self._shrink()
+        self._shrink()
 
     def _sweep(self) -> None:
         """Remove what an earlier run left in tmp/; foreign folders stay."""
@@ -466,6 +469,7 @@ class DiskCache:
     @staticmethod
     def _file_of(digest: Digest, st: os.stat_result) -> _File:
         file = _File(digest, st.st_size, cachefile.charge_stat(st))
+        file.inode = st.st_ino
         file.used_ns = st.st_atime_ns
         return file
 
@@ -522,7 +526,7 @@ class DiskCache:
                 self._trouble("planted", f"the cached blob {digest} is not used: {problem}")
                 return None
             file = self._index.get(digest)
-            if file is not None and (file.stamp or cachefile.stamp_of(st)).inode != st.st_ino:
+            if file is not None and (file.inode, file.size) != (st.st_ino, st.st_size):
                 self._forget(digest)  # replaced behind our back
                 file = None
             if file is None:
@@ -552,7 +556,9 @@ class DiskCache:
             if cachefile.stamp_of(os.fstat(fd)) != stamp:
                 return False  # written to while it was hashed: whoever did that may go on
             if found != digest:
-                self._trouble("mismatch", f"the cached blob {digest} has changed on disk: not served")
+                _log.warning(
+                    "the cached blob %s has changed on disk (it is now %s): not served", digest, found
+                )
                 self._put_aside(fd, digest, size, found, length)
                 return False
             with suppress(OSError):  # read-only: hashed once in each run
@@ -865,6 +871,7 @@ class DiskCache:
                 self._loose -= file.charge
                 file.charge = cachefile.charge_stat(st)
                 file.digest = digest
+                file.inode = st.st_ino
                 file.used_ns = time.time_ns()
                 self._insert(digest, file)
                 self._counts["admitted"] += 1
@@ -954,6 +961,8 @@ class DiskCache:
         """Return how many bytes must go so that `min_free` holds once `need` and the rest is written."""
         with self._home.below() as root_fd:
             vfs = os.fstatvfs(root_fd)
+        if not vfs.f_blocks:
+            return 0  # a filesystem that does not tell
         pending = sum(
             file.size - file.written
             for file in self._open_files.values()
@@ -989,6 +998,8 @@ class DiskCache:
                         raise NoRoom("everything in the cache is in use") from None
 
     def _shrink(self) -> None:
+        if not self._exclusive or self._closed:
+            return  # the bound is another process's business
         with suppress(NoRoom):
             try:
                 self._make_room()
@@ -1066,7 +1077,7 @@ class DiskCache:
             elif not file.named:
                 self._loose -= file.charge
             over = self._used() > self._max and self.indexed.is_set()
-        if over and self._exclusive and not self._closed:
+        if over:
             self._shrink()
 
     # ---- helpers ------------------------------------------------------------------------------------------

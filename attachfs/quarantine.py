@@ -63,10 +63,13 @@ class Quarantine:
         """The room that the folder takes, as of the last look at it."""
         return self._used
 
-    def scan(self) -> None:
-        """Measure the folder and drop what is beyond the bound."""
+    def scan(self, *, trim: bool = True) -> None:
+        """Measure the folder and, if `trim`, drop what is beyond the bound."""
         with self._lock, suppress(FileNotFoundError), self._folder() as dir_fd:
-            self._make_room(dir_fd, 0)
+            if trim:
+                self._make_room(dir_fd, 0)
+            else:
+                self._used = self._measure(dir_fd)[0]
 
     def add(self, fd: int, note: QuarantineNote, source: tuple[int, str] | None = None) -> Path | None:
         """Put a file aside and return where: moved from `source` (folder, name), or copied from `fd`.

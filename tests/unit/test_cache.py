@@ -23,6 +23,9 @@ from attachfs.model import Digest
 from attachfs.quarantine import QuarantineNote
 from attachfs.units import MinFree
 
+# The children touch nothing that another thread could hold; later Pythons warn of any fork beside threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 MIB = 1 << 20
 
 
@@ -335,6 +338,19 @@ def test_right_bytes_with_another_time_or_inode_are_hashed_once(make: Make) -> N
     again = make()
     assert get(again, data) == data
     assert again.stats().rehashed == 0
+
+
+def test_a_blob_replaced_by_a_larger_file_is_counted_anew(make: Make) -> None:
+    cache = make()
+    data = blob_of(1)
+    put(cache, data)
+    cache.close()
+    cache = make()
+    path = path_of(cache, data)
+    path.unlink()
+    path.write_bytes(data + bytes(500_000))
+    assert get(cache, data) is None
+    assert disk_usage(cache.root) <= cache.stats().used_bytes
 
 
 def test_coarse_timestamps_cost_one_hashing_in_each_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -658,6 +674,24 @@ def test_commands_work_beside_a_mount(make: Make) -> None:
     put(mount, blob_of(1))
     assert get(mount, blob_of(1)) == blob_of(1)
     assert disk_usage(mount.root) <= mount.stats().used_bytes
+
+
+def test_a_command_with_a_smaller_bound_evicts_nothing(make: Make) -> None:
+    """The bound is the mount's; a command that is told another one leaves blobs and quarantine alone."""
+    mount = make()
+    for number in range(20):
+        put(mount, blob_of(number))
+    for number in range(3):
+        writer = mount.reserve(50_000)
+        writer.write(bytes(50_000), 0)
+        assert writer.quarantine(note(b"good", bytes(number))) is not None
+    flip(path_of(mount, blob_of(0)))
+    command = make(1000, exclusive=False)
+    assert [result.ok for result in command.verify_all()].count(False) == 1
+    command.close()
+    assert mount.stats().blobs == 20  # it has not noticed yet that one is gone
+    assert all(get(mount, blob_of(number)) for number in range(1, 20))
+    assert len(list((mount.root / "quarantine").glob("*.blob"))) == 4
 
 
 def test_a_command_makes_no_cache(make: Make, tmp_path: Path) -> None:

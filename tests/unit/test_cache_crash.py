@@ -16,6 +16,9 @@ from attachfs.model import Digest
 from attachfs.quarantine import QuarantineNote
 from attachfs.units import MinFree
 
+# The children touch nothing that another thread could hold; later Pythons warn of any fork beside threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 _STEPS = ("open", "write", "pwrite", "fsync", "rename", "unlink", "utime", "mkdir", "rmdir", "ftruncate")
 _SMALL, _LARGE = 300_000, 50_000_000
 

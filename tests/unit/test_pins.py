@@ -14,6 +14,9 @@ from attachfs.errors import Unexpected
 from attachfs.model import Digest
 from attachfs.pins import Pins, PinStatus
 
+# The children touch nothing that another thread could hold; later Pythons warn of any fork beside threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 A, B, C = (Digest("sha256", letter * 64) for letter in "abc")
 NEW, SAME, CHANGED = PinStatus.NEW, PinStatus.SAME, PinStatus.CHANGED
 
