@@ -124,6 +124,12 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def _printable(text: str) -> str:
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("not a word of printable ASCII")
+    return text
+
+
 def _url(text: str) -> str:
     parts = urlsplit(text)
     try:
@@ -146,6 +152,14 @@ OPTIONS: tuple[Option, ...] = (
         "~/.datatrails/bearer-token.txt",
         metavar="FILE",
     ),
+    Option(
+        "client-id",
+        _printable,
+        "Log in as this application, with the secret in --client-secret-file or $DATATRAILS_CLIENT_SECRET.",
+        env=("DATATRAILS_CLIENT_ID",),
+        metavar="ID",
+    ),
+    Option("client-secret-file", _path, "File with the application's secret; mode 0600.", metavar="FILE"),
     Option("no-auth", _bool, "Send no credentials: public assets only.", "no", flag=True),
     Option(
         "ca-file", _path, "Trust these certificate authorities (PEM) instead of the system's.", metavar="FILE"
@@ -220,6 +234,8 @@ class Config:
 
     url: str
     token_file: Path
+    client_id: str | None
+    client_secret_file: Path | None
     no_auth: bool
     ca_file: Path | None
     cache_dir: Path

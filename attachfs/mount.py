@@ -15,13 +15,13 @@ from typing import Any
 import pyfuse3
 import trio
 
-from attachfs import __version__
+from attachfs import __version__, credentials
 from attachfs.api import Client, open_http
-from attachfs.auth import Auth, NoAuth, TokenFile
+from attachfs.auth import ClientCredentials
 from attachfs.blobs import Blobs
 from attachfs.cache import DiskCache
 from attachfs.config import Config
-from attachfs.errors import Unexpected, first_of
+from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unexpected, Unreachable, first_of
 from attachfs.faults import FaultLog
 from attachfs.fs import Filesystem, Ownership
 from attachfs.ledger import Ledger
@@ -49,6 +49,7 @@ async def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> 
     kept = {
         "the cache": config.cache_dir,
         "the token file": config.token_file,
+        "the client secret file": config.client_secret_file,
         "the log file": config.log_file,
         "the state directory": config.state_dir,
     }
@@ -75,8 +76,13 @@ async def _filesystem(
         http = await stack.enter_async_context(
             open_http(ca_file=config.ca_file, max_connections=config.max_connections)
         )
-        auth: Auth = NoAuth() if config.no_auth else TokenFile(config.token_file)
-        await auth.header()  # a token that cannot be used is told before the mount is there
+        auth = credentials.choose(
+            config, lambda client_id, secret: ClientCredentials(client_id, secret, config.url, http)
+        )
+        try:
+            await auth.header()  # credentials that cannot be used are told before the mount is there
+        except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
+            log.warning("mounting all the same: %s", error.reason)  # a laptop may be without a network
         client = Client(
             http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections
         )
