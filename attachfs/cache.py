@@ -1044,8 +1044,6 @@ class DiskCache:
         file.named = True
         self._index[digest] = file
         self._shards.setdefault(_shard_key(digest), _Shard()).count += 1
-        if self._removed is not None:
-            self._removed.discard(digest)
 
     def _forget(self, digest: Digest) -> None:
         """Take a blob that has lost its name out of the index. The caller holds _lock."""

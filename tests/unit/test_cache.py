@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from attachfs import cachefile
 from attachfs.cache import DiskCache
 from attachfs.errors import NoRoom, Unexpected, UsageError
 from attachfs.model import Digest
@@ -178,6 +179,58 @@ def test_one_blob_on_disk_however_often_it_is_fetched(make: Make) -> None:
     two.close()
     assert cache.stats().blobs == 1
     assert names_in(cache.root / "tmp") == []
+
+
+def test_two_admits_that_did_not_see_each_other(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both looked before either had renamed: the later name wins, the earlier reader reads on."""
+    cache = make()
+    data = blob_of(1)
+    monkeypatch.setattr(cache, "_lookup", lambda *_: None)
+    blobs = []
+    for _ in range(2):
+        writer = cache.reserve(len(data))
+        writer.write(data, 0)
+        blobs.append(writer.admit(digest_of(data)))
+    assert cache.stats().blobs == 1
+    assert cache.stats().loose_bytes > 0
+    blobs[1].close()
+    assert blobs[0].pread(len(data), 0) == data
+    blobs[0].close()
+    assert cache.stats().loose_bytes == 0
+    assert disk_usage(cache.root) <= cache.stats().used_bytes
+    assert cache.clear() == 1
+    assert cache._shards == {}
+
+
+def test_bytes_are_synced_before_the_name_and_the_name_before_admit_returns(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make()
+    data = blob_of(1)
+    writer = cache.reserve(len(data))
+    writer.write(data, 0)
+    steps = []
+    real_fsync, real_rename, real_utime = os.fsync, os.rename, os.utime
+
+    def fsync(fd: int) -> None:
+        steps.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().relative_to(cache.root)}")
+        real_fsync(fd)
+
+    def rename(*args: Any, **kwargs: Any) -> None:
+        steps.append("rename")
+        real_rename(*args, **kwargs)
+
+    def utime(*args: Any, **kwargs: Any) -> None:
+        steps.append("seal")
+        real_utime(*args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "utime", utime)
+    temporary = f"sync tmp/{names_in(cache.root / 'tmp')[0]}"
+    writer.admit(digest_of(data)).close()
+    shard = f"sync blobs/sha256/{digest_of(data).hex[:2]}"
+    assert steps == ["seal", temporary, "rename", shard, "sync blobs/sha256", "sync blobs"]
 
 
 def test_incomplete_bytes_are_never_admitted(make: Make) -> None:
@@ -413,6 +466,29 @@ def test_verify_all_hashes_even_what_is_sealed(make: Make) -> None:
     assert results[digest_of(bad)].quarantined is not None
     assert get(cache, bad) is None
     assert get(cache, good) == good
+
+
+def test_a_good_blob_that_takes_the_place_of_a_bad_one_stays(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the bad one is hashed, it is removed and fetched again: only what was hashed is put aside."""
+    cache = make()
+    data = blob_of(1)
+    put(cache, data)
+    flip(path_of(cache, data))
+    real = cachefile.hash_file
+
+    def slow(*args: Any) -> Any:
+        found = real(*args)
+        monkeypatch.undo()
+        cache.remove(digest_of(data))
+        put(cache, data)
+        return found
+
+    monkeypatch.setattr(cachefile, "hash_file", slow)
+    assert get(cache, data) is None
+    assert get(cache, data) == data
+    assert names_in(cache.root / "quarantine") == []
 
 
 # ---- the bound
@@ -1059,6 +1135,23 @@ def test_min_free_is_left_free(make: Make, small_disk: Path) -> None:
     two.abort()
     with pytest.raises(NoRoom):
         cache.reserve(MIB + 300_000)
+
+
+def test_a_filesystem_that_gives_room_back_late(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never shows what eviction gained; the whole cache must not go for one blob."""
+    cache = make(4 * MIB, MinFree(bytes=MIB))
+    for number in range(20):
+        put(cache, blob_of(number, 20_000))
+    real = os.fstatvfs
+
+    def late(fd: int) -> Any:
+        found = list(real(fd))
+        found[4] = (MIB + 40_000) // found[1]  # f_bavail
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "fstatvfs", late)
+    cache.reserve(100_000).abort()
+    assert 14 <= cache.stats().blobs <= 17
 
 
 def test_a_disk_made_read_only(make: Make, small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
