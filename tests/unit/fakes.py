@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from attachfs.download import Chunk, Chunks
 from attachfs.errors import NotFound
@@ -191,8 +192,10 @@ class FakeBytes:
         return sum(not transfer.ended for transfer in self.transfers)
 
     async def next(self) -> Transfer:
-        """Wait for the next GET."""
-        return await self._next.receive()
+        """Wait for the next GET, and until it waits for its first piece."""
+        transfer = await self._next.receive()
+        await wait_all_tasks_blocked()
+        return transfer
 
     @asynccontextmanager
     async def download(self, ref: AttachmentRef, size: int) -> AsyncIterator[Chunks]:
