@@ -28,7 +28,7 @@ def digest_of(data: bytes) -> Digest:
 
 
 def left_over(cache: DiskCache) -> tuple[int, int, int, int]:
-    """Return what must be nothing once all is over: open blobs, their room, and descriptors of their files."""
+    """Return what must be nothing once all is over: open blobs, their room, descriptors of their files."""
     stats = cache.stats()
     held = 0
     for fd in Path("/proc/self/fd").iterdir():
