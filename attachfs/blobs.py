@@ -7,7 +7,6 @@ when the attachment was first seen), and, in strict verification, the whole of t
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
@@ -27,7 +26,7 @@ from attachfs.errors import (
 )
 from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Digest, Info, ScanPolicy, Verify
-from attachfs.pins import Pin, Pins, PinStatus
+from attachfs.pins import Pins
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ _CACHE_THREADS = 8  # at once; the disk serves no more side by side
 class BlobSource(Protocol):
     """Where bytes come from: today the service; a store that a fleet shares fits here too."""
 
-    def download(self, ref: AttachmentRef, size: int) -> AbstractAsyncContextManager[Chunks]:
+    def download(self, ref: AttachmentRef, size: int, /) -> AbstractAsyncContextManager[Chunks]:
         """Return the attachment's bytes in order, at most `size` of them."""
         ...
 
@@ -101,7 +100,7 @@ class OpenBlob:
             await source.reach(end)
         else:
             self._check(source)
-        data = await trio.to_thread.run_sync(os.pread, source.fd, end - offset, offset)
+        data = await trio.to_thread.run_sync(source.pread, end - offset, offset)
         if len(data) != end - offset:
             raise Unexpected(f"{self._path}: the stored bytes end early; they were changed on the disk")
         return data
@@ -267,19 +266,12 @@ class Blobs:
             raise IntegrityError(
                 f"{ref.path}: two records differ: /info says {digest}, the ledger's attribute {recorded}"
             )
-        pinned = await self._in_thread(lambda: self._conflict(self._pin_key(ref), digest, size))
+        pinned = await self._in_thread(lambda: self._pins.conflict(self._pin_key(ref), digest, size))
         if pinned is not None:
             raise IntegrityError(
                 f"{ref.path}: the record has changed: /info says {digest} ({size} bytes), but when this "
-                f"attachment was first read it was {pinned.digest} ({pinned.size} bytes); see attachfs(7)"
+                f"attachment was first read it was {pinned}; review with: attachfs pins conflicts"
             )
-
-    def _conflict(self, key: str, digest: Digest, size: int) -> Pin | None:
-        """Return the pin that says otherwise. A pin is made once the bytes have been verified, not here."""
-        if self._pins.get(key) is None:
-            return None
-        result = self._pins.check(key, digest, size)
-        return result.pin if result.status is PinStatus.CHANGED else None
 
     def _pin_key(self, ref: AttachmentRef) -> str:
         return f"{self._namespace}/{ref.attachment}"

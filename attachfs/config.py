@@ -1,7 +1,7 @@
 """The configuration: one table of options, where each value came from, and the frozen result.
 
 The command line (with its `-o` words) wins, then the environment, then the configuration file's
-profile, then the defaults. Every layer gives text, and one parser an option turns it into a value, so
+profile, then its top level, then the defaults. Every layer gives text, and one parser an option turns it into a value, so
 that a mistake is told the same way wherever it was made.
 """
 
@@ -15,20 +15,22 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from attachfs.configfile import APP, ConfigFile, Given, default_path
 from attachfs.errors import UsageError
 from attachfs.model import ScanPolicy, Verify
 from attachfs.units import MinFree, parse_min_free, parse_size
 
 DEFAULT_URL = "https://app.datatrails.ai"
-APP = "attachfs"
 
 # Words that mount(8) and fstab(5) put into -o and that mean nothing to this program.
 _MOUNT_WORDS = frozenset(
     (
         *("ro", "rw", "auto", "noauto", "nofail", "fail", "_netdev", "defaults", "default_permissions"),
-        *("user", "nouser", "users", "group", "owner", "exec", "noexec", "dev", "nodev", "suid", "nosuid"),
-        *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime"),
-        *("async", "sync"),
+        *("user", "nouser", "users", "nousers", "group", "nogroup", "owner", "noowner"),
+        *("exec", "noexec", "dev", "nodev", "suid", "nosuid", "symfollow", "nosymfollow"),
+        *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"),
+        *("strictatime", "nostrictatime", "lazytime", "nolazytime"),
+        *("async", "sync", "dirsync", "iversion", "noiversion", "mand", "nomand", "silent", "loud"),
     )
 )
 
@@ -130,6 +132,18 @@ def _printable(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}", text):
+        raise ValueError(f"{text!r} is not a name of letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _source_name(text: str) -> str:
+    if not text.isprintable() or not 0 < len(text) <= 512:
+        raise ValueError("not a line of printable text")
+    return text
+
+
 def _url(text: str) -> str:
     parts = urlsplit(text)
     try:
@@ -205,6 +219,20 @@ OPTIONS: tuple[Option, ...] = (
         "60",
         metavar="SECONDS",
     ),
+    Option(
+        "stale-ttl",
+        _seconds,
+        "Seconds for which names and attributes may be told while the ledger cannot be reached.",
+        "3600",
+        metavar="SECONDS",
+    ),
+    Option(
+        "offline",
+        _bool,
+        "Make no requests: show what was seen before, and the files that are in the cache.",
+        "no",
+        flag=True,
+    ),
     Option("negative-ttl", _seconds, "Seconds for which absences are remembered.", "5", metavar="SECONDS"),
     Option(
         "allow-other",
@@ -217,6 +245,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("gid", _id, "Group of everything (default: yours).", metavar="ID"),
     Option("umask", _umask, "Permission bits to take away.", "0", metavar="OCTAL"),
     Option(
+        "fsname", _source_name, "What df and mount show as the source (default: the address).", metavar="NAME"
+    ),
+    Option(
         "log-level",
         _choice("debug", "info", "warning", "error"),
         "How much is logged.",
@@ -224,8 +255,24 @@ OPTIONS: tuple[Option, ...] = (
         metavar="debug|info|warning|error",
     ),
     Option("log-file", _path, "Log here instead of to stderr (-f) or syslog.", metavar="FILE"),
+    Option(
+        "log-format",
+        _choice("text", "json"),
+        "Lines for people, or one JSON object a line.",
+        "text",
+        metavar="text|json",
+    ),
+    Option("profile", _name, "Use this profile of the configuration file.", metavar="NAME"),
+    Option(
+        "config",
+        _path,
+        "The configuration file (default: $XDG_CONFIG_HOME/attachfs/config.toml).",
+        metavar="FILE",
+    ),
 )
 _BY_KEY = {option.key: option for option in OPTIONS}
+# What the configuration file may hold: all but where it is, and which profile is used (see configfile.py).
+FILE_KEYS = tuple(option.name for option in OPTIONS if option.name not in ("config", "profile"))
 
 
 @dataclass(frozen=True)
@@ -248,19 +295,35 @@ class Config:
     timeout: float
     metadata_ttl: float
     negative_ttl: float
+    stale_ttl: float
+    offline: bool
     allow_other: bool
     uid: int
     gid: int
     umask: int
+    fsname: str | None
     log_level: str
     log_file: Path | None
+    log_format: str
+    profile: str | None
+    config: Path | None
     state_dir: Path
     origins: Mapping[str, str]
+
+    @property
+    def host_name(self) -> str:
+        """The ledger's host and port, fit for a file's name."""
+        return file_name(self.url)
 
     @property
     def host(self) -> str:
         """The ledger's host and port, as in the names of directories and of pins."""
         return urlsplit(self.url).netloc
+
+
+def file_name(url: str) -> str:
+    """Return an address's host and port, fit for a file's name."""
+    return re.sub("[^A-Za-z0-9.-]", "_", urlsplit(url).netloc)
 
 
 def parse_o_words(words: str) -> dict[str, str]:
@@ -282,7 +345,7 @@ def parse_o_words(words: str) -> dict[str, str]:
             continue
         elif option is not None:
             raise UsageError(f"-o {name} needs a value: -o {name}=…")
-        else:
+        elif not sloppy:
             raise UsageError(f"-o {name}: no such option; see 'attachfs mount --help'")
     return options
 
@@ -291,6 +354,7 @@ def load(
     command_line: Mapping[str, str],
     o_words: Mapping[str, str] | None = None,
     environ: Mapping[str, str] = os.environ,
+    cwd: Path | None = None,
 ) -> Config:
     """Return the configuration from all its layers.
 
@@ -298,24 +362,33 @@ def load(
         command_line: option key to text, as given.
         o_words: the same from `-o`, which the command line's own options override.
         environ: the environment.
+        cwd: what relative paths are relative to, the current directory if None. Those in the file are
+            relative to the file.
 
     Raises:
         UsageError: a value cannot be used; the message names where it was given.
     """
+    cwd = cwd or Path.cwd()
+    layers = (command_line, o_words or {}, environ)
+    file, profile = _file(layers, cwd)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    in_file = file.layer(profile.text if profile else None, FILE_KEYS)
     for option in OPTIONS:
-        text, origin = _first(option, command_line, o_words or {}, environ)
-        origins[option.key] = origin
-        if text is None:
-            values[option.key] = None
-            continue
-        try:
-            values[option.key] = option.parse(text)
-        except (ValueError, RuntimeError) as error:  # RuntimeError: ~somebody who is not there
-            raise UsageError(f"{origin}: {error}") from error
+        given, base = _first(option, *layers), cwd
+        if option.name == "profile":
+            given = profile
+        elif given is None and option.key in in_file:
+            given, base = in_file[option.key], file.path.parent
+        if given is None and option.default is not None:
+            given = Given(option.default, "default")
+        origins[option.key] = given.origin if given is not None else "default"
+        values[option.key] = _parse(option, given, base) if given is not None else None
     host = re.sub("[^A-Za-z0-9.-]", "_", urlsplit(values["url"]).netloc)
-    values["cache_dir"] = values["cache_dir"] or platformdirs.user_cache_path(APP) / host
+    values["cache_dir"] = values["cache_dir"] or platformdirs.user_cache_path(APP) / (
+        values["profile"] or host
+    )
+    values["config"] = file.path if file.found else None
     if values["uid"] is None:
         values["uid"] = os.getuid()
     if values["gid"] is None:
@@ -323,14 +396,38 @@ def load(
     return Config(**values, state_dir=platformdirs.user_state_path(APP), origins=origins)
 
 
+def _file(
+    layers: tuple[Mapping[str, str], Mapping[str, str], Mapping[str, str]], cwd: Path
+) -> tuple[ConfigFile, Given | None]:
+    """Return the configuration file, and the profile that is used."""
+    named, profile = _first(_BY_KEY["config"], *layers), _first(_BY_KEY["profile"], *layers)
+    path = _parse(_BY_KEY["config"], named, cwd) if named is not None else default_path()
+    file = ConfigFile(path, required=named is not None)
+    if profile is None:
+        profile = file.default_profile
+    if profile is not None:
+        _parse(_BY_KEY["profile"], profile, cwd)
+    return file, profile
+
+
+def _parse(option: Option, given: Given, base: Path) -> Any:
+    text = given.text
+    try:
+        if option.parse is _path and text and "\0" not in text:
+            text = str(base / Path(text).expanduser())
+        return option.parse(text)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: ~somebody who is not there
+        raise UsageError(f"{given.origin}: {error}") from error
+
+
 def _first(
     option: Option, command_line: Mapping[str, str], o_words: Mapping[str, str], environ: Mapping[str, str]
-) -> tuple[str | None, str]:
+) -> Given | None:
     if option.key in command_line:
-        return command_line[option.key], f"--{option.name}"
+        return Given(command_line[option.key], f"--{option.name}")
     if option.key in o_words:
-        return o_words[option.key], f"-o {option.key}"
+        return Given(o_words[option.key], f"-o {option.key}")
     for variable in option.variables:
         if environ.get(variable):
-            return environ[variable], variable
-    return option.default, "default"
+            return Given(environ[variable], variable)
+    return None

@@ -50,7 +50,7 @@ Chunks = AsyncIterator[Chunk]
 class ChunkSource(Protocol):
     """Where the bytes come from."""
 
-    def download(self, ref: AttachmentRef, size: int) -> AbstractAsyncContextManager[Chunks]:
+    def download(self, ref: AttachmentRef, size: int, /) -> AbstractAsyncContextManager[Chunks]:
         """Return the attachment's bytes in order, at most `size` of them."""
         ...
 
@@ -69,7 +69,7 @@ class Download:
         self.expected = expected
         self.size = size
         self.written = 0  # bytes stored, from 0 on, in order
-        self.fd = -1  # readers' own descriptor, open until the last of them has left
+        self._reader: CachedBlob | None = None  # followers' own view, open until the last has left
         self.verified = False
         self.error: AttachfsError | None = None
         self._limit = size if expected is None else max(0, size - 1) // WITHHELD * WITHHELD
@@ -95,6 +95,17 @@ class Download:
             self.abandoned = True
             self._scope.cancel()
             self._close_if_idle()
+
+    @property
+    def fd(self) -> int:
+        """Where what has been stored can be read, while there are followers."""
+        assert self._reader is not None
+        return self._reader.fd
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Return stored bytes. May wait for the disk."""
+        assert self._reader is not None
+        return self._reader.pread(length, offset)
 
     def may_read(self, end: int) -> bool:
         """Whether the bytes before `end` may be handed out now."""
@@ -131,7 +142,7 @@ class Download:
         try:
             with self._scope:
                 self._writer = await room()
-                self.fd = os.dup(self._writer.fd)
+                self._reader = self._writer.dup_reader()
                 async with source.download(self.ref, self.size) as chunks:
                     await self._pipe(chunks)
                 await trio.to_thread.run_sync(self._conclude)
@@ -190,7 +201,7 @@ class Download:
             raise BadAnswer(f"{self.ref.path}: {-again} bytes are missing at {self.written}")
         if again:
             repeated = data[:again]
-            if os.pread(self.fd, len(repeated), offset) != repeated:
+            if self.pread(len(repeated), offset) != repeated:
                 raise BadAnswer(f"{self.ref.path}: the service sent other bytes the second time")
             data = data[again:]
             offset = self.written
@@ -241,9 +252,9 @@ class Download:
     def _close_if_idle(self) -> None:
         if self._followers or not self._landed:
             return
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self._cached is not None:
             self._cached.close()
             self._cached = None

@@ -151,17 +151,11 @@ class Filesystem(pyfuse3.Operations):
             text = name.decode("ascii")
         except UnicodeDecodeError:
             return self._absent(math.inf)
-        if text == ".":
-            node = parent
-        elif text == "..":
-            node = parent_of(parent)
-        else:
-            try:
-                with self._waiting.wait(ctx.pid, self._timeout):
-                    node = await self._tree.lookup(parent, text)
-            except NotFound:
-                return self._absent(self._negative_ttl)
-        attributes = self._tree.known_attributes(node)
+        try:
+            with self._waiting.wait(ctx.pid, self._timeout):
+                node, attributes = await self._tree.lookup(parent, text)
+        except NotFound:
+            return self._absent(self._negative_ttl)
         entry = self._entry(self.inodes.number(node), attributes, attributes.valid_for)
         _, inode = self.inodes.remember(node)
         inode.tell(attributes)

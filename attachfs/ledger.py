@@ -2,7 +2,8 @@
 
 Records are kept for `metadata_ttl` in tables of bounded size, absences for `negative_ttl`. A listing is
 read page by page, by whoever gets there first, and shared; the records it brings are kept, so that
-walking down from it asks nothing twice.
+walking down from it asks nothing twice. While the service cannot be reached, what was known lately
+(`stale_ttl`) goes on being told: what is recorded does not change because nobody answers.
 """
 
 import logging
@@ -13,16 +14,18 @@ import cachetools
 import trio
 
 from attachfs import model
-from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound
+from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound, TimedOut, Unreachable
 from attachfs.model import Asset, AssetRef, AttachmentRef, Digest, Event, EventRef, Info
 from attachfs.singleflight import SingleFlight
 
 log = logging.getLogger(__name__)
 
-_RECORDS = 32_768  # records kept of each kind; a compact one takes some 300 bytes
+_RECORDS = 16_384  # records kept of each kind; a compact one takes some 300 bytes
 _INFOS = 16_384  # /info bodies kept; one takes about 1 KiB
 _LISTINGS = 4_096  # directories' listings kept
 _LISTED_IDS = 400_000  # ids kept in all listings together; one takes about 100 bytes
+_STALE_FOR = 5.0  # seconds after which an unreachable service is asked again
+_COULD_NOT_ASK = (Unreachable, TimedOut)
 _RAW = 64  # whole records kept for extended attributes
 
 K = TypeVar("K")
@@ -68,10 +71,14 @@ class Source(Protocol):
 
 
 class Known(NamedTuple, Generic[T]):
-    """A value (or the error that stands for it) and the time, on the ledger's clock, it is good until."""
+    """A value (or the error that stands for it) and the time, on the ledger's clock, it is good until.
+
+    Until `stale_until` it may still be told when the service cannot be asked.
+    """
 
     value: T | AttachfsError
     expires: float
+    stale_until: float = 0.0
 
     def get(self) -> T:
         """Return the value, or raise the remembered error."""
@@ -81,7 +88,7 @@ class Known(NamedTuple, Generic[T]):
 
 
 def _expiry(_key: object, known: Known[T], _now: float) -> float:
-    return known.expires
+    return max(known.expires, known.stale_until)
 
 
 class Listing:
@@ -90,11 +97,18 @@ class Listing:
     Args:
         fetch: returns the ids of the page with a token ("" for the first), and the next page's token.
         what: the directory's path, for messages.
+        before: an older, complete listing, told if the service cannot be reached for the first page.
     """
 
-    def __init__(self, fetch: Callable[[str], Awaitable[tuple[list[str], str]]], what: str) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[str], Awaitable[tuple[list[str], str]]],
+        what: str,
+        before: "Listing | None" = None,
+    ) -> None:
         self._fetch = fetch
         self._what = what
+        self._before = before
         self._lock = trio.Lock()
         self._token = ""
         self._tokens: set[str] = set()
@@ -116,7 +130,15 @@ class Listing:
         return index < len(self.ids)
 
     async def _turn_page(self) -> None:
-        ids, token = await self._fetch(self._token)
+        try:
+            ids, token = await self._fetch(self._token)
+        except _COULD_NOT_ASK:
+            if self._before is None or self.ids:
+                raise
+            self.ids = self._before.ids
+            self.complete = True
+            return
+        self._before = None
         for one in ids:
             if one not in self._seen:  # a listing that shifts between pages repeats entries
                 self._seen.add(one)
@@ -140,6 +162,7 @@ class Ledger:
         nursery: where shared requests run.
         metadata_ttl: seconds for which a record is good.
         negative_ttl: seconds for which an absence or a refusal is remembered.
+        stale_ttl: seconds for which a record may be told while the service cannot be reached.
         clock: seconds, monotonic.
     """
 
@@ -150,11 +173,14 @@ class Ledger:
         *,
         metadata_ttl: float = 60,
         negative_ttl: float = 5,
+        stale_ttl: float = 3600,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._source = source
         self._ttl = metadata_ttl
         self._negative_ttl = negative_ttl
+        self._stale_ttl = max(stale_ttl, metadata_ttl)
+        self.stale = False  # whether the last answer was an old one, for want of a new one
         self.clock = clock
         self._infos: cachetools.TLRUCache[AttachmentRef, Known[Info]] = cachetools.TLRUCache(
             _INFOS, _expiry, timer=clock
@@ -183,14 +209,14 @@ class Ledger:
         Raises:
             AttachfsError: as the service answered; 404 and refusals are remembered for `negative_ttl`.
         """
-        known = None if fresh else self._infos.get(ref)
+        known = None if fresh else self._fresh(self._infos, ref)
         if known is None:
             known = await self._info_flights.do(ref, lambda: self._ask_info(ref))
         return known.get()
 
     def known_info(self, ref: AttachmentRef) -> Known[Info] | None:
         """Return what is remembered of an attachment's `/info`, without asking."""
-        return self._infos.get(ref)
+        return self._fresh(self._infos, ref)
 
     async def anchors(self, ref: AttachmentRef) -> set[Digest] | None:
         """Return the hashes that the owner's attributes record for an attachment (the ledger's anchor).
@@ -225,7 +251,7 @@ class Ledger:
         Raises:
             AttachfsError: as the service answered, or its answer is about another asset.
         """
-        known = self._assets.get(ref) or await self._ask(self._assets, ref, self._parsed_asset(ref))
+        known = self._fresh(self._assets, ref) or await self._ask(self._assets, ref, self._parsed_asset(ref))
         return known.get()
 
     async def event(self, ref: EventRef) -> Event:
@@ -234,11 +260,11 @@ class Ledger:
         Raises:
             AttachfsError: as the service answered, or its answer is about another event.
         """
-        known = self._events.get(ref) or await self._ask(self._events, ref, self._parsed_event(ref))
+        known = self._fresh(self._events, ref) or await self._ask(self._events, ref, self._parsed_event(ref))
         return known.get()
 
     def known_record(self, ref: AssetRef | EventRef) -> Known[Asset] | Known[Event] | None:
-        """Return what is remembered of an asset or event, without asking."""
+        """Return what is remembered of an asset or event, without asking, be it old."""
         return self._assets.get(ref) if isinstance(ref, AssetRef) else self._events.get(ref)
 
     async def raw_record(self, ref: AssetRef | EventRef) -> bytes:
@@ -247,10 +273,20 @@ class Ledger:
         Raises:
             AttachfsError: as the service answered.
         """
-        known = self._raw.get(ref)
+        try:
+            return await self._current_record(ref)
+        except _COULD_NOT_ASK as error:
+            old = self._raw.get(ref)
+            if old is None:
+                raise
+            self._tell_stale(error)
+            return old.get()
+
+    async def _current_record(self, ref: AssetRef | EventRef) -> bytes:
+        known = self._fresh(self._raw, ref)
         if known is None:
             body = await self._record_flights.do(ref, lambda: self._fetch_record(ref))
-            known = self._raw[ref] = Known(body, self.clock() + self._ttl)
+            known = self._raw[ref] = self._good(body)
         return known.get()
 
     async def _fetch_record(self, ref: AssetRef | EventRef) -> bytes:
@@ -259,13 +295,15 @@ class Ledger:
         return await self._source.event(ref)
 
     async def _parsed_asset(self, ref: AssetRef) -> Asset:
-        asset = model.parse_asset(model.decode(await self.raw_record(ref), ref.path), ref, _note(ref.path))
+        asset = model.parse_asset(
+            model.decode(await self._current_record(ref), ref.path), ref, _note(ref.path)
+        )
         if asset is None:
             raise BadAnswer(f"{ref.path}: the answer is about another asset")
         return asset
 
     async def _parsed_event(self, ref: EventRef) -> Event:
-        record = model.decode(await self.raw_record(ref), ref.path)
+        record = model.decode(await self._current_record(ref), ref.path)
         found = model.parse_event(record, ref.asset, _note(ref.path))
         if found is None or found[1].id != ref.event:
             raise BadAnswer(f"{ref.path}: the answer is about another event")
@@ -273,12 +311,38 @@ class Ledger:
 
     async def _ask(self, table: cachetools.TLRUCache[K, Known[T]], key: K, answer: Awaitable[T]) -> Known[T]:
         """Await `answer` and remember it, or that it does not exist or is refused."""
+        known: Known[T]
         try:
-            known: Known[T] = Known(await answer, self.clock() + self._ttl)
+            known = self._good(await answer)
+            self._tell_stale(None)
         except (NotFound, AccessDenied) as error:
             known = Known(error, self.clock() + self._negative_ttl)
+        except _COULD_NOT_ASK as error:
+            old: Known[T] | None = table.get(key)
+            if old is None or isinstance(old.value, AttachfsError):
+                raise
+            self._tell_stale(error)
+            known = old._replace(expires=min(self.clock() + _STALE_FOR, old.stale_until))
         table[key] = known
         return known
+
+    def _good(self, value: T) -> Known[T]:
+        now = self.clock()
+        return Known(value, now + self._ttl, now + self._stale_ttl)
+
+    def _fresh(self, table: cachetools.TLRUCache[K, Known[T]], key: K) -> Known[T] | None:
+        """Return what is known and need not be asked again."""
+        known: Known[T] | None = table.get(key)
+        return known if known is not None and self.clock() < known.expires else None
+
+    def _tell_stale(self, error: AttachfsError | None) -> None:
+        """Say once, each way, that old answers are being given."""
+        if self.stale != (error is not None):
+            self.stale = error is not None
+            if error is not None:
+                log.warning("telling what was known before, as the service cannot be asked: %s", error.reason)
+            else:
+                log.warning("the service answers again: what is told is current")
 
     # -- listings ----------------------------------------------------------------------------------
 
@@ -302,9 +366,11 @@ class Ledger:
     def _listing(
         self, key: AssetRef | None, fetch: Callable[[str], Awaitable[tuple[list[str], str]]], what: str
     ) -> Listing:
-        known = self._listings.get(key)
+        known = self._fresh(self._listings, key)
         if known is None:
-            known = self._listings[key] = Known(Listing(fetch, what), self.clock() + self._ttl)
+            old = self._listings.get(key)
+            before = old.get() if old is not None and old.get().complete else None
+            known = self._listings[key] = self._good(Listing(fetch, what, before))
         return known.get()
 
     def _count_ids(self, ids: int) -> None:
@@ -316,25 +382,25 @@ class Ledger:
     async def _assets_page(self, token: str) -> tuple[list[str], str]:
         page = await self._source.assets_page(token)
         self._count_ids(len(page.records))
-        expires = self.clock() + self._ttl
+        self._tell_stale(None)
         ids: list[str] = []
         for record in page.records:
             asset = model.parse_asset(record, None, _note("assets"))
             if asset is not None:
                 ids.append(asset.id)
-                self._assets[AssetRef("assets", asset.id)] = Known(asset, expires)
+                self._assets[AssetRef("assets", asset.id)] = self._good(asset)
         return ids, page.next_token
 
     async def _events_page(self, asset: AssetRef, token: str) -> tuple[list[str], str]:
         page = await self._source.events_page(asset, token)
         self._count_ids(len(page.records))
-        expires = self.clock() + self._ttl
+        self._tell_stale(None)
         ids: list[str] = []
         for record in page.records:
             found = model.parse_event(record, asset.asset, _note(asset.path))
             if found is not None:
                 ids.append(found[1].id)
-                self._events[EventRef(asset.realm, asset.asset, found[1].id)] = Known(found[1], expires)
+                self._events[EventRef(asset.realm, asset.asset, found[1].id)] = self._good(found[1])
         return ids, page.next_token
 
 

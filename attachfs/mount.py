@@ -25,6 +25,7 @@ from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unexpected, Unreac
 from attachfs.faults import FaultLog
 from attachfs.fs import Filesystem, Ownership
 from attachfs.ledger import Ledger
+from attachfs.memory import Memory, OfflineSource, RememberingSource
 from attachfs.mounts import SUBTYPE, check_mountpoint
 from attachfs.pins import Pins
 from attachfs.readahead import ReadAhead
@@ -80,17 +81,28 @@ async def _filesystem(
             config, lambda client_id, secret: ClientCredentials(client_id, secret, config.url, http)
         )
         try:
-            await auth.header()  # credentials that cannot be used are told before the mount is there
+            if not config.offline:
+                await auth.header()  # credentials that cannot be used are told before the mount is there
         except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
             log.warning("mounting all the same: %s", error.reason)  # a laptop may be without a network
         client = Client(
             http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections
         )
+        memory = Memory(config.state_dir / f"{config.host_name}.sqlite")
+        stack.callback(memory.close)
+        source = OfflineSource(memory) if config.offline else RememberingSource(client, memory)
         tasks = await stack.enter_async_context(trio.open_nursery())
-        ledger = Ledger(client, tasks, metadata_ttl=config.metadata_ttl, negative_ttl=config.negative_ttl)
+        tasks.start_soon(memory.keep_writing)
+        ledger = Ledger(
+            source,
+            tasks,
+            metadata_ttl=config.metadata_ttl,
+            negative_ttl=config.negative_ttl,
+            stale_ttl=config.stale_ttl,
+        )
         blobs = Blobs(
             ledger,
-            client,
+            source if isinstance(source, OfflineSource) else client,
             cache,
             pins,
             tasks,
@@ -110,7 +122,7 @@ async def _filesystem(
             Ownership(config.uid, config.gid, config.umask),
             timeout=config.timeout,
             negative_ttl=config.negative_ttl,
-            status=lambda: _status(config, born, client, blobs, cache, filesystem),
+            status=lambda: _status(config, born, client, ledger, memory, blobs, cache, filesystem),
         )
         try:
             yield filesystem, tasks
@@ -163,7 +175,14 @@ async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
 
 
 def _status(
-    config: Config, born_ns: int, client: Client, blobs: Blobs, cache: DiskCache, filesystem: Filesystem
+    config: Config,
+    born_ns: int,
+    client: Client,
+    ledger: Ledger,
+    memory: Memory,
+    blobs: Blobs,
+    cache: DiskCache,
+    filesystem: Filesystem,
 ) -> bytes:
     """Return the running mount's figures as JSON."""
     figures: dict[str, Any] = {
@@ -178,6 +197,9 @@ def _status(
         "opened": blobs.opened,
         "cache_hits": blobs.hits,
         "downloading": blobs.downloading,
+        "offline": config.offline,
+        "stale": ledger.stale,
+        "memory": memory.figures(),
         "cache": dataclasses.asdict(cache.stats()),
         "requests": client.figures(),
     }

@@ -136,8 +136,8 @@ class Tree:
         self._born_ns = born_ns
         self._fixed_ttl = fixed_ttl
 
-    async def lookup(self, parent: Node, name: str) -> Node:
-        """Return the child called `name`, having made sure that it exists.
+    async def lookup(self, parent: Node, name: str) -> tuple[Node, Attributes]:
+        """Return the child called `name` and its attributes, having made sure that it exists.
 
         Raises:
             NotFound: it does not exist; no request is made for a name that cannot.
@@ -145,13 +145,13 @@ class Tree:
         """
         node = self._named(parent, name)
         if isinstance(node, AttachmentRef):
-            await self._ledger.info(node)
-        elif isinstance(node, AssetRef | EventRef):
+            return node, await self.attributes(node)
+        if isinstance(node, AssetRef | EventRef):
             # Policies work per attribute: an attachment below may be readable although its owner's record is
             # not. As with a directory without r, one can pass through but not list it.
             with suppress(AccessDenied):
                 await (self._ledger.asset(node) if isinstance(node, AssetRef) else self._ledger.event(node))
-        return node
+        return node, self.known_attributes(node)
 
     async def open_directory(self, node: Node) -> Directory:
         """Return a directory to be read.
@@ -188,7 +188,7 @@ class Tree:
             AttachfsError: it could not be asked.
         """
         if isinstance(node, AttachmentRef):
-            await self._ledger.info(node)
+            return self._of_file(node, await self._ledger.info(node))
         return self.known_attributes(node)
 
     def known_attributes(self, node: Node) -> Attributes:
@@ -197,8 +197,7 @@ class Tree:
             known = self._ledger.known_info(node)
             if known is None or not isinstance(known.value, Info):
                 return Attributes(False, 0, self._born_ns, 0, size_known=False)
-            info = known.value
-            return Attributes(False, info.size, info.time_ns or self._born_ns, self._left(known.expires))
+            return self._of_file(node, known.value)
         if isinstance(node, Place):
             return Attributes(True, 0, self._born_ns, self._fixed_ttl)
         ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
@@ -281,6 +280,11 @@ class Tree:
         if parent is ROOT or not is_uuid(name):
             raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
         return _child(parent, name)
+
+    def _of_file(self, node: AttachmentRef, info: Info) -> Attributes:
+        known = self._ledger.known_info(node)
+        left = 0 if known is None else self._left(known.expires)
+        return Attributes(False, info.size, info.time_ns or self._born_ns, left)
 
     def _left(self, expires: float) -> float:
         return max(0.0, expires - self._ledger.clock())

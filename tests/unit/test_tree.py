@@ -90,25 +90,25 @@ class TestLookup:
     async def test_walks_down_to_a_file_of_an_asset(self, tree: Tree, source: FakeSource) -> None:
         node: Node = ROOT
         for name in path_of(FILE).split("/"):
-            node = await tree.lookup(node, name)
+            node, _ = await tree.lookup(node, name)
         assert node == FILE
         assert source.calls == [("asset", ASSET), ("info", FILE)]
 
     async def test_walks_down_to_a_file_of_an_event(self, tree: Tree, source: FakeSource) -> None:
         node: Node = ROOT
         for name in path_of(ON_EVENT).split("/"):
-            node = await tree.lookup(node, name)
+            node, _ = await tree.lookup(node, name)
         assert node == ON_EVENT
         assert source.calls == [("asset", ASSET), ("event", EVENT), ("info", ON_EVENT)]
 
     async def test_what_no_listing_shows_is_found_by_its_name(self, tree: Tree, source: FakeSource) -> None:
         hidden = file_ref(77)
         source.infos[hidden] = info_body(hidden)
-        assert await tree.lookup(ASSET, uuid(77)) == hidden
+        assert (await tree.lookup(ASSET, uuid(77)))[0] == hidden
 
     async def test_public_assets_are_entered_by_name(self, tree: Tree, source: FakeSource) -> None:
         source.records[PUBLIC] = as_json(asset_record(PUBLIC))
-        assert await tree.lookup(Place.PUBLICASSETS, PUBLIC.asset) == PUBLIC
+        assert (await tree.lookup(Place.PUBLICASSETS, PUBLIC.asset))[0] == PUBLIC
         assert source.calls == [("asset", PUBLIC)]
 
     @pytest.mark.parametrize("parent", [node for node in NODES if node not in (FILE, ON_EVENT)], ids=path_of)
@@ -155,7 +155,7 @@ class TestLookup:
     async def test_what_is_always_there_costs_no_request(
         self, tree: Tree, source: FakeSource, parent: Node, name: str
     ) -> None:
-        assert path_of(await tree.lookup(parent, name)).endswith(name)
+        assert path_of((await tree.lookup(parent, name))[0]).endswith(name)
         assert source.calls == []
 
     @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ class TestLookup:
         self, tree: Tree, source: FakeSource
     ) -> None:
         source.records = {ASSET: AccessDenied("403"), EVENT: AccessDenied("403")}
-        assert await tree.lookup(Place.ASSETS, uuid(1)) == ASSET
-        assert await tree.lookup(EVENTS, uuid(2)) == EVENT
-        assert await tree.lookup(EVENT, uuid(3)) == ON_EVENT
+        assert (await tree.lookup(Place.ASSETS, uuid(1)))[0] == ASSET
+        assert (await tree.lookup(EVENTS, uuid(2)))[0] == EVENT
+        assert (await tree.lookup(EVENT, uuid(3)))[0] == ON_EVENT
         for node in (ASSET, EVENT):
             with pytest.raises(AccessDenied):
                 await tree.open_directory(node)
@@ -221,7 +221,7 @@ class TestLookup:
         source.infos[FILE] = AccessDenied("403")
         with pytest.raises(AccessDenied):
             await tree.lookup(ASSET, uuid(3))
-        assert await tree.lookup(EVENT, uuid(3)) == ON_EVENT  # its neighbour is not
+        assert (await tree.lookup(EVENT, uuid(3)))[0] == ON_EVENT  # its neighbour is not
 
 
 class TestDirectories:
