@@ -149,6 +149,7 @@ class VerifyResult:
     size: int
     problem: str
     quarantined: Path | None = None
+    unreadable: bool = False  # what its bytes are could not be found out
 
     @property
     def ok(self) -> bool:
@@ -671,6 +672,8 @@ class DiskCache:
                 problem = cachefile.foreign(os.fstat(fd))
                 if problem:
                     return VerifyResult(digest, size, problem)
+                # The disk is asked, not the kernel's memory of what it once held.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 found, length = cachefile.hash_file(fd, digest.alg, progress)
                 if found == digest:
                     return VerifyResult(digest, length, "")
@@ -681,7 +684,7 @@ class DiskCache:
         except FileNotFoundError:
             return None  # evicted meanwhile
         except OSError as error:
-            return VerifyResult(digest, size, f"it cannot be read: {error.strerror}")
+            return VerifyResult(digest, size, f"it cannot be read: {error.strerror}", unreadable=True)
 
     # ---- writing ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,121 @@
+"""What every command prints alike: foreign text made safe, tables, JSON, and the exit codes.
+
+Names and values come from the ledger, and so from anybody who may write there. Nothing of them reaches a
+terminal unescaped that could move its cursor, change its state or show text in another order than it has.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+OK = 0
+DIFFERS = 1  # something differs, is wrong, or failed
+USAGE = 2
+UNKNOWN = 3  # it could not be found out
+INTERRUPTED = 130  # by Ctrl-C, as shells report it
+
+_WIDE = 10_000  # columns; what is piped into another program is not folded
+
+
+def shown(text: object) -> str:
+    r"""Return `text` with everything escaped that is not plainly visible: `\x1b`, `\u202e`, `\n`.
+
+    Bytes of a file's name that are no UTF-8 are shown as `\xff`.
+    """
+    return "".join(one if one.isprintable() else _escaped(one) for one in str(text))
+
+
+def _escaped(one: str) -> str:
+    code = ord(one)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return one.encode("unicode_escape").decode("ascii")
+
+
+def say(text: str) -> None:
+    """Print a line of results; `text` is safe already."""
+    click.echo(text)
+
+
+def complain(what: object, reason: object = "") -> None:
+    """Print to standard error: what it is about, and what is wrong."""
+    click.echo(f"attachfs: {shown(what)}" + (f": {shown(reason)}" if reason != "" else ""), err=True)
+
+
+def note(text: str) -> None:
+    """Print to standard error what is neither a result nor a complaint: a summary, progress."""
+    click.echo(shown(text), err=True)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as one line of JSON, in ASCII, so that it is safe to look at."""
+    click.echo(json.dumps(value, ensure_ascii=True, default=_jsonable))
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def reason_of(error: OSError) -> str:
+    """Return an operating system's error in a few words."""
+    return error.strerror or str(error)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def moment(seconds: float) -> str:
+    """Return a time (seconds since 1970) in UTC, as the ledger writes it."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+) -> None:
+    """Print a table with headings; the columns in `right` are aligned there."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
+    _print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, one pair a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(shown(name)), Text(shown(value)))
+    _print(table)
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    piped = io.StringIO()
+    Console(highlight=False, width=_WIDE, file=piped).print(table)
+    click.echo("\n".join(line.rstrip() for line in piped.getvalue().splitlines()))
