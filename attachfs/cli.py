@@ -115,9 +115,9 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
     If programs use it, they are named, and it stays mounted.
     """
-    from attachfs import unmounting
+    from attachfs import mounts
 
-    unmounting.unmount(mountpoint, lazy=lazy)
+    mounts.unmount(mountpoint, lazy=lazy)
 
 
 _paths = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH…")
