@@ -5,7 +5,7 @@ Lives here and only here: where a redirect may lead.
 
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 
@@ -97,10 +97,13 @@ def redirect_target(url: httpx.URL, location: str, what: str) -> httpx.URL:
     if any(not "!" <= character <= "~" or character == "\\" for character in location):
         raise BadAnswer(f"{what}: redirected to something that is not an address")
     try:
+        parts = urlsplit(location)
         target = httpx.URL(urljoin(str(url), location))
+        # A scheme without a host would be filled up from the request's.
+        plain = bool(parts.netloc or not parts.scheme) and parts.port != 0
     except (httpx.InvalidURL, ValueError) as error:
         raise BadAnswer(f"{what}: redirected to something that is not an address") from error
-    if target.scheme not in ("http", "https") or not target.host or target.userinfo:
+    if not plain or target.scheme not in ("http", "https") or not target.host or target.userinfo:
         raise BadAnswer(f"{what}: redirected to something that is not an address")
     if url.scheme == "https" and target.scheme == "http":
         raise BadAnswer(f"{what}: redirected from https to http, which is refused")
