@@ -84,6 +84,14 @@ class Client:
         """Return counters, limits and the circuit's state, ready for JSON."""
         return figures(self.transport)
 
+    def authenticate(self, auth: Auth) -> None:
+        """Use other credentials from now on."""
+        self.transport.authenticate(auth)
+
+    def retime(self, timeout: float) -> None:
+        """Change the timeout of what is asked from now on."""
+        self._timeout = self.transport.timeout = timeout
+
     # -- records ----------------------------------------------------------------------------------------
 
     async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:

@@ -26,7 +26,7 @@ from attachfs.errors import (
 )
 from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Digest, Info, ScanPolicy, Verify
-from attachfs.pins import Pins
+from attachfs.pins import Pins, PinStatus
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ class Blobs:
         self._downloads: dict[tuple[Digest | None, AttachmentRef | None], Download] = {}
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
         self._threads = trio.CapacityLimiter(_CACHE_THREADS)
+        self._pins_failed = False
         self.opened = 0
         self.hits = 0
 
@@ -168,6 +169,11 @@ class Blobs:
     def downloading(self) -> int:
         """How many downloads are under way."""
         return len(self._downloads)
+
+    def change_policy(self, scan_policy: ScanPolicy) -> None:
+        """Let other scan results open a file from now on, and try again what failed."""
+        self._scan_policy = scan_policy
+        self._failures.clear()
 
     async def open(self, ref: AttachmentRef) -> OpenBlob:
         """Open an attachment; in strict verification only once all of its bytes are there and right.
@@ -209,24 +215,21 @@ class Blobs:
     # -- before the bytes --------------------------------------------------------------------------
 
     async def _open(self, ref: AttachmentRef, info: Info) -> OpenBlob:
-        if info.digest is None:
-            if self._verify == "off":
-                return await self._open_unverified(ref, info)
-            raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
         if self._verify == "off":
-            return await self._open_unverified(ref, info)
-        await self._check_records(ref, info.digest, info.size)
+            return self._open_unverified(ref, info)
         digest = info.digest
+        if digest is None:
+            raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
+        await self._check_records(ref, digest, info.size)
         download = self._following((digest, None))
         if download is None:
-            cached = await self._in_thread(lambda: self._cache.open(digest, info.size))
+            cached = await self._open_cached(ref, digest, info.size)
             if cached is not None:
-                self.hits += 1
-                await self._pin(ref, digest, info.size)
                 return OpenBlob(ref.path, info.size, cached)
             # Another opener may have begun while the cache was asked: looked up again, with no await
             # between this and the entry in the table.
             download = self._following((digest, None)) or self._begin(ref, info, (digest, None))
+        download.refs.add(ref)
         blob = OpenBlob(ref.path, info.size, download)
         try:
             if info.size <= self._strict_limit:
@@ -242,7 +245,19 @@ class Blobs:
             raise
         return blob
 
-    async def _open_unverified(self, ref: AttachmentRef, info: Info) -> OpenBlob:
+    async def _open_cached(self, ref: AttachmentRef, digest: Digest, size: int) -> CachedBlob | None:
+        cached = await self._in_thread(lambda: self._cache.open(digest, size))
+        if cached is None:
+            return None
+        try:
+            await self._pin(ref, digest, size)
+        except BaseException:
+            cached.close()
+            raise
+        self.hits += 1
+        return cached
+
+    def _open_unverified(self, ref: AttachmentRef, info: Info) -> OpenBlob:
         """Open an attachment whose bytes nobody vouches for: the user said `--verify=off`."""
         download = self._following((None, ref)) or self._begin(ref, info, (None, ref))
         return OpenBlob(ref.path, info.size, download)
@@ -277,7 +292,17 @@ class Blobs:
         return f"{self._namespace}/{ref.attachment}"
 
     async def _pin(self, ref: AttachmentRef, digest: Digest, size: int) -> None:
-        await self._in_thread(lambda: self._pins.check(self._pin_key(ref), digest, size))
+        """Pin what has been verified. That no pin says otherwise was looked up before."""
+        try:
+            result = await self._in_thread(lambda: self._pins.check(self._pin_key(ref), digest, size))
+        except Unexpected as error:
+            # Nothing is wrong with the bytes; what is lost is that a later change would be noticed.
+            if not self._pins_failed:
+                self._pins_failed = True
+                log.warning("first-seen hashes cannot be written down: %s", error.reason)
+            return
+        if result.status is PinStatus.CHANGED:
+            raise IntegrityError(f"{ref.path}: the record has changed since it was first read: {result.pin}")
 
     # -- the bytes ---------------------------------------------------------------------------------
 
@@ -294,10 +319,20 @@ class Blobs:
         return download
 
     async def _fetch(self, download: Download, key: tuple[Digest | None, AttachmentRef | None]) -> None:
+        async def settle() -> None:
+            """Pin every attachment that is read through this download, those that joined meanwhile too."""
+            pinned = set[AttachmentRef]()
+            while download.expected is not None and (waiting := download.refs - pinned):
+                for ref in waiting:
+                    await self._pin(ref, download.expected, download.size)
+                pinned |= waiting
+
         try:
-            await download.run(lambda: self._room(download), self._source)
-            if download.verified and download.expected is not None:
-                await self._pin(download.ref, download.expected, download.size)
+            await download.run(
+                lambda: self._room(download), lambda: self._cache.spill(download.size), self._source, settle
+            )
+            if isinstance(download.error, IntegrityError | BadAnswer):
+                self._remember(download.ref, download.error)
         finally:
             if self._downloads.get(key) is download:
                 del self._downloads[key]

@@ -4,6 +4,7 @@ Exit codes: 0 all well; 1 it failed, or something differs; 2 the command line or
 be used; 3 it could not be found out; 130 interrupted by Ctrl-C.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,10 +102,12 @@ def mount(mountpoint: Path, foreground: bool, o_words: tuple[str, ...], **given:
     words: dict[str, str] = {}
     for argument in o_words:
         words |= config.parse_o_words(argument)
-    settings = _settings(given, words)
+    layers = {key: text for key, text in given.items() if text is not None}
+    load = functools.partial(config.load, layers, words, cwd=Path.cwd())
+    settings, point = load(), mountpoint.absolute()
     if foreground:
-        sys.exit(daemon.run_foreground(settings, mountpoint.absolute()))
-    sys.exit(daemon.run_background(settings, mountpoint.absolute()))
+        sys.exit(daemon.run_foreground(settings, point, reload=load))
+    sys.exit(daemon.run_background(settings, point, load))
 
 
 @main.command()
@@ -115,9 +118,9 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
     If programs use it, they are named, and it stays mounted.
     """
-    from attachfs import mounts
+    from attachfs import unmounting
 
-    mounts.unmount(mountpoint, lazy=lazy)
+    unmounting.unmount(mountpoint, lazy=lazy)
 
 
 _paths = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH…")

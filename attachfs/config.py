@@ -1,8 +1,8 @@
 """The configuration: one table of options, where each value came from, and the frozen result.
 
 The command line (with its `-o` words) wins, then the environment, then the configuration file's
-profile, then its top level, then the defaults. Every layer gives text, and one parser an option turns it into a value, so
-that a mistake is told the same way wherever it was made.
+profile, then its top level, then the defaults. Every layer gives text, and one parser an option turns it
+into a value, so that a mistake is told the same way wherever it was made.
 """
 
 import os
@@ -145,15 +145,17 @@ def _source_name(text: str) -> str:
 
 
 def _url(text: str) -> str:
+    if "@" in text or "?" in text or "#" in text:
+        # Not quoted: what stands before an @ may be a password.
+        raise ValueError("the address must not hold credentials, a query or a fragment")
     parts = urlsplit(text)
     try:
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{text!r} has an impossible port") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+    plain = re.fullmatch(r"[!-~]+", text) is not None and "\\" not in text
+    if not plain or parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise ValueError(f"{text!r} is not an http or https address such as {DEFAULT_URL}")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("the address must not hold credentials, a query or a fragment")
     return text.rstrip("/")
 
 
@@ -311,6 +313,11 @@ class Config:
     origins: Mapping[str, str]
 
     @property
+    def source(self) -> str:
+        """What the kernel shows as the mount's source."""
+        return self.fsname or self.url
+
+    @property
     def host_name(self) -> str:
         """The ledger's host and port, fit for a file's name."""
         return file_name(self.url)
@@ -326,13 +333,13 @@ def file_name(url: str) -> str:
     return re.sub("[^A-Za-z0-9.-]", "_", urlsplit(url).netloc)
 
 
-def parse_o_words(words: str) -> dict[str, str]:
+def parse_o_words(words: str, *, sloppy: bool = False) -> dict[str, str]:
     """Return the options in the argument of `-o`: `name=value`, a flag's name, mount(8)'s own words.
 
     A value may be quoted ("…") to hold a comma; `-` and `_` are the same in names; `x-…` is ignored.
 
     Raises:
-        UsageError: a word is not known.
+        UsageError: a word is not known (unless `sloppy`), or lacks its value.
     """
     options: dict[str, str] = {}
     for word in re.findall(r'(?:[^,"]|"[^"]*"?)+', words):

@@ -50,6 +50,17 @@ def choose(
     return log_in(client_id, secret)
 
 
+def describe(config: Config, environ: Mapping[str, str] = os.environ) -> str:
+    """Return which credentials are used, in words and without secrets."""
+    if config.no_auth:
+        return "none"
+    if config.client_id is not None:
+        return f"client {config.client_id}"
+    if _is_default(config) and environ.get("CREDENTIALS_DIRECTORY"):
+        return "handed over by the service manager"
+    return f"token file {config.token_file}"
+
+
 def _is_default(config: Config) -> bool:
     return config.origins.get("token_file") == "default"
 

@@ -1,42 +1,55 @@
 """A mount as a process: in the foreground, or in the background with its outcome told by the parent."""
 
 import logging
-import logging.handlers
 import os
-import sys
+import select
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from attachfs import logs, unmounting
 from attachfs.config import Config
 from attachfs.errors import AttachfsError, UsageError, first_of
+from attachfs.mounts import mount_at
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
-_SYSLOG = "/dev/log"
 _READY = b"ready\n"
-_QUIET = ("httpx", "httpcore", "h2", "hpack", "pyfuse3", "stamina")  # some print headers, and so tokens
+_PREDECESSOR_ENDS_WITHIN = 10.0  # seconds
+
+Reload = Callable[[], Config]
 
 
-def run_foreground(config: Config, mountpoint: Path, ready: Callable[[], None] = lambda: None) -> int:
-    """Mount and serve until it ends; return the exit code, having told what went wrong."""
-    set_up_logging(config, logging.StreamHandler(sys.stderr))
+def run_foreground(
+    config: Config,
+    mountpoint: Path,
+    ready: Callable[[], None] = lambda: None,
+    reload: Reload | None = None,
+) -> int:
+    """Mount and serve until it ends; return the exit code, having told what went wrong.
+
+    Args:
+        config: the settings.
+        mountpoint: an absolute path.
+        ready: called once the mount answers.
+        reload: reads the settings again, on SIGHUP.
+    """
     try:
-        _serve(config, mountpoint, ready)
+        logs.set_up(config, background=False)
+        _serve(config, mountpoint, ready, reload)
     except AttachfsError as error:
         click.echo(f"attachfs: {error.reason}", err=True)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
 
-def run_background(config: Config, mountpoint: Path) -> int:
+def run_background(config: Config, mountpoint: Path, reload: Reload | None = None) -> int:
     """Mount in a process of its own; return once the mount answers or has failed, with the exit code."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)
-        os._exit(_child(config, mountpoint, writing))
+        os._exit(_child(config, mountpoint, writing, reload))
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
@@ -47,34 +60,15 @@ def run_background(config: Config, mountpoint: Path) -> int:
     return int(code) if code.isdigit() else 1
 
 
-def set_up_logging(config: Config, fallback: logging.Handler) -> None:
-    """Send the log to `--log-file`, or else to `fallback`.
-
-    Raises:
-        UsageError: the log file cannot be written.
-    """
-    handler = fallback
-    if config.log_file is not None:
-        try:
-            handler = logging.handlers.WatchedFileHandler(config.log_file, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"the log file {config.log_file} cannot be written: {error.strerror}") from error
-    if not isinstance(handler, logging.handlers.SysLogHandler):
-        handler.setFormatter(logging.Formatter(_FORMAT))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(config.log_level.upper())
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
+def _serve(config: Config, mountpoint: Path, ready: Callable[[], None], reload: Reload | None) -> None:
     import trio
 
     from attachfs.mount import serve
 
+    unmounting.clear_dead(mountpoint, config.source)
+    _let_predecessor_end(config, mountpoint)
     try:
-        trio.run(serve, config, mountpoint, ready)
+        trio.run(serve, config, mountpoint, ready, reload)
     except BaseExceptionGroup as group:
         error = first_of(group)
         if isinstance(error, AttachfsError):
@@ -82,7 +76,25 @@ def _serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
         raise
 
 
-def _child(config: Config, mountpoint: Path, pipe: int) -> int:
+def _let_predecessor_end(config: Config, mountpoint: Path) -> None:
+    """Wait for the process of a mount that was just unmounted here, which still holds the cache.
+
+    umount(8) returns as soon as the mount has left the tree, and `umount X && mount X` is what people do.
+    """
+    try:
+        pid, _, holder = (config.cache_dir / "lock").read_text(encoding="utf-8").partition("\n")
+        if holder.strip() != f"the mount {mountpoint}" or mount_at(mountpoint) is not None:
+            return
+        watch = os.pidfd_open(int(pid))
+    except (OSError, ValueError):
+        return  # there is no such process, or no such cache
+    try:
+        select.select([watch], [], [], _PREDECESSOR_ENDS_WITHIN)
+    finally:
+        os.close(watch)
+
+
+def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -> int:
     """Be the background process; say on `pipe` how the mount went."""
     os.setsid()
     os.chdir("/")
@@ -96,8 +108,8 @@ def _child(config: Config, mountpoint: Path, pipe: int) -> int:
         os.close(pipe)
 
     try:
-        set_up_logging(config, _background_handler())
-        _serve(config, mountpoint, ready)
+        logs.set_up(config, background=True)
+        _serve(config, mountpoint, ready, reload)
     except AttachfsError as error:
         log.error("%s", error.reason)  # noqa: TRY400 - the sentence is what matters
         _tell(pipe, 2 if isinstance(error, UsageError) else 1, error.reason)
@@ -114,13 +126,3 @@ def _tell(pipe: int, code: int, reason: str) -> None:
         os.write(pipe, f"{code} {reason}".encode())
     except OSError:
         return  # the mount had been up: the parent has gone, and the log has it
-
-
-def _background_handler() -> logging.Handler:
-    """Return a handler to the system's log (the journal listens there too), or to nowhere."""
-    logging.raiseExceptions = False  # there is nowhere to complain to
-    if not Path(_SYSLOG).is_socket():
-        return logging.NullHandler()
-    handler = logging.handlers.SysLogHandler(_SYSLOG)
-    handler.setFormatter(logging.Formatter("attachfs[%(process)d]: %(message)s"))
-    return handler

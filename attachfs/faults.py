@@ -1,8 +1,10 @@
 """What went wrong, told once: each fault is logged with its path and reason, repeats are counted."""
 
 import logging
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import Any
 
 from attachfs.errors import (
     AttachfsError,
@@ -22,6 +24,10 @@ _KEPT = 1024  # faults remembered
 _AGAIN = 300  # seconds after which the same fault is told again
 
 
+_LATEST = 10  # of them shown in a mount's figures
+_SHOWN = 500  # characters of a reason there
+
+
 class _Told:
     __slots__ = ("count", "since")
 
@@ -35,11 +41,14 @@ class FaultLog:
 
     Args:
         clock: seconds, monotonic.
+        wall: seconds since 1970.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._wall = wall
         self._told: OrderedDict[tuple[str, str], _Told] = OrderedDict()
+        self._latest: deque[dict[str, Any]] = deque(maxlen=_LATEST)
 
     def record(self, operation: str, path: str, error: AttachfsError) -> None:
         """Log a fault, unless the same one was logged lately; then count it."""
@@ -49,6 +58,15 @@ class FaultLog:
         key = (path, error.reason)
         told = self._told.get(key)
         now = self._clock()
+        self._latest.append(
+            {
+                "time": round(self._wall()),
+                "operation": operation,
+                "path": path,
+                "reason": error.reason[:_SHOWN],
+                "errno": errno_of(error),
+            }
+        )
         if told is not None and now - told.since < _AGAIN:
             told.count += 1
             return
@@ -56,9 +74,25 @@ class FaultLog:
         self._told[key] = _Told(now)
         self._told.move_to_end(key)
         if len(self._told) > _KEPT:
-            self._told.popitem(last=False)
+            (_, reason), oldest = self._told.popitem(last=False)
+            if oldest.count:
+                log.warning("%s (%d times more)", reason, oldest.count)
         level = logging.ERROR if isinstance(error, IntegrityError) else logging.WARNING
-        log.log(level, "%s %s: %s [errno %d]%s", operation, path, error.reason, errno_of(error), repeats)
+        number = errno_of(error)
+        log.log(
+            level,
+            "%s %s: %s [errno %d]%s",
+            operation,
+            path,
+            error.reason,
+            number,
+            repeats,
+            extra={"path": path, "errno": number},
+        )
+
+    def latest(self) -> list[dict[str, Any]]:
+        """Return the last faults, the newest last, ready for JSON."""
+        return list(self._latest)
 
     def flush(self) -> None:
         """Tell the counts that were not told."""

@@ -10,10 +10,13 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
 from attachfs.blobs import Blobs, OpenBlob
@@ -31,7 +34,7 @@ from attachfs.faults import FaultLog
 from attachfs.inodes import HandleTable, Inode, InodeTable
 from attachfs.model import AttachmentRef
 from attachfs.readahead import ReadAhead
-from attachfs.tree import Attributes, Directory, Tree, parent_of, path_of
+from attachfs.tree import Attributes, Directory, Place, Tree, parent_of, path_of
 from attachfs.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
 _FOREIGN_XATTRS = ("security.", "system.", "trusted.")
 STATUS_XATTR = "user.attachfs.status"
+_TOP = tuple(place.value for place in Place if place.value)
 CLAIM_PREFIX = "user.attachfs."
 
 
@@ -311,6 +315,22 @@ class Filesystem(pyfuse3.Operations):
             return f"{path}/{args[0].decode('utf-8', 'replace')!a}"
         return path or "/"
 
+    def retime(self, timeout: float, negative_ttl: float) -> None:
+        """Change how long answers may take, and how long absences are remembered."""
+        self._timeout = timeout
+        self._negative_ttl = negative_ttl
+
+    async def forget_metadata(self, mountpoint: Path) -> None:
+        """Let the kernel forget names and attributes; it keeps the bytes, which cannot change.
+
+        With a directory of the root goes all that is known below it, except what is in use; that is asked
+        for again when its time is over.
+        """
+        await trio.to_thread.run_sync(_kernel_forget, self.inodes.numbers())
+        for name in _TOP:  # looked up again, for those whose working directory it is
+            work = functools.partial(os.path.exists, mountpoint / name)
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
     def close(self) -> None:
         """Close what programs left open."""
         for file in self.files.values():
@@ -351,3 +371,13 @@ class Filesystem(pyfuse3.Operations):
         entry.st_ino = InodeT(0)
         entry.entry_timeout = min(seconds, 3600)
         return entry
+
+
+def _kernel_forget(numbers: Iterable[int]) -> None:
+    """Let the kernel forget the root's entries, what is below them, and live inodes' attributes. Blocks."""
+    for name in _TOP:
+        with suppress(OSError):  # it does not know it
+            pyfuse3.invalidate_entry(pyfuse3.ROOT_INODE, FileNameT(name.encode()))
+    for number in numbers:
+        with suppress(OSError):
+            pyfuse3.invalidate_inode(InodeT(number), attr_only=True)

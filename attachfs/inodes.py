@@ -60,6 +60,7 @@ class InodeTable:
         root = Inode(ROOT)
         root.lookups = 1  # the kernel never forgets the root
         self._inodes: dict[int, Inode] = {ROOT_INODE: root}
+        self._moved: dict[Node, int] = {}  # live nodes whose own number was taken when they came
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -79,9 +80,9 @@ class InodeTable:
         """Return the number for `node`, without counting a lookup."""
         if node == ROOT:
             return ROOT_INODE
-        digest = hashlib.blake2b(path_of(node).encode(), digest_size=8).digest()
-        # 63 bits, so that tools with signed numbers agree; 0 and 1 are taken.
-        number = int.from_bytes(digest, "big") >> 1
+        if self._moved and node in self._moved:
+            return self._moved[node]
+        number = _own_number(node)
         while number <= ROOT_INODE or ((inode := self._inodes.get(number)) and inode.node != node):
             number = (number + 1) % 2**63  # two live paths with one hash: the later one moves on
         return number
@@ -96,8 +97,14 @@ class InodeTable:
         inode = self._inodes.get(number)
         if inode is None:
             inode = self._inodes[number] = Inode(node)
+            if number != _own_number(node):
+                self._moved[node] = number
         inode.lookups += 1
         return number, inode
+
+    def numbers(self) -> list[int]:
+        """Return the live inodes' numbers."""
+        return list(self._inodes)
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """Take back lookups, as (number, count) pairs; an inode without any leaves the table."""
@@ -108,6 +115,13 @@ class InodeTable:
             inode.lookups -= count
             if inode.lookups <= 0 and number != ROOT_INODE:
                 del self._inodes[number]
+                self._moved.pop(inode.node, None)
+
+
+def _own_number(node: Node) -> int:
+    """Return the hash of the node's path: 63 bits, so that tools with signed numbers agree."""
+    digest = hashlib.blake2b(path_of(node).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 class HandleTable(Generic[H]):

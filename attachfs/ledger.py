@@ -273,21 +273,31 @@ class Ledger:
         Raises:
             AttachfsError: as the service answered.
         """
-        try:
-            return await self._current_record(ref)
-        except _COULD_NOT_ASK as error:
-            old = self._raw.get(ref)
-            if old is None:
-                raise
-            self._tell_stale(error)
-            return old.get()
+        whole = self._fresh(self._raw, ref)
+        if whole is None:
+            record = self.known_record(ref)
+            if (
+                record is not None
+                and isinstance(record.value, AttachfsError)
+                and self.clock() < record.expires
+            ):
+                raise record.value.with_traceback(None)
+            if isinstance(ref, AssetRef):
+                (await self._ask(self._assets, ref, self._parsed_asset(ref))).get()
+            else:
+                (await self._ask(self._events, ref, self._parsed_event(ref))).get()
+            whole = self._raw.get(ref)
+            if whole is None:
+                raise Unreachable(
+                    f"{ref.path}: its whole record was not seen before, and cannot be asked for"
+                )
+        return whole.get()
 
-    async def _current_record(self, ref: AssetRef | EventRef) -> bytes:
-        known = self._fresh(self._raw, ref)
-        if known is None:
-            body = await self._record_flights.do(ref, lambda: self._fetch_record(ref))
-            known = self._raw[ref] = self._good(body)
-        return known.get()
+    async def _record(self, ref: AssetRef | EventRef) -> bytes:
+        """Ask for a record now, and keep it for those who want the whole of it."""
+        body = await self._record_flights.do(ref, lambda: self._fetch_record(ref))
+        self._raw[ref] = self._good(body)
+        return body
 
     async def _fetch_record(self, ref: AssetRef | EventRef) -> bytes:
         if isinstance(ref, AssetRef):
@@ -295,15 +305,13 @@ class Ledger:
         return await self._source.event(ref)
 
     async def _parsed_asset(self, ref: AssetRef) -> Asset:
-        asset = model.parse_asset(
-            model.decode(await self._current_record(ref), ref.path), ref, _note(ref.path)
-        )
+        asset = model.parse_asset(model.decode(await self._record(ref), ref.path), ref, _note(ref.path))
         if asset is None:
             raise BadAnswer(f"{ref.path}: the answer is about another asset")
         return asset
 
     async def _parsed_event(self, ref: EventRef) -> Event:
-        record = model.decode(await self._current_record(ref), ref.path)
+        record = model.decode(await self._record(ref), ref.path)
         found = model.parse_event(record, ref.asset, _note(ref.path))
         if found is None or found[1].id != ref.event:
             raise BadAnswer(f"{ref.path}: the answer is about another event")
@@ -357,6 +365,12 @@ class Ledger:
             return await self._events_page(asset, token)
 
         return self._listing(asset, fetch, f"{asset.path}/events")
+
+    def retime(self, metadata_ttl: float, negative_ttl: float, stale_ttl: float) -> None:
+        """Change for how long what is learned from now on is good."""
+        self._ttl = metadata_ttl
+        self._negative_ttl = negative_ttl
+        self._stale_ttl = max(stale_ttl, metadata_ttl)
 
     def forget(self) -> None:
         """Drop everything that is remembered."""

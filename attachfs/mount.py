@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -17,18 +16,21 @@ import trio
 
 from attachfs import __version__, credentials
 from attachfs.api import Client, open_http
-from attachfs.auth import ClientCredentials
+from attachfs.auth import Auth, ClientCredentials
 from attachfs.blobs import Blobs
 from attachfs.cache import DiskCache
 from attachfs.config import Config
+from attachfs.control import Control
 from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unexpected, Unreachable, first_of
 from attachfs.faults import FaultLog
 from attachfs.fs import Filesystem, Ownership
 from attachfs.ledger import Ledger
 from attachfs.memory import Memory, OfflineSource, RememberingSource
 from attachfs.mounts import SUBTYPE, check_mountpoint
+from attachfs.notify import Notifier
 from attachfs.pins import Pins
 from attachfs.readahead import ReadAhead
+from attachfs.secretfile import Secret
 from attachfs.tree import Tree
 from attachfs.waiting import WaitingRoom
 
@@ -40,8 +42,19 @@ _MAX_TASKS = 1024
 _IDLE_TASKS = 8
 
 
-async def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> None:
+async def serve(
+    config: Config,
+    mountpoint: Path,
+    ready: Callable[[], None],
+    reload: Callable[[], Config] | None = None,
+) -> None:
     """Mount, call `ready` once the mount answers, and serve until it is unmounted or a signal comes.
+
+    Args:
+        config: the settings.
+        mountpoint: an absolute path.
+        ready: called once the mount answers.
+        reload: reads the settings again, on SIGHUP.
 
     Raises:
         UsageError: the mount point, the cache or the credentials cannot be used.
@@ -61,25 +74,27 @@ async def serve(config: Config, mountpoint: Path, ready: Callable[[], None]) -> 
         disk.callback(cache.close)
         pins = Pins(config.state_dir / "pins.sqlite")
         disk.callback(pins.close)
-        async with _filesystem(config, cache, pins) as (filesystem, tasks):
+        async with _filesystem(config, mountpoint, cache, pins, reload) as (filesystem, control, tasks):
             tasks.start_soon(functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True))
-            await _mounted(filesystem, config, mountpoint, ready)
+            await _mounted(filesystem, control, config, mountpoint, ready)
             tasks.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def _filesystem(
-    config: Config, cache: DiskCache, pins: Pins
-) -> AsyncIterator[tuple[Filesystem, trio.Nursery]]:
+    config: Config, mountpoint: Path, cache: DiskCache, pins: Pins, reload: Callable[[], Config] | None
+) -> AsyncIterator[tuple[Filesystem, Control, trio.Nursery]]:
     """Make every layer, each from those below it."""
     born = time.time_ns()
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(
             open_http(ca_file=config.ca_file, max_connections=config.max_connections)
         )
-        auth = credentials.choose(
-            config, lambda client_id, secret: ClientCredentials(client_id, secret, config.url, http)
-        )
+
+        def log_in(client_id: str, secret: Path | Secret) -> Auth:
+            return ClientCredentials(client_id, secret, config.url, http)
+
+        auth = credentials.choose(config, log_in)
         try:
             if not config.offline:
                 await auth.header()  # credentials that cannot be used are told before the mount is there
@@ -113,6 +128,11 @@ async def _filesystem(
         )
         waiting = WaitingRoom()
         tasks.start_soon(waiting.watch)
+
+        def figures() -> bytes:
+            about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
+            return _status(control.config, about, client, ledger, memory, blobs, cache, filesystem)
+
         filesystem = Filesystem(
             Tree(ledger, config.url, born),
             blobs,
@@ -122,19 +142,32 @@ async def _filesystem(
             Ownership(config.uid, config.gid, config.umask),
             timeout=config.timeout,
             negative_ttl=config.negative_ttl,
-            status=lambda: _status(config, born, client, ledger, memory, blobs, cache, filesystem),
+            status=figures,
+        )
+        control = Control(
+            config,
+            mountpoint,
+            reload,
+            log_in,
+            client=client,
+            ledger=ledger,
+            blobs=blobs,
+            filesystem=filesystem,
+            notifier=Notifier(),
+            figures=figures,
         )
         try:
-            yield filesystem, tasks
+            yield filesystem, control, tasks
         finally:
             filesystem.close()
             tasks.cancel_scope.cancel()
 
 
 async def _mounted(
-    filesystem: Filesystem, config: Config, mountpoint: Path, ready: Callable[[], None]
+    filesystem: Filesystem, control: Control, config: Config, mountpoint: Path, ready: Callable[[], None]
 ) -> None:
-    options = {"ro", "default_permissions", f"fsname={config.url}", f"subtype={SUBTYPE}"}
+    source = config.source.replace("\\", r"\\").replace(",", r"\,")
+    options = {"ro", "default_permissions", f"fsname={source}", f"subtype={SUBTYPE}"}
     if config.allow_other:
         options.add("allow_other")
     try:
@@ -148,8 +181,8 @@ async def _mounted(
         log.warning("--verify=off: bytes are served without being compared with the ledger")
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-            nursery.start_soon(_announce, mountpoint, ready)
+            nursery.start_soon(control.run, nursery.cancel_scope)
+            nursery.start_soon(_announce, mountpoint, control, ready)
             await pyfuse3.main(_IDLE_TASKS, _MAX_TASKS)
             nursery.cancel_scope.cancel()
     except* OSError as group:
@@ -161,22 +194,16 @@ async def _mounted(
     log.info("%s is unmounted", mountpoint)
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            scope.cancel()
-
-
-async def _announce(mountpoint: Path, ready: Callable[[], None]) -> None:
+async def _announce(mountpoint: Path, control: Control, ready: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(os.statvfs, str(mountpoint), abandon_on_cancel=True)
     log.info("%s is mounted", mountpoint)
     ready()
+    control.ready()
 
 
 def _status(
     config: Config,
-    born_ns: int,
+    about: dict[str, Any],
     client: Client,
     ledger: Ledger,
     memory: Memory,
@@ -188,8 +215,11 @@ def _status(
     figures: dict[str, Any] = {
         "version": __version__,
         "pid": os.getpid(),
-        "uptime_s": round((time.time_ns() - born_ns) / 1e9, 1),
+        **about,
         "url": config.url,
+        "profile": config.profile,
+        "credentials": credentials.describe(config),
+        "scan_policy": config.scan_policy,
         "verify": config.verify,
         "open_files": len(filesystem.files),
         "open_directories": len(filesystem.directories),
@@ -202,5 +232,6 @@ def _status(
         "memory": memory.figures(),
         "cache": dataclasses.asdict(cache.stats()),
         "requests": client.figures(),
+        "last_errors": filesystem.faults.latest(),
     }
     return json.dumps(figures).encode()

@@ -1,29 +1,31 @@
-"""What is mounted where: reading /proc/self/mountinfo, and taking a mount down."""
+"""What is mounted where: reading /proc/self/mountinfo, and which places can be mounted on."""
 
 import errno
 import json
 import os
 import re
-import select
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attachfs.errors import AttachfsError, UsageError
+from attachfs.errors import UsageError
 
 SUBTYPE = "attachfs"
 _FSTYPE = f"fuse.{SUBTYPE}"
-_ENDS_WITHIN = 20.0  # seconds a daemon may take to close its files once it has been unmounted
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo: the mount point, the type, the source, and the FUSE connection's number."""
+    """One line of mountinfo: the mount point, the type, the source, and the device.
+
+    A FUSE connection's number is its device's minor one. `user_id` is who mounted, None where it is not said.
+    """
 
     point: Path
     fstype: str
     source: str
     device_minor: int
+    device_major: int = 0
+    mount_id: int = 0
+    user_id: int | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -34,12 +36,25 @@ class Mount(NamedTuple):
 def mounts() -> list[Mount]:
     """Return what is mounted, in the order in which it was; see proc_pid_mountinfo(5)."""
     found = []
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    # As bytes: a carriage return in a name is no end of a line.
+    text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
     for line in text.split("\n")[:-1]:
         before, _, after = line.partition(" - ")
         fields, tail = before.split(" "), after.split(" ")
         point = Path(_unescape(fields[4]))
-        found.append(Mount(point, tail[0], _unescape(tail[1]), int(fields[2].split(":")[1])))
+        major, minor = fields[2].split(":")
+        user = re.search(r"(?:^|,)user_id=(\d+)", tail[2] if len(tail) > 2 else "")
+        found.append(
+            Mount(
+                point,
+                tail[0],
+                _unescape(tail[1]),
+                int(minor),
+                int(major),
+                int(fields[0]),
+                int(user[1]) if user else None,
+            )
+        )
     return found
 
 
@@ -105,50 +120,6 @@ def check_mountpoint(point: Path, kept_outside: dict[str, Path | None]) -> None:
     for name, path in kept_outside.items():
         if path is not None and Path(os.path.realpath(path)).is_relative_to(resolved):
             raise UsageError(f"{name} {path} is below the mount point {point}: choose another place for it")
-
-
-def unmount(point: Path, *, lazy: bool = False) -> None:
-    """Take down the attachfs mount at `point` and wait for its daemon to end.
-
-    Raises:
-        UsageError: no attachfs mount is there.
-        AttachfsError: it is busy, or may not be unmounted.
-    """
-    there = mount_at(point)
-    if there is None or not there.is_ours:
-        raise UsageError(f"{point} is not an attachfs mount")
-    pid = _daemon(point)
-    watch = os.pidfd_open(pid) if pid is not None else None
-    command = ["umount"] if os.getuid() == 0 else [shutil.which("fusermount3") or "fusermount3", "-u"]
-    if lazy:
-        command.append("-l" if os.getuid() == 0 else "-z")
-    try:
-        done = subprocess.run([*command, str(point)], capture_output=True, text=True, check=False)  # noqa: S603 - fixed words and a path
-        if done.returncode != 0:
-            reason = done.stderr.strip() or f"{command[0]} exited with {done.returncode}"
-            hint = "" if lazy else f"; if a program keeps it busy: attachfs umount --lazy {point}"
-            raise AttachfsError(f"cannot unmount {point}: {reason}{hint}")
-        if watch is not None and not lazy:
-            select.select([watch], [], [], _ENDS_WITHIN)  # readable once the process has ended
-    finally:
-        if watch is not None:
-            os.close(watch)
-
-
-def _daemon(point: Path) -> int | None:
-    """Return the daemon's process id, which the mount itself tells."""
-    try:
-        status = os.getxattr(point, "user.attachfs.status")
-    except OSError:
-        return None
-    found = re.search(rb'"pid":\s*(\d+)', status)
-    pid = int(found[1]) if found else None
-    try:
-        if pid is not None:
-            os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return None
-    return pid
 
 
 def _unescape(text: str) -> str:

@@ -118,6 +118,10 @@ class Transport:
         self.circuit = Circuit(clock, wall)
         self.stats = Stats()
 
+    def authenticate(self, auth: Auth) -> None:
+        """Use other credentials from now on."""
+        self._auth = auth
+
     async def fetch(self, ask: Ask, limit: int) -> bytes:
         """Return a whole body of at most `limit` bytes, within the timeout.
 

@@ -1,6 +1,7 @@
 """`attachfs demo`: the demo ledger in a child, a mount of it here, and a tour of commands to try."""
 
 import dataclasses
+import os
 import shlex
 import shutil
 import sys
@@ -41,6 +42,7 @@ def run(mountpoint: Path | None) -> int:
             "cache_size": "1G",
             "cache_min_free": "0",
             "log_file": str(kept / "log"),
+            "config": os.devnull,
         }
         settings = dataclasses.replace(config.load(given, environ={}), state_dir=kept / "state")
         code = daemon.run_foreground(settings, point, lambda: _show(point, server, kept / "log"))

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from attachfs import mounts
+from attachfs import mounts, unmounting
 from attachfs.errors import UsageError
 from attachfs.mounts import Mount, check_mountpoint, is_dead, mount_above, mount_at, real_path
 
 MOUNTINFO = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 22 21 0:20 / /proc rw,nosuid - proc proc rw
-40 21 0:50 / /mnt/a\\040b rw shared:7 master:1 - fuse.attachfs https://a.example/x\\040y ro
+40 21 0:50 / /mnt/a\\040b rw shared:7 master:1 - fuse.attachfs https://a.example/x\\040y ro,user_id=1000,group_id=7
 41 21 0:51 / /mnt/tab\\011new\\012back\\134slash rw - tmpfs none rw
 42 21 0:52 /sub /mnt rw propagate_from:2 - fuse.sshfs host:/x rw
 43 21 0:53 / /mnt rw - fuse.attachfs https://b.example rw
@@ -45,15 +45,19 @@ def test_octal_escapes_are_undone_once(text: str, plain: str) -> None:
 @pytest.mark.usefixtures("mountinfo")
 class TestMountinfo:
     def test_every_line_is_a_mount(self) -> None:
-        assert mounts.mounts() == [
-            Mount(Path("/"), "ext4", "/dev/sda1", 1),
-            Mount(Path("/proc"), "proc", "proc", 20),
-            Mount(Path("/mnt/a b"), "fuse.attachfs", "https://a.example/x y", 50),
-            Mount(Path("/mnt/tab\tnew\nback\\slash"), "tmpfs", "none", 51),
-            Mount(Path("/mnt"), "fuse.sshfs", "host:/x", 52),
-            Mount(Path("/mnt"), "fuse.attachfs", "https://b.example", 53),
-            Mount(Path("/ünï"), "tmpfs", "", 54),
+        assert [mount[:4] for mount in mounts.mounts()] == [
+            (Path("/"), "ext4", "/dev/sda1", 1),
+            (Path("/proc"), "proc", "proc", 20),
+            (Path("/mnt/a b"), "fuse.attachfs", "https://a.example/x y", 50),
+            (Path("/mnt/tab\tnew\nback\\slash"), "tmpfs", "none", 51),
+            (Path("/mnt"), "fuse.sshfs", "host:/x", 52),
+            (Path("/mnt"), "fuse.attachfs", "https://b.example", 53),
+            (Path("/ünï"), "tmpfs", "", 54),
         ]
+
+    def test_the_device_the_mounts_number_and_who_mounted(self) -> None:
+        found = [(m.device_major, m.mount_id, m.user_id) for m in mounts.mounts()]
+        assert found[:3] == [(8, 21, None), (0, 22, None), (0, 40, 1000)]
 
     def test_ours_are_known_by_their_type(self) -> None:
         assert [mount.device_minor for mount in mounts.mounts() if mount.is_ours] == [50, 53]
@@ -137,7 +141,7 @@ class TestMountpoint:
 
     def test_unmounting_what_is_none_of_ours(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="not an attachfs mount"):
-            mounts.unmount(tmp_path)
+            unmounting.unmount(tmp_path)
 
     @pytest.mark.skipif(os.getuid() == 0, reason="root may mount anywhere")
     def test_somebody_elses_directory(self) -> None:
