@@ -99,6 +99,9 @@ class BlobBody:
             except BadAnswer as error:
                 self.broken = self._answer.body.broken
                 raise BadAnswer(f"{error.reason} (after {self.offset + self.received} bytes)") from error
+            finally:
+                # Only waiting is counted: how long the caller takes between pieces is its own affair.
+                self.patience = max(0.0, self.patience - (self._clock() - began))
         if scope.cancelled_caught:
             raise TimedOut(
                 f"{self._what}: less than {_MIN_PROGRESS} bytes came within {self._timeout:g} s, "
@@ -112,8 +115,6 @@ class BlobBody:
                     f"{self.end} were announced"
                 )
             raise StopAsyncIteration
-        # Only waiting is counted: how long the caller takes between pieces is its own affair.
-        self.patience = max(0.0, self.patience - (self._clock() - began))
         self._progress += len(piece)
         if self._progress >= _MIN_PROGRESS:
             self._progress = 0

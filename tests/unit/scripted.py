@@ -45,11 +45,10 @@ class Service:
         answer = step if isinstance(step, httpx.Response) else step(request)
         if inspect.isawaitable(answer):
             answer = await answer
-        if isinstance(answer.stream, httpx.ByteStream):
-            # Made from content, it counts as read, and can be read once only. Over the wire it would not.
-            stream = Pieces(answer.content)
-            return httpx.Response(answer.status_code, headers=answer.headers, stream=stream)
-        return answer
+        # A response can be read once only, and one made from content counts as read already.
+        made_from_content = isinstance(answer.stream, httpx.ByteStream)
+        stream = Pieces(answer.content) if made_from_content else answer.stream
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=stream)
 
     @property
     def paths(self) -> list[str]:

@@ -441,12 +441,14 @@ async def test_another_host_s_404_does_not_mean_that_the_ledger_has_nothing(
 async def test_a_429_stops_everybody_for_as_long_as_it_says(clock: MockClock) -> None:
     limited = httpx.Response(429, headers={"Archivist-Rate-Limit-Reset": "5.5"})
     service = Service(limited, OK)
+    clock.autojump_threshold = float("inf")
     async with client_of(service, max_connections=8) as client, trio.open_nursery() as nursery:
         nursery.start_soon(client.info, file_ref(0))
         await wait_all_tasks_blocked()
         for number in range(1, 5):
             nursery.start_soon(client.info, file_ref(number))
         await wait_all_tasks_blocked()
+        clock.autojump_threshold = 0
         assert len(service.requests) == 1
         assert client.figures()["rate_limited_for_s"] > 0
         assert client.transport.limiter.limit == 4
@@ -509,6 +511,7 @@ async def test_hundreds_of_slow_downloads_do_not_keep_metadata_waiting(clock: Mo
                     pass
             done.append(number)
 
+        clock.autojump_threshold = float("inf")
         for number in range(200):
             nursery.start_soon(download, number)
         await wait_all_tasks_blocked()
@@ -517,6 +520,7 @@ async def test_hundreds_of_slow_downloads_do_not_keep_metadata_waiting(clock: Mo
         for number in range(100):
             await client.info(file_ref(number))
         assert clock.current_time() == began
+        clock.autojump_threshold = 0
     # Waiting for a slot is not stalling: all of them come in the end, after far more than the timeout.
     assert len(done) == 200
     assert clock.current_time() > 200
@@ -551,6 +555,7 @@ async def test_a_probe_that_stalls_lets_nobody_else_wait(clock: MockClock) -> No
         await outcome(client)
         await outcome(client)
         clock.jump(1)
+        clock.autojump_threshold = float("inf")  # or it would jump to the probe's deadline
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outcome, client)
             await wait_all_tasks_blocked()
