@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import trio
 
 from attachfs.cache import CachedBlob, Writer
-from attachfs.errors import AttachfsError, BadAnswer, IntegrityError, Unexpected, first_of
+from attachfs.errors import AttachfsError, BadAnswer, IntegrityError, NoRoom, Unexpected, first_of
 from attachfs.model import AttachmentRef, Digest
 from attachfs.quarantine import QuarantineNote
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 # and a request that touches it waits: no page that the kernel holds before the verdict contains a
 # withheld byte, however far it reads ahead.
 WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
-_BATCH = 2**20  # bytes hashed and written at a time
-_BATCHES = 2  # batches waiting to be stored while the next is received
+_BATCH = 2**20  # bytes hashed and written at a time, at most
+_WAITING = 64  # pieces (of 64 KiB at most, as they leave the socket) that wait to be stored
 
 
 class Chunk(Protocol):
@@ -71,6 +71,7 @@ class Download:
         self.written = 0  # bytes stored, from 0 on, in order
         self._reader: CachedBlob | None = None  # followers' own view, open until the last has left
         self.verified = False
+        self.refs: set[AttachmentRef] = {ref}  # all attachments that are read through it
         self.error: AttachfsError | None = None
         self._limit = size if expected is None else max(0, size - 1) // WITHHELD * WITHHELD
         self._hash = hashlib.new(expected.alg if expected else "sha256")
@@ -79,6 +80,7 @@ class Download:
         self._followers = 0
         self.abandoned = False  # nobody followed it any more: it must not be joined again
         self._landed = False
+        self._spill: Callable[[], Writer]
         self._scope = trio.CancelScope()
         self._progress = trio.Event()
 
@@ -132,13 +134,22 @@ class Download:
 
     # -- the download ------------------------------------------------------------------------------
 
-    async def run(self, room: Callable[[], Awaitable[Writer]], source: ChunkSource) -> None:
+    async def run(
+        self,
+        room: Callable[[], Awaitable[Writer]],
+        spill: Callable[[], Writer],
+        source: ChunkSource,
+        settle: Callable[[], Awaitable[None]],
+    ) -> None:
         """Fetch, verify and admit. Never raises: followers find the outcome here.
 
         Args:
             room: returns where the bytes go.
+            spill: returns where they go if that fails on the way; called in a thread.
             source: returns the bytes.
+            settle: is awaited once all bytes are right, before the last of them are handed out.
         """
+        self._spill = spill
         try:
             with self._scope:
                 self._writer = await room()
@@ -146,6 +157,9 @@ class Download:
                 async with source.download(self.ref, self.size) as chunks:
                     await self._pipe(chunks)
                 await trio.to_thread.run_sync(self._conclude)
+                await settle()
+                # Nobody vouches for bytes without a recorded digest.
+                self.verified = self.expected is not None
         except* Exception as group:
             error = first_of(group)
             if not isinstance(error, AttachfsError):
@@ -166,32 +180,24 @@ class Download:
 
     async def _pipe(self, chunks: Chunks) -> None:
         """Receive and store side by side."""
-        send, receive = trio.open_memory_channel[tuple[int, bytes]](_BATCHES)
+        send, receive = trio.open_memory_channel[Chunk](_WAITING)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._store, receive)
             async with send:
-                start, batch, held = 0, list[bytes](), 0
                 async for chunk in chunks:
-                    if batch and chunk.offset != start + held:
-                        await send.send((start, b"".join(batch)))
-                        batch, held = [], 0
-                    if not batch:
-                        start = chunk.offset
-                    batch.append(chunk.data)
-                    held += len(chunk.data)
-                    # A full batch, or less if the one who stores has nothing to do: a reader may wait for it.
-                    if held >= _BATCH or send.statistics().tasks_waiting_receive:
-                        await send.send((start, b"".join(batch)))
-                        batch, held = [], 0
-                if batch:
-                    await send.send((start, b"".join(batch)))
+                    await send.send(chunk)
 
-    async def _store(self, receive: trio.MemoryReceiveChannel[tuple[int, bytes]]) -> None:
+    async def _store(self, receive: trio.MemoryReceiveChannel[Chunk]) -> None:
+        """Store what has come, as much at a time as is there: a reader may be waiting for the last of it."""
         async with receive:
-            async for offset, data in receive:
-                await trio.to_thread.run_sync(self._put, offset, data)
-                self.written = max(self.written, offset + len(data))
-                self._tick()
+            async for first in receive:
+                following: Chunk | None = first
+                while following is not None:
+                    batch, following = _contiguous(following, receive)
+                    offset, data = batch[0].offset, b"".join(chunk.data for chunk in batch)
+                    await trio.to_thread.run_sync(self._put, offset, data)
+                    self.written = max(self.written, offset + len(data))
+                    self._tick()
 
     def _put(self, offset: int, data: bytes) -> None:
         """Hash and write a batch. What a transfer that began anew repeats must be the same."""
@@ -205,9 +211,35 @@ class Download:
                 raise BadAnswer(f"{self.ref.path}: the service sent other bytes the second time")
             data = data[again:]
             offset = self.written
-        if data:
-            self._hash.update(data)
+        if not data:
+            return
+        self._hash.update(data)
+        try:
             self._writer.write(data, offset)
+        except NoRoom as error:
+            self._relocate(error)
+            self._writer.write(data, offset)
+
+    def _relocate(self, error: AttachfsError) -> None:
+        """Go on in a temporary file: the disk would not take what had been reserved."""
+        before = self._writer
+        assert before is not None
+        if before.spilled:
+            raise error
+        log.info("%s goes on in a temporary file: %s", self.ref.path, error.reason)
+        after = self._spill()
+        try:
+            for offset in range(0, self.written, _BATCH):
+                after.write(self.pread(min(_BATCH, self.written - offset), offset), offset)
+            reader = after.dup_reader()
+        except BaseException:
+            after.abort()
+            raise
+        self._writer = after
+        self._reader, old = reader, self._reader
+        if old is not None:
+            old.close()
+        before.abort()
 
     def _conclude(self) -> None:
         """Compare what came with what is recorded, and admit it or put it aside. Runs in a thread."""
@@ -219,14 +251,19 @@ class Download:
             raise BadAnswer(f"{self.ref.path}: {reason}")
         if expected is None:
             self._cached = self._writer.admit(Digest("sha256", self._hash.hexdigest()))
-            # `verified` opens the reads; nobody vouches for these bytes, so it stays False.
             return
         if self._hash.hexdigest() != expected.hex:
             reason = f"the bytes do not match the record: expected {expected}, got {self._hash.hexdigest()}"
             self._put_aside(reason)
             raise IntegrityError(f"{self.ref.path}: {reason}")
-        self._cached = self._writer.admit(expected)
-        self.verified = True
+        try:
+            self._cached = self._writer.admit(expected)
+        except (NoRoom, Unexpected) as error:
+            # Not on the disk for good: what was kept is copied, and believed only if it is right again.
+            self._relocate(error)
+            if _digest(self._writer, expected.alg) != expected.hex:
+                raise Unexpected(f"{self.ref.path}: the disk lost what was written to it") from error
+            self._cached = self._writer.admit(expected)
 
     def _put_aside(self, reason: str) -> None:
         assert self._writer is not None
@@ -258,6 +295,28 @@ class Download:
         if self._cached is not None:
             self._cached.close()
             self._cached = None
+
+
+def _contiguous(first: Chunk, receive: trio.MemoryReceiveChannel[Chunk]) -> tuple[list[Chunk], Chunk | None]:
+    """Return the pieces that follow `first` and have come already, and one that does not follow, if any."""
+    batch, end = [first], first.offset + len(first.data)
+    while end - first.offset < _BATCH:
+        try:
+            chunk = receive.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            break
+        if chunk.offset != end:
+            return batch, chunk
+        batch.append(chunk)
+        end += len(chunk.data)
+    return batch, None
+
+
+def _digest(writer: Writer, algorithm: str) -> str:
+    digest = hashlib.new(algorithm)
+    for offset in range(0, writer.size, _BATCH):
+        digest.update(writer.pread(min(_BATCH, writer.size - offset), offset))
+    return digest.hexdigest()
 
 
 def pread_nowait(fd: int, size: int, offset: int) -> bytes | None:

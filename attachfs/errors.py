@@ -123,7 +123,7 @@ def errno_of(error: BaseException) -> int:
 
 def first_of(error: BaseException) -> BaseException:
     """Return the exception inside groups of one; of a larger group the first that is ours, or the first."""
-    while isinstance(error, BaseExceptionGroup):
-        ours = [e for e in error.exceptions if isinstance(e, AttachfsError | BaseExceptionGroup)]
-        error = (ours or error.exceptions)[0]
-    return error
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    inner = [first_of(one) for one in error.exceptions]
+    return next((one for one in inner if isinstance(one, AttachfsError)), inner[0])

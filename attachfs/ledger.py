@@ -276,21 +276,15 @@ class Ledger:
         whole = self._fresh(self._raw, ref)
         if whole is None:
             record = self.known_record(ref)
-            if (
-                record is not None
-                and isinstance(record.value, AttachfsError)
-                and self.clock() < record.expires
-            ):
-                raise record.value.with_traceback(None)
+            if record is not None and self.clock() < record.expires:
+                record.get()  # a refusal is remembered
             if isinstance(ref, AssetRef):
                 (await self._ask(self._assets, ref, self._parsed_asset(ref))).get()
             else:
                 (await self._ask(self._events, ref, self._parsed_event(ref))).get()
             whole = self._raw.get(ref)
             if whole is None:
-                raise Unreachable(
-                    f"{ref.path}: its whole record was not seen before, and cannot be asked for"
-                )
+                raise Unreachable(f"{ref.path}: its whole record was not seen, and cannot be asked for")
         return whole.get()
 
     async def _record(self, ref: AssetRef | EventRef) -> bytes:

@@ -30,6 +30,7 @@ _ASSET_RE = re.compile(rf"(?:public)?assets/({_UUID})")
 _EVENT_RE = re.compile(rf"(?:public)?assets/({_UUID})/events/({_UUID})")
 
 _ALGORITHMS = {"sha256": "sha256", "sha384": "sha384", "sha512": "sha512"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SIZE = 2**63 - 1  # loff_t; the kernel cannot express a larger st_size
 _MAX_TEXT = 200  # characters of foreign text quoted in a message
 
@@ -171,9 +172,10 @@ def parse_time_ns(value: object) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     try:
-        return max(0, int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000)
-    except (OverflowError, ValueError):
+        since = moment - _EPOCH
+    except OverflowError:
         return 0
+    return max(0, ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000)
 
 
 def decode(raw: bytes, what: str) -> dict[str, Any]:
@@ -325,13 +327,14 @@ def flatten(raw: bytes, what: str) -> dict[str, str]:
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, dict) and value:
             for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+                walk(f"{prefix}.{key}", inner)
         elif isinstance(value, str):
             fields[prefix] = value
         else:
             fields[prefix] = "" if value is None else msgspec.json.encode(value).decode()
 
-    walk("", decode(raw, what))
+    for key, value in decode(raw, what).items():
+        walk(key, value)
     return fields
 
 

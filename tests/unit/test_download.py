@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from attachfs.cache import DiskCache, Writer
+from attachfs.cache import CachedBlob, DiskCache, Writer
 from attachfs.download import WITHHELD, Download, pread_nowait
 from attachfs.errors import BadAnswer, IntegrityError, NoRoom, Unexpected, Unreachable
 from attachfs.model import Digest
@@ -51,6 +51,10 @@ def cache(tmp_path: Path) -> Iterator[DiskCache]:
     cache.close()
 
 
+async def settled() -> None:
+    """Have nothing to do once the bytes are right."""
+
+
 class Running:
     """A download under way, with the follower that keeps it so."""
 
@@ -63,9 +67,12 @@ class Running:
         nursery.start_soon(self._run)
 
     async def _run(self) -> None:
-        await self.download.run(self._room, self.source)
+        await self.download.run(self._room, self._spill, self.source, settled)
         self.download.landed()
         self.ended.set()
+
+    def _spill(self) -> Writer:
+        return self._cache.spill(self.download.size)
 
     async def _room(self) -> Writer:
         if self.download.expected is None:
@@ -277,14 +284,14 @@ class TestFailures:
         running.download.leave()
         assert "failed for a reason of its own" in caplog.text
 
-    async def test_no_room_is_told(self, nursery: trio.Nursery) -> None:
+    async def test_no_room_is_told(self, nursery: trio.Nursery, cache: DiskCache) -> None:
         async def room() -> Writer:
             raise NoRoom("full")
 
         source = FakeBytes()
         download = Download(REF, digest_of(DATA), len(DATA))
         download.join()
-        await download.run(room, source)
+        await download.run(room, lambda: cache.spill(len(DATA)), source, settled)
         download.landed()
         with pytest.raises(NoRoom):
             await download.finished()
@@ -377,3 +384,44 @@ class TestReadWithoutWaiting:
 
     def test_a_descriptor_that_is_closed(self) -> None:
         assert pread_nowait(-1, 1, 0) is None
+
+
+class TestFullDisk:
+    async def test_a_download_goes_on_in_a_temporary_file_when_the_disk_takes_no_more(
+        self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = Writer.write
+
+        def full(writer: Writer, data: bytes, offset: int) -> None:
+            if offset + len(data) > LIMIT // 2 and not writer.spilled:
+                raise NoRoom("the disk is full")
+            write(writer, data, offset)
+
+        monkeypatch.setattr(Writer, "write", full)
+        transfer = await running.transfer()
+        transfer.put(*(DATA[start : start + 65536] for start in range(0, len(DATA), 65536)))
+        transfer.end()
+        await running.download.finished()
+        assert running.download.pread(len(DATA), 0) == DATA
+        assert cache.stats().blobs == 0
+        running.download.leave()
+        assert left_over(cache) == (0, 0, 0, 0)
+
+    async def test_a_blob_that_could_not_be_admitted_is_verified_again_from_a_temporary_file(
+        self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        admit = Writer.admit
+
+        def failing(writer: Writer, digest: Digest) -> CachedBlob:
+            if not writer.spilled:
+                raise Unexpected("fsync failed")
+            return admit(writer, digest)
+
+        monkeypatch.setattr(Writer, "admit", failing)
+        transfer = await running.transfer()
+        transfer.put(DATA)
+        transfer.end()
+        await running.download.finished()
+        assert running.download.pread(len(DATA), 0) == DATA
+        running.download.leave()
+        assert left_over(cache) == (0, 0, 0, 0)

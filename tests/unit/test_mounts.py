@@ -22,7 +22,7 @@ MOUNTINFO = """\
 
 @pytest.fixture
 def mountinfo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: MOUNTINFO)
+    monkeypatch.setattr(Path, "read_bytes", lambda *_, **__: MOUNTINFO.encode())
 
 
 @pytest.mark.parametrize(
