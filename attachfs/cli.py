@@ -55,6 +55,14 @@ class _Commands(click.Group):
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # mount.fuse(8), behind `mount -t fuse.attachfs`, runs `attachfs SOURCE /MOUNTPOINT -o …`.
+        if len(args) > 1 and args[0] not in self.commands and args[0][0:1] != "-" and args[1][0:1] == "/":
+            from attachfs import helper
+
+            ctx.exit(helper.main(args))
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -185,7 +193,7 @@ def manifest(paths: tuple[Path, ...], as_json: bool) -> None:
     sys.exit(command.run(paths, as_json=as_json))
 
 
-_cache_options = locating_options("url", "cache-dir", "cache-size", "cache-min-free")
+_cache_options = locating_options("url", "cache-dir", "cache-size", "cache-min-free", "profile", "config")
 
 
 @main.group()
@@ -318,3 +326,10 @@ def demo(mountpoint: Path | None) -> None:
     from attachfs.demo import tour
 
     sys.exit(tour.run(mountpoint))
+
+
+def mount_helper() -> None:
+    """Be mount(8)'s helper; see helper.py."""
+    from attachfs import helper
+
+    sys.exit(helper.main())

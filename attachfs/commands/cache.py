@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +44,14 @@ def holder(root: Path) -> Holder | None:
     try:
         pid, _, rest = lock.read_text(encoding="utf-8", errors="replace").partition("\n")
         number = int(pid)
-        opened = [link.readlink() for link in Path(f"/proc/{number}/fd").iterdir()]
+        links = list(Path(f"/proc/{number}/fd").iterdir())
     except (OSError, ValueError):
         return None
-    return Holder(number, rest.strip()) if lock in opened else None
+    for link in links:
+        with suppress(OSError):  # closed meanwhile
+            if link.readlink() == lock:
+                return Holder(number, rest.strip())
+    return None
 
 
 @contextmanager

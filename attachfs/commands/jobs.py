@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
@@ -13,7 +13,7 @@ R = TypeVar("R")
 _AHEAD = 1000  # items begun or queued before the result of the first of them is there
 
 
-def in_order(items: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterator[R]:
+def in_order(items: Iterable[T], work: Callable[[T], R], jobs: int) -> Generator[R, None, None]:
     """Yield `work(item)` for each item, in the items' order, doing `jobs` at a time.
 
     The threads are daemons: one that waits for a file on a mount cannot be interrupted, and would keep the
