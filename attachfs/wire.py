@@ -6,6 +6,7 @@ Nothing here knows the ledger; `transport.py` and `auth.py` build on it.
 
 import http.cookiejar
 import logging
+import os
 import re
 import socket
 import ssl
@@ -126,8 +127,8 @@ def _root(error: BaseException) -> str:
             return f"TLS: {quote(cause.reason or 'the handshake failed')}"
         if isinstance(cause, socket.gaierror):
             return f"the host's name is not known: {quote(cause.strerror or '')}"
-        if isinstance(cause, OSError) and cause.strerror:
-            return quote(cause.strerror)
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
     if isinstance(error, httpx.ProxyError):
         return "the proxy refuses"
     return "the connection ended" if isinstance(error, httpx.ConnectError) else type(error).__name__
