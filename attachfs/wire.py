@@ -48,6 +48,11 @@ def open_http(
     The pool itself sets no bound on connections: the transport's limiter does. A pool at its bound makes
     requests queue inside, and a request cancelled there can leave its connection behind for ever.
 
+    HTTP/1.1 unless `http2`. Measured against one server over TLS, 32 at a time, 50 ms away: 400 records take
+    0.9 s with either; 256 MiB of blobs take 1.0 s with HTTP/1.1 and 3.5 s with HTTP/2. And a server that
+    ends a connection in good order (after a thousand requests, say) breaks off what is in flight on it
+    with HTTP/2.
+
     Raises:
         UsageError: `ca_file` or a proxy variable cannot be used.
     """
