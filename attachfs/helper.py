@@ -62,11 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _mount(call, settings)
 
 
-def is_call(arguments: Sequence[str]) -> bool:
-    """Whether the program was called as mount.fuse(8) calls it."""
-    return len(arguments) >= 2 and not arguments[0].startswith("-") and arguments[1].startswith("/")
-
-
 def parse(arguments: Sequence[str]) -> Call:
     """Return what mount(8)'s arguments mean.
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,7 +82,12 @@ def run_mount(
         [sys.executable, "-m", "attachfs", "mount", "-f", *arguments, str(point)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XDG_STATE_HOME": str(base / "state"), **(environ or {})},
+        env={
+            **os.environ,
+            "XDG_STATE_HOME": str(base / "state"),
+            "XDG_CONFIG_HOME": str(base / "config"),
+            **(environ or {}),
+        },
     )
     mounted = Mounted(point, process, server, cache)
     ready = threading.Event()
@@ -90,7 +96,7 @@ def run_mount(
         assert process.stderr is not None
         for line in process.stderr:
             mounted.log.append(line.rstrip("\n"))
-            if line.rstrip().endswith("is mounted"):
+            if re.search(r' is mounted("}?)?$', line):
                 ready.set()
         ready.set()
 
