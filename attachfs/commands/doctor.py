@@ -184,6 +184,8 @@ def other_users(path: Path, *, wanted: bool, root: bool | None = None) -> Findin
 
 async def ledger(config: Config) -> list[Finding]:
     """Check the credentials as such, then ask the ledger with them for one asset."""
+    if config.offline:
+        return [Finding("ledger", State.NOTE, "it is not asked: --offline")]
     try:
         http = open_http(ca_file=config.ca_file, max_connections=1)
     except UsageError as error:

@@ -87,7 +87,12 @@ class Mounts:
 
 
 def walk(paths: Iterable[Path]) -> Iterator[Found]:
-    """Yield the files at and below the paths, in order; of links, only those given are followed."""
+    """Yield the files at and below the paths, in order.
+
+    Links to directories are followed only where they were given; links to files also below, unless the file
+    itself was met before.
+    """
+    met: set[tuple[int, int]] = set()
     for path in paths:
         try:
             is_directory = stat.S_ISDIR(path.stat().st_mode)
@@ -95,29 +100,34 @@ def walk(paths: Iterable[Path]) -> Iterator[Found]:
             yield Found(path, error)
             continue
         if is_directory:
-            yield from _walk(path)
+            yield from _walk(path, met)
         else:
             yield Found(path)
 
 
-def _walk(directory: Path) -> Iterator[Found]:
+def _walk(directory: Path, met: set[tuple[int, int]]) -> Iterator[Found]:
     try:
+        device = directory.stat().st_dev
         with os.scandir(directory) as entries:
-            inside = sorted((entry.name, _kind(entry)) for entry in entries)
+            inside = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         yield Found(directory, error)
         return
-    for name, kind in inside:
-        if kind == "directory":
-            yield from _walk(directory / name)
-        elif kind == "file":
-            yield Found(directory / name)
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_dir(follow_symlinks=False):
-        return "directory"
-    return "file" if entry.is_file(follow_symlinks=False) else "other"
+    for entry in inside:
+        path = directory / entry.name
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(path, met)
+            elif entry.is_file(follow_symlinks=False):
+                met.add((device, entry.inode()))
+                yield Found(path)
+            elif entry.is_file():
+                status = path.stat()
+                if (status.st_dev, status.st_ino) not in met:
+                    met.add((status.st_dev, status.st_ino))
+                    yield Found(path)
+        except OSError as error:
+            yield Found(path, error)
 
 
 def text_xattr(path: Path, name: str) -> str | None:

@@ -56,24 +56,28 @@ class _Read:
 def run(paths: Sequence[Path], *, as_json: bool, live: bool, jobs: int) -> int:
     """Print a line for each file and return the exit code: 1 if one differs, else 3 if one cannot be told."""
     mounts = Mounts()
-    files = list(places.walk(paths))
     counts: Counter[Verdict] = Counter()
-    total = sum(_size(file) for file in files)
-    with Progress("verify", total, len(files)) as progress:
+    done = 0
+    try:
+        files = list(places.walk(paths))
+        total = sum(in_order(files, _size, jobs))
+        with Progress("verify", total, len(files)) as progress:
+            try:
 
-        def check(file: Found) -> Result:
-            result = _check(file, mounts, progress.advance, live=live)
-            progress.advance(files=1)
-            return result
+                def check(file: Found) -> Result:
+                    result = _check(file, mounts, progress.advance, live=live)
+                    progress.advance(files=1)
+                    return result
 
-        try:
-            for result in in_order(files, check, jobs):
-                counts[result.verdict] += 1
-                _say(result, as_json=as_json)
-        except KeyboardInterrupt:
-            text.note(f"verify: interrupted after {_summary(counts, progress.bytes_done)}")
-            return text.INTERRUPTED
-    text.note(f"verify: {_summary(counts, progress.bytes_done)}")
+                for result in in_order(files, check, jobs):
+                    counts[result.verdict] += 1
+                    _say(result, as_json=as_json)
+            finally:
+                done = progress.bytes_done
+    except KeyboardInterrupt:
+        text.note(f"verify: interrupted after {_summary(counts, done)}")
+        return text.INTERRUPTED
+    text.note(f"verify: {_summary(counts, done)}")
     if counts[Verdict.DIFFERS]:
         return text.DIFFERS
     return text.UNKNOWN if counts[Verdict.UNKNOWN] or not files else text.OK

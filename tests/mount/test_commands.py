@@ -33,6 +33,7 @@ class Program:
             "XDG_STATE_HOME": str(base / "state"),
             "XDG_CACHE_HOME": str(base / "xdg-cache"),
             "XDG_CONFIG_HOME": str(base / "config"),
+            "ATTACHFS_CACHE_MIN_FREE": "0",  # however full this machine's disk is
         }
 
     def __call__(self, *arguments: object, check: int | None = None) -> Done:
@@ -51,9 +52,17 @@ class Program:
         return done
 
     def doctor(self, *arguments: object) -> tuple[int, dict[str, dict[str, str]]]:
-        """Return the exit code and the findings by what was checked."""
+        """Return the exit code and the findings by what was checked, as if ours were the only mounts."""
         done = self("doctor", "--json", *arguments)
-        return done.returncode, {one["check"]: one for one in map(json.loads, done.stdout.splitlines())}
+        findings = [json.loads(line) for line in done.stdout.splitlines()]
+        assert done.returncode == exit_code(findings), done.stdout
+        ours = [one for one in findings if one["check"] != "mount" or str(self.base) in one["detail"]]
+        return exit_code(ours), {one["check"]: one for one in ours}
+
+
+def exit_code(findings: list[dict[str, str]]) -> int:
+    states = {one["state"] for one in findings}
+    return 1 if "WRONG" in states else 3 if "unknown" in states else 0
 
 
 @pytest.fixture
@@ -159,6 +168,19 @@ def test_info_as_table_and_as_json(attachfs: Program, shared: Mounted, ledger: D
     assert told[0]["record"]["hash"]["value"] == digest
     attachfs("info", photo, shared.point / "assets" / "none", check=3)
     assert shared.counts().get("blob", 0) == 0
+
+
+def test_nothing_of_the_ledgers_steers_the_terminal(attachfs: Program, tmp_path: Path) -> None:
+    scripted = ScriptedLedger()
+    paths = [scripted.add(name, name.encode()) for name in ("one", "two")]
+    for name in ("one", "two"):
+        scripted.infos[identity(name)]["mime_type"] = "text/\x1b]0;gone\x07\x1b[2J\u202egpj\x9b31m"
+    with serve(scripted, tmp_path / "token") as served, run_mount(tmp_path, server=served) as mounted:
+        files = [mounted.point / path for path in paths]
+        for arguments in (["info", *files], ["info", files[0]], ["info", "--json", *files]):
+            printed = attachfs(*arguments, check=0).stdout
+            assert all(line.isprintable() for line in printed.splitlines()), printed
+            assert "u202e" in printed
 
 
 def test_manifest_is_what_sha256sum_checks_a_copy_with(

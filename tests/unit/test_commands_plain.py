@@ -145,6 +145,8 @@ def test_walk_yields_files_in_order_and_what_cannot_be_looked_at(tmp_path: Path)
     for name in ("b/2", "b/1", "a", "c\n"):
         (tmp_path / name).write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "b" / "gone").symlink_to("nowhere")
     os.mkfifo(tmp_path / "fifo")
     found = list(walk([tmp_path, tmp_path / "nowhere", tmp_path / "link"]))
     assert [str(one.path.relative_to(tmp_path)) for one in found] == [
@@ -153,6 +155,16 @@ def test_walk_yields_files_in_order_and_what_cannot_be_looked_at(tmp_path: Path)
         *("link/1", "link/2"),
     ]
     assert [one.problem is not None for one in found] == [False] * 4 + [True] + [False] * 2
+
+
+def test_walk_follows_links_to_files_that_it_has_not_met(tmp_path: Path) -> None:
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "by-name").mkdir()
+    (tmp_path / "assets" / "0b1c").write_text("x")
+    for name in ("Photo.jpg", "Photo again.jpg"):
+        (tmp_path / "by-name" / name).symlink_to("../assets/0b1c")
+    assert [one.path.name for one in walk([tmp_path])] == ["0b1c"]
+    assert [one.path.name for one in walk([tmp_path / "by-name"])] == ["Photo again.jpg"]
 
 
 def test_an_origin_leads_to_a_mount_of_that_ledger_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,6 +640,14 @@ def test_doctor_exit_codes_and_safe_words(monkeypatch: pytest.MonkeyPatch) -> No
     assert "→ do this" in done.stdout
     monkeypatch.setattr(doctor, "helper", lambda _: Finding("fusermount3", State.WRONG, ""))
     assert call("doctor").exit_code == 1
+
+
+@pytest.mark.usefixtures("home")
+def test_offline_the_ledger_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "mounts", list)
+    told = checks("--offline", "--url", "http://ledger.invalid")[1]
+    assert told["ledger"]["state"] == "note"
+    assert "credentials" not in told
 
 
 @pytest.mark.usefixtures("quiet")
