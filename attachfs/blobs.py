@@ -164,6 +164,7 @@ class Blobs:
         self._pins_failed = False
         self.opened = 0
         self.hits = 0
+        self.verified_bytes = 0  # of downloads
 
     @property
     def downloading(self) -> int:
@@ -331,6 +332,8 @@ class Blobs:
             await download.run(
                 lambda: self._room(download), lambda: self._cache.spill(download.size), self._source, settle
             )
+            if download.verified:
+                self.verified_bytes += download.size
             if isinstance(download.error, IntegrityError | BadAnswer):
                 self._remember(download.ref, download.error)
         finally:

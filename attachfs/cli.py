@@ -49,6 +49,13 @@ def _settings(given: dict[str, str | None], words: dict[str, str] | None = None)
     return config.load({key: value for key, value in given.items() if value is not None}, words)
 
 
+def _words(arguments: tuple[str, ...]) -> dict[str, str]:
+    words: dict[str, str] = {}
+    for argument in arguments:
+        words |= config.parse_o_words(argument)
+    return words
+
+
 class _Commands(click.Group):
     """Commands in the order in which a person meets them, and failures told in one line."""
 
@@ -107,9 +114,7 @@ def mount(mountpoint: Path, foreground: bool, o_words: tuple[str, ...], **given:
     """
     from attachfs import daemon
 
-    words: dict[str, str] = {}
-    for argument in o_words:
-        words |= config.parse_o_words(argument)
+    words = _words(o_words)
     layers = {key: text for key, text in given.items() if text is not None}
     load = functools.partial(config.load, layers, words, cwd=Path.cwd())
     settings, point = load(), mountpoint.absolute()
@@ -326,6 +331,42 @@ def demo(mountpoint: Path | None) -> None:
     from attachfs.demo import tour
 
     sys.exit(tour.run(mountpoint))
+
+
+@main.command()
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@_json
+@click.option("--watch", is_flag=True, help="Show them live, until q or Ctrl-C.")
+def status(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
+    """Show the figures of the mount at MOUNTPOINT, or of all running mounts."""
+    from attachfs.commands import status as command
+
+    sys.exit(command.run(mountpoint, as_json=as_json, watch=watch))
+
+
+@main.group("config")
+def config_group() -> None:
+    """Show the settings that a mount would use, and where they come from."""
+
+
+@config_group.command("show")
+@_json
+@click.option("-o", "o_words", multiple=True, metavar="NAME[=VALUE],…", help="Any option in mount(8)'s form.")
+@mount_options
+def config_show(as_json: bool, o_words: tuple[str, ...], **given: str | None) -> None:
+    """Show every setting with its value, and where that was given. Secrets are never shown."""
+    from attachfs.commands import settings as command
+
+    sys.exit(command.show(_settings(given, _words(o_words)), as_json=as_json))
+
+
+@config_group.command("path")
+@locating_options("config", "profile")
+def config_path(**given: str | None) -> None:
+    """Show where the configuration file is, or would be."""
+    from attachfs.commands import settings as command
+
+    sys.exit(command.path(_settings(given)))
 
 
 def mount_helper() -> None:

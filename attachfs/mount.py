@@ -227,6 +227,7 @@ def _status(
         "opened": blobs.opened,
         "cache_hits": blobs.hits,
         "downloading": blobs.downloading,
+        "verified_bytes": blobs.verified_bytes,
         "offline": config.offline,
         "stale": ledger.stale,
         "memory": memory.figures(),

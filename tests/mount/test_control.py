@@ -16,6 +16,7 @@ import pytest
 
 from attachfs import unmounting
 from attachfs.demo.spawn import DemoServer
+from attachfs.errors import AttachfsError
 from attachfs.mounts import mount_at
 from attachfs.unmounting import State
 from tests.mount.conftest import ENDS_WITHIN, Mount, Mounted
@@ -131,7 +132,7 @@ class TestUnmounting:
         try:
             assert unmounting.ask(point, within=0.2)[0] is State.HUNG
             monkeypatch.setattr(unmounting, "_ANSWERS_WITHIN", 0.2)
-            with pytest.raises(unmounting.AttachfsError, match="does not answer"):
+            with pytest.raises(AttachfsError, match="does not answer"):
                 unmounting.unmount(point)
         finally:
             os.kill(pid, signal.SIGCONT)
