@@ -105,6 +105,15 @@ class OpenBlob:
             raise Unexpected(f"{self._path}: the stored bytes end early; they were changed on the disk")
         return data
 
+    async def complete(self) -> None:
+        """Wait until all bytes are there and verified.
+
+        Raises:
+            AttachfsError: they turned out wrong, or could not be had.
+        """
+        if isinstance(self._source, Download):
+            await self._source.finished()
+
     def close(self) -> None:
         """Let go of the bytes."""
         if self._closed:
@@ -193,6 +202,18 @@ class Blobs:
         except (IntegrityError, BadAnswer) as error:
             self._remember(ref, error)
             raise
+
+    async def prefetch(self, ref: AttachmentRef) -> None:
+        """Have an attachment in the cache and verified, for somebody who will probably open it.
+
+        Raises:
+            AttachfsError: as `open` would.
+        """
+        blob = await self.open(ref)
+        try:
+            await blob.complete()
+        finally:
+            blob.close()
 
     async def claim(self, ref: AttachmentRef, name: str) -> bytes:
         """Return what this mount says of an attachment: `cached`, `verified` or `attested`.

@@ -104,7 +104,8 @@ class Filesystem(pyfuse3.Operations):
     Args:
         tree: the namespace.
         blobs: the bytes.
-        readahead: is told what programs look at.
+        inodes: what the kernel knows.
+        readahead: is told what programs do.
         waiting: bounds every wait.
         faults: is told what went wrong.
         ownership: uid, gid and umask of everything.
@@ -121,6 +122,7 @@ class Filesystem(pyfuse3.Operations):
         self,
         tree: Tree,
         blobs: Blobs,
+        inodes: InodeTable,
         readahead: ReadAhead,
         waiting: WaitingRoom,
         faults: FaultLog,
@@ -140,7 +142,7 @@ class Filesystem(pyfuse3.Operations):
         self._timeout = timeout
         self._negative_ttl = negative_ttl
         self._status = status
-        self.inodes = InodeTable()
+        self.inodes = inodes
         self.directories: HandleTable[Directory] = HandleTable()
         self.files: HandleTable[File] = HandleTable()
 
@@ -152,9 +154,12 @@ class Filesystem(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         parent = self.inodes[parent_inode].node
         try:
-            text = name.decode("ascii")
+            text = name.decode()
         except UnicodeDecodeError:
             return self._absent(math.inf)
+        file = self._tree.file_named(parent, text)
+        if file is not None and not self._tree.known_attributes(file).size_known:
+            self._readahead.stat(file)
         try:
             with self._waiting.wait(ctx.pid, self._timeout):
                 node, attributes = await self._tree.lookup(parent, text)
@@ -175,6 +180,11 @@ class Filesystem(pyfuse3.Operations):
                 attributes = await self._tree.attributes(known.node)
         self._settle(known, attributes)
         return self._entry(inode, attributes, attributes.valid_for)
+
+    @_handler
+    async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileNameT:
+        with self._waiting.wait(ctx.pid, self._timeout):
+            return FileNameT((await self._tree.link_target(self.inodes[inode].node)).encode())
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         self.inodes.forget(inode_list)
@@ -205,7 +215,9 @@ class Filesystem(pyfuse3.Operations):
     @_handler
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
         with self._waiting.wait(ctx.pid, self._timeout):
-            directory = await self._tree.open_directory(self.inodes[inode].node)
+            node = self.inodes[inode].node
+            self._readahead.entered(node)
+            directory = await self._tree.open_directory(node)
         return FileHandleT(self.directories.add(directory))
 
     @_handler
@@ -245,7 +257,7 @@ class Filesystem(pyfuse3.Operations):
                 break
             _, inode = self.inodes.remember(node)
             inode.tell(attributes)
-        self._readahead.listed(directory)
+        self._readahead.listed(directory.behind or directory)
 
     @_handler
     async def releasedir(self, fh: FileHandleT) -> None:
@@ -260,6 +272,7 @@ class Filesystem(pyfuse3.Operations):
         known = self.inodes[inode]
         if not isinstance(known.node, AttachmentRef):
             raise IsDirectory(f"{path_of(known.node)} is a directory")
+        self._readahead.opened(known.node)
         # No total deadline: fetching a large blob takes what it takes. Its progress is watched below.
         with self._waiting.wait(ctx.pid):
             blob = await self._blobs.open(known.node)
@@ -350,9 +363,11 @@ class Filesystem(pyfuse3.Operations):
     def _entry(self, number: int, attributes: Attributes, entry_timeout: float) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         owner = self._ownership
-        mode = (stat.S_IFDIR | 0o555) if attributes.is_dir else (stat.S_IFREG | 0o444)
+        mode = ((stat.S_IFDIR | 0o555) if attributes.is_dir else (stat.S_IFREG | 0o444)) & ~owner.umask
+        if attributes.is_link:
+            mode = stat.S_IFLNK | 0o777  # what is asked for is its target's
         entry.st_ino = InodeT(number)
-        entry.st_mode = ModeT(mode & ~owner.umask)
+        entry.st_mode = ModeT(mode)
         # 1 for directories too: find(1) then does not infer from it how many directories are below.
         entry.st_nlink = 1
         entry.st_uid = owner.uid

@@ -24,6 +24,7 @@ from attachfs.control import Control
 from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unexpected, Unreachable, first_of
 from attachfs.faults import FaultLog
 from attachfs.fs import Filesystem, Ownership
+from attachfs.inodes import InodeTable
 from attachfs.ledger import Ledger
 from attachfs.memory import Memory, OfflineSource, RememberingSource
 from attachfs.mounts import SUBTYPE, check_mountpoint
@@ -133,10 +134,12 @@ async def _filesystem(
             about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
             return _status(control.config, about, client, ledger, memory, blobs, cache, filesystem)
 
+        inodes = InodeTable()
         filesystem = Filesystem(
             Tree(ledger, config.url, born),
             blobs,
-            ReadAhead(ledger, tasks),
+            inodes,
+            ReadAhead(ledger, blobs, tasks, inodes.number, config.cache_size),
             waiting,
             FaultLog(trio.current_time),
             Ownership(config.uid, config.gid, config.umask),

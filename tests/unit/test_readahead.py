@@ -9,7 +9,7 @@ from attachfs.errors import Unreachable
 from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, EventRef
 from attachfs.readahead import ReadAhead
-from attachfs.tree import EventsDir, Place, Tree
+from attachfs.tree import EventsDir, Place, Tree, path_of
 from tests.unit.fakes import (
     FakePage,
     FakeSource,
@@ -33,7 +33,12 @@ class World:
         self.source = source
         self.ledger = Ledger(source, nursery)
         self.tree = Tree(self.ledger, "https://ledger", 0)
-        self.ahead = ReadAhead(self.ledger, nursery)
+        self.fetched: list[AttachmentRef] = []
+        self.ahead = ReadAhead(self.ledger, self, nursery, lambda node: -int(path_of(node)[-4:], 16), 2**30)
+
+    async def prefetch(self, ref: AttachmentRef) -> None:
+        self.fetched.append(ref)
+        await self.ledger.info(ref)
 
     async def show(self) -> None:
         self.ahead.listed(await self.tree.open_directory(asset_ref()))
@@ -132,7 +137,7 @@ async def test_listings_of_assets_and_events_are_not_walks(world: World) -> None
     world.source.asset_pages = {"": FakePage([asset_record(asset_ref())])}
     for node in (Place.ROOT, Place.ASSETS, Place.PUBLICASSETS, EventsDir("assets", uuid(1))):
         world.ahead.listed(await world.tree.open_directory(node))
-    assert len(world.ahead._walks) == 0
+    assert len(world.ahead._directories) == 0
 
 
 async def test_a_failure_ahead_is_nobodys_failure(world: World) -> None:
@@ -152,7 +157,7 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, wo
         ref = EventRef("assets", uuid(1), uuid(number))
         world.source.records[ref] = as_json(event_record(ref, {"x": attribute(10), "y": attribute(11)}))
         world.ahead.listed(await world.tree.open_directory(ref))
-    assert len(world.ahead._walks) == 3
+    assert len(world.ahead._directories) == 3
     world.ahead.stat(AttachmentRef("assets", uuid(1), uuid(30), uuid(10)))
     await wait_all_tasks_blocked()
     assert world.asked == []
@@ -164,3 +169,41 @@ async def test_what_is_asked_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch, w
     world.ahead.stat(FILES[0])
     await wait_all_tasks_blocked()
     assert set(world.asked) == set(FILES[1:4])
+
+
+class TestBytesAhead:
+    async def test_opening_one_file_or_two_fetches_no_other(self, world: World) -> None:
+        await world.show()
+        for file in FILES[:2]:
+            world.ahead.opened(file)
+            await wait_all_tasks_blocked()
+        assert world.fetched == []
+
+    @pytest.mark.parametrize("order", [FILES, FILES[::-1], sorted(FILES)], ids=["listed", "number", "name"])
+    async def test_a_walk_in_any_usual_order_has_the_next_fetched_once_each(
+        self, world: World, order: list[AttachmentRef]
+    ) -> None:
+        await world.show()
+        for position, file in enumerate(order):
+            world.ahead.opened(file)
+            await wait_all_tasks_blocked()
+            assert len(set(world.fetched)) == len(world.fetched)
+            if position >= 2:
+                assert order[min(position + 1, len(order) - 1)] in [*world.fetched, file]
+        assert set(world.fetched) == set(order[3:])
+
+    async def test_an_order_that_breaks_closes_the_window(self, world: World) -> None:
+        await world.show()
+        for file in (FILES[0], FILES[4], FILES[2], FILES[8], FILES[5]):
+            world.ahead.opened(file)
+            await wait_all_tasks_blocked()
+        assert world.fetched == []
+
+    async def test_large_files_wait_until_they_are_opened(self, world: World) -> None:
+        for file in FILES:
+            world.source.infos[file] = info_body(file, size=5 * 2**20)
+        await world.show()
+        for file in FILES[:6]:
+            world.ahead.opened(file)
+            await wait_all_tasks_blocked()
+        assert world.fetched == []

@@ -1,0 +1,94 @@
+"""What each pattern costs in requests: counted, not timed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attachfs.demo.spawn import DemoServer, spawn_server
+from tests.mount.conftest import Mounted, run_mount
+
+FILES = 120
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """Serve one asset with one event that has many attachments."""
+    token = tmp_path_factory.mktemp("wide") / "token"
+    size = ["--bulk", "1", "--events", "1", "--attachments", str(FILES), "--size", "4096"]
+    with spawn_server([*size, "--token-file", str(token), "--delay-ms", "20"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """Serve many assets with two events each, and one attachment on each of these."""
+    token = tmp_path_factory.mktemp("long") / "token"
+    size = ["--bulk", "150", "--events", "2", "--attachments", "1", "--size", "4096"]
+    with spawn_server([*size, "--token-file", str(token), "--delay-ms", "5"]) as server:
+        yield server
+
+
+def event_of(mounted: Mounted) -> str:
+    return mounted.sh("ls -d assets/*/events/*").stdout.strip()
+
+
+def counts(server: DemoServer) -> dict[str, int]:
+    return {kind: count for kind, count in server.requests()["counts"].items() if count}
+
+
+@pytest.mark.parametrize(
+    "copy", ["cp -r {} ../copy", "tar cf ../a.tar {}", "rsync -a {} ../copy", "grep -rc x {}"]
+)
+def test_copying_a_directory_fetches_each_file_once_and_many_at_a_time(
+    wide: DemoServer, tmp_path: Path, copy: str
+) -> None:
+    with run_mount(tmp_path, server=wide) as mounted:
+        event = event_of(mounted)
+        wide.reset()
+        mounted.sh(copy.format(event))
+        requests = wide.requests()
+        assert requests["counts"]["blob"] == requests["counts"]["info"] == FILES
+        assert requests["in_flight_max"]["blob"] >= 6
+        assert sum(counts(wide).values()) == 2 * FILES
+
+
+def test_opening_one_file_of_many_fetches_one(wide: DemoServer, tmp_path: Path) -> None:
+    with run_mount(tmp_path, server=wide) as mounted:
+        event = event_of(mounted)
+        middle = mounted.sh(f"ls {event}").stdout.split()[FILES // 2]
+        wide.reset()
+        mounted.sh(f"cat {event}/{middle} > /dev/null")
+        assert counts(wide) == {"info": 1, "blob": 1}
+
+
+def test_ls_asks_for_no_info_and_ls_l_for_each_once(wide: DemoServer, tmp_path: Path) -> None:
+    with run_mount(tmp_path, server=wide) as mounted:
+        event = event_of(mounted)
+        wide.reset()
+        mounted.sh(f"ls -f {event}; find {event}")
+        assert counts(wide) == {}
+        mounted.sh(f"ls -l {event}; stat {event}/*; getfattr -d {event}/*")
+        assert counts(wide) == {"info": FILES}
+
+
+def test_find_asks_for_each_listing_once_and_for_many_at_a_time(long: DemoServer, tmp_path: Path) -> None:
+    with run_mount(tmp_path, server=long) as mounted:
+        long.reset()
+        assert len(mounted.sh("find assets").stdout.split()) == 1 + 150 * (1 + 1 + 1 + 2 + 2)
+        requests = long.requests()
+        assert counts(long) == {"assets": 1, "events": 150}
+        assert requests["in_flight_max"]["events"] >= 4
+
+
+def test_ls_lr_and_cp_r_of_many_assets_ask_for_each_thing_once_and_ahead(
+    long: DemoServer, tmp_path: Path
+) -> None:
+    with run_mount(tmp_path, server=long) as mounted:
+        long.reset()
+        mounted.sh("ls -lR assets > /dev/null")
+        assert counts(long) == {"assets": 1, "events": 150, "info": 450}
+        assert long.requests()["in_flight_max"]["info"] >= 4
+        mounted.sh("cp -r assets ../copy")  # an asset's own attachment is one of its events'
+        assert counts(long) == {"assets": 1, "events": 150, "info": 450, "blob": 300}
+        assert long.requests()["in_flight_max"]["blob"] >= 4
