@@ -24,7 +24,7 @@ from attachfs.unmounting import State
 
 _EVERY = 1.0  # seconds between two looks with --watch
 _KINDS = ("assets", "asset", "events", "event", "info", "blob")
-_WIDTH = 100  # columns where there is no terminal
+_WIDTH = 10_000  # columns; what is piped into another program is not folded
 
 
 def run(point: Path | None, *, as_json: bool, watch: bool) -> int:
