@@ -52,11 +52,15 @@ class OpenBlob:
         path: for messages.
         size: length in bytes.
         source: the verified blob, or the download.
+        digest: the recorded digest; None if nobody vouches for the bytes.
     """
 
-    def __init__(self, path: str, size: int, source: CachedBlob | Download) -> None:
+    def __init__(
+        self, path: str, size: int, source: CachedBlob | Download, digest: Digest | None = None
+    ) -> None:
         self._path = path
         self.size = size
+        self.digest = digest
         self._source = source
         self._closed = False
         if isinstance(source, Download):
@@ -80,9 +84,11 @@ class OpenBlob:
         if isinstance(source, Download):
             if source.error is not None:
                 raise source.error.with_traceback(None)
-            return pread_nowait(source.fd, end - offset, offset) if source.may_read(end) else None
-        self._check(source)
-        return pread_nowait(source.fd, end - offset, offset)
+            if not source.may_read(end):
+                return None
+        data = pread_nowait(source.fd, end - offset, offset)
+        self._check()
+        return data
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return exactly the bytes in [offset, offset + size), cut at the end of the file.
@@ -98,9 +104,8 @@ class OpenBlob:
         source = self._source
         if isinstance(source, Download):
             await source.reach(end)
-        else:
-            self._check(source)
         data = await trio.to_thread.run_sync(source.pread, end - offset, offset)
+        self._check()
         if len(data) != end - offset:
             raise Unexpected(f"{self._path}: the stored bytes end early; they were changed on the disk")
         return data
@@ -124,8 +129,10 @@ class OpenBlob:
         else:
             self._source.close()
 
-    def _check(self, blob: CachedBlob) -> None:
-        if not blob.unchanged():
+    def _check(self) -> None:
+        """Look, once they have been read, whether the bytes are still those that were verified."""
+        blob = self._source.kept if isinstance(self._source, Download) else self._source
+        if blob is not None and not blob.unchanged():
             raise IntegrityError(f"{self._path}: the cached bytes were changed on the disk while open")
 
 
@@ -247,12 +254,12 @@ class Blobs:
         if download is None:
             cached = await self._open_cached(ref, digest, info.size)
             if cached is not None:
-                return OpenBlob(ref.path, info.size, cached)
+                return OpenBlob(ref.path, info.size, cached, digest)
             # Another opener may have begun while the cache was asked: looked up again, with no await
             # between this and the entry in the table.
             download = self._following((digest, None)) or self._begin(ref, info, (digest, None))
         download.refs.add(ref)
-        blob = OpenBlob(ref.path, info.size, download)
+        blob = OpenBlob(ref.path, info.size, download, digest)
         try:
             if info.size <= self._strict_limit:
                 await download.finished()

@@ -109,6 +109,11 @@ class Download:
         assert self._reader is not None
         return self._reader.pread(length, offset)
 
+    @property
+    def kept(self) -> CachedBlob | None:
+        """The blob that this became, None before it has been verified."""
+        return self._cached if self.verified else None
+
     def may_read(self, end: int) -> bool:
         """Whether the bytes before `end` may be handed out now."""
         return self.verified or (end <= self.written and end <= self._limit)

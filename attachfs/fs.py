@@ -278,10 +278,10 @@ class Filesystem(pyfuse3.Operations):
             blob = await self._blobs.open(known.node)
         try:
             self._settle(known, self._tree.known_attributes(known.node), size=blob.size)
+            keep = known.opened(verified=blob.verified, content=blob.digest)
         except AttachfsError:
             blob.close()
             raise
-        keep = known.opened(verified=blob.verified)
         handle = FileHandleT(self.files.add(File(inode, blob, not blob.verified)))
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
 

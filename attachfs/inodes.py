@@ -8,7 +8,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from attachfs.errors import NotFound, Unexpected
+from attachfs.errors import IntegrityError, NotFound, Unexpected
+from attachfs.model import Digest
 from attachfs.tree import ROOT, Attributes, Node, path_of
 
 ROOT_INODE = 1  # FUSE's number for the root
@@ -21,12 +22,13 @@ class Inode:
     A walk makes one for every entry of the ledger, and the kernel keeps them: every word counts.
     """
 
-    __slots__ = ("attributes", "lookups", "node", "opens", "streams", "suspect")
+    __slots__ = ("attributes", "content", "lookups", "node", "opens", "streams", "suspect")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
         self.attributes: Attributes | None = None  # of a file whose size is known
+        self.content: Digest | None = None  # what the last open was of
         self.opens = 0
         self.streams = 0  # opens that may still hand out bytes which are not verified yet
         # The kernel may hold pages that were handed out and never verified.
@@ -37,9 +39,17 @@ class Inode:
         if attributes.size_known and not attributes.is_dir:
             self.attributes = attributes
 
-    def opened(self, *, verified: bool) -> bool:
-        """Count an open; return whether the kernel may keep the pages it has of this file."""
-        keep = verified and not self.suspect and not self.streams
+    def opened(self, *, verified: bool, content: Digest | None = None) -> bool:
+        """Count an open; return whether the kernel may keep the pages it has of this file.
+
+        Raises:
+            IntegrityError: it is open with other content, whose pages would stand among this one's.
+        """
+        same = self.content == content
+        if self.opens and not same:
+            raise IntegrityError(f"the ledger now records {content}, and the file is open as {self.content}")
+        keep = same and verified and not self.suspect and not self.streams
+        self.content = content
         if not self.opens:
             self.suspect = False  # `keep` was False if it was set: the kernel drops the pages now
         self.opens += 1
