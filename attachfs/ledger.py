@@ -7,7 +7,8 @@ walking down from it asks nothing twice. While the service cannot be reached, wh
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import cachetools
@@ -27,9 +28,12 @@ _LISTED_IDS = 400_000  # ids kept in all listings together; one takes about 100 
 _STALE_FOR = 5.0  # seconds after which an unreachable service is asked again
 _COULD_NOT_ASK = (Unreachable, TimedOut)
 _RAW = 64  # whole records kept for extended attributes
+_FOUND = 16_384  # outcomes of filtered requests kept; most are one id
+_NO_FILTERS: Mapping[str, str] = MappingProxyType({})
 
 K = TypeVar("K")
 T = TypeVar("T")
+R = TypeVar("R", Asset, Event)
 
 
 class Page(Protocol):
@@ -49,12 +53,14 @@ class Page(Protocol):
 class Source(Protocol):
     """What the ledger view asks of the service's client."""
 
-    async def assets_page(self, token: str = "") -> Page:
-        """Return one page of all assets."""
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
+        """Return one page of all assets that pass the filters."""
         ...
 
-    async def events_page(self, asset: AssetRef | None, token: str = "") -> Page:
-        """Return one page of an asset's events."""
+    async def events_page(
+        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = _NO_FILTERS
+    ) -> Page:
+        """Return one page of an asset's events that pass the filters."""
         ...
 
     async def asset(self, ref: AssetRef) -> bytes:
@@ -194,12 +200,16 @@ class Ledger:
         self._raw: cachetools.TLRUCache[AssetRef | EventRef, Known[bytes]] = cachetools.TLRUCache(
             _RAW, _expiry, timer=clock
         )
-        self._listings: cachetools.TLRUCache[AssetRef | None, Known[Listing]] = cachetools.TLRUCache(
+        self._listings: cachetools.TLRUCache[Hashable, Known[Listing]] = cachetools.TLRUCache(
             _LISTINGS, _expiry, timer=clock
+        )
+        self._found: cachetools.TLRUCache[Hashable, Known[tuple[str, ...]]] = cachetools.TLRUCache(
+            _FOUND, _expiry, timer=clock
         )
         self._listed = 0  # ids in listings since the table was last cleared
         self._info_flights: SingleFlight[AttachmentRef, Known[Info]] = SingleFlight(nursery)
         self._record_flights: SingleFlight[AssetRef | EventRef, bytes] = SingleFlight(nursery)
+        self._found_flights: SingleFlight[Hashable, Known[tuple[str, ...]]] = SingleFlight(nursery)
 
     # -- attachments -------------------------------------------------------------------------------
 
@@ -350,15 +360,73 @@ class Ledger:
 
     def assets(self) -> Listing:
         """Return the listing of all assets: shared, read page by page as it is reached."""
-        return self._listing(None, self._assets_page, "assets")
+
+        async def fetch(token: str) -> tuple[list[str], str]:
+            assets, following = await self.assets_on_page(token)
+            return [asset.id for asset in assets], following
+
+        return self.listing(None, lambda before: Listing(fetch, "assets", before))
 
     def events(self, asset: AssetRef) -> Listing:
         """Return the listing of an asset's events."""
 
         async def fetch(token: str) -> tuple[list[str], str]:
-            return await self._events_page(asset, token)
+            events, following = await self.events_on_page(asset, token)
+            return [event.id for event in events], following
 
-        return self._listing(asset, fetch, f"{asset.path}/events")
+        return self.listing(asset, lambda before: Listing(fetch, f"{asset.path}/events", before))
+
+    async def find_assets(self, display_name: str) -> tuple[str, ...]:
+        """Return the ids of the assets that have exactly this name, by a filtered request.
+
+        Raises:
+            NotFound: there are none.
+            AttachfsError: the service could not be asked.
+        """
+
+        async def page(token: str) -> tuple[list[Asset], str]:
+            return await self.assets_on_page(token, {"attributes.arc_display_name": display_name})
+
+        return await self._find(display_name, page, lambda asset: asset.display_name == display_name)
+
+    async def find_events(self, asset: AssetRef, since: str, before: str) -> tuple[str, ...]:
+        """Return the ids of an asset's events that were accepted between two times (RFC 3339).
+
+        Raises:
+            NotFound: there are none.
+            AttachfsError: the service could not be asked.
+        """
+
+        async def page(token: str) -> tuple[list[Event], str]:
+            times = {"timestamp_accepted_since": since, "timestamp_accepted_before": before}
+            return await self.events_on_page(asset, token, times)
+
+        first, last = model.parse_time_ns(since), model.parse_time_ns(before)
+        return await self._find((asset, since, before), page, lambda event: first <= event.time_ns < last)
+
+    async def _find(
+        self,
+        key: Hashable,
+        page: Callable[[str], Awaitable[tuple[list[R], str]]],
+        fits: Callable[[R], bool],
+    ) -> tuple[str, ...]:
+        async def ask() -> tuple[str, ...]:
+            listing = Listing(fetch, f"those with {key!a}")
+            while await listing.reach(len(listing.ids)):
+                pass
+            if not listing.ids:
+                raise NotFound(f"the ledger has nothing with {key!a}")
+            return tuple(listing.ids)
+
+        async def fetch(token: str) -> tuple[list[str], str]:
+            records, following = await page(token)
+            # A service may compare more loosely than we do, or not know the filter.
+            return [one.id for one in records if fits(one)], following
+
+        known = self._fresh(self._found, key)
+        if known is None:
+            known = await self._found_flights.do(key, lambda: self._ask(self._found, key, ask()))
+        return known.get()
 
     def retime(self, metadata_ttl: float, negative_ttl: float, stale_ttl: float) -> None:
         """Change for how long what is learned from now on is good."""
@@ -368,18 +436,22 @@ class Ledger:
 
     def forget(self) -> None:
         """Drop everything that is remembered."""
-        for table in (self._infos, self._assets, self._events, self._raw, self._listings):
+        for table in (self._infos, self._assets, self._events, self._raw, self._listings, self._found):
             table.clear()
 
-    def _listing(
-        self, key: AssetRef | None, fetch: Callable[[str], Awaitable[tuple[list[str], str]]], what: str
-    ) -> Listing:
+    def listing(self, key: Hashable, make: Callable[[Listing | None], Listing]) -> Listing:
+        """Return the shared listing under `key`; `make` makes it, given an older one that is complete."""
         known = self._fresh(self._listings, key)
         if known is None:
             old = self._listings.get(key)
             before = old.get() if old is not None and old.get().complete else None
-            known = self._listings[key] = self._good(Listing(fetch, what, before))
+            known = self._listings[key] = self._good(make(before))
         return known.get()
+
+    def known_listing(self, key: Hashable) -> Listing | None:
+        """Return the shared listing under `key` if there is one, and it is not old."""
+        known = self._fresh(self._listings, key)
+        return None if known is None else known.get()
 
     def _count_ids(self, ids: int) -> None:
         self._listed += ids
@@ -387,29 +459,35 @@ class Ledger:
             self._listings.clear()  # whoever reads one keeps it; only the sharing ends
             self._listed = 0
 
-    async def _assets_page(self, token: str) -> tuple[list[str], str]:
-        page = await self._source.assets_page(token)
+    async def assets_on_page(
+        self, token: str, filters: Mapping[str, str] = _NO_FILTERS
+    ) -> tuple[list[Asset], str]:
+        """Return the assets on one page of a listing, and the next page's token. The assets are kept."""
+        page = await self._source.assets_page(token, filters)
         self._count_ids(len(page.records))
         self._tell_stale(None)
-        ids: list[str] = []
+        assets = []
         for record in page.records:
             asset = model.parse_asset(record, None, _note("assets"))
             if asset is not None:
-                ids.append(asset.id)
+                assets.append(asset)
                 self._assets[AssetRef("assets", asset.id)] = self._good(asset)
-        return ids, page.next_token
+        return assets, page.next_token
 
-    async def _events_page(self, asset: AssetRef, token: str) -> tuple[list[str], str]:
-        page = await self._source.events_page(asset, token)
+    async def events_on_page(
+        self, asset: AssetRef, token: str, filters: Mapping[str, str] = _NO_FILTERS
+    ) -> tuple[list[Event], str]:
+        """Return the events on one page of an asset's listing, and the next page's token; they are kept."""
+        page = await self._source.events_page(asset, token, filters)
         self._count_ids(len(page.records))
         self._tell_stale(None)
-        ids: list[str] = []
+        events = []
         for record in page.records:
             found = model.parse_event(record, asset.asset, _note(asset.path))
             if found is not None:
-                ids.append(found[1].id)
+                events.append(found[1])
                 self._events[EventRef(asset.realm, asset.asset, found[1].id)] = self._good(found[1])
-        return ids, page.next_token
+        return events, page.next_token
 
 
 def _note(where: str) -> model.Note:

@@ -9,9 +9,10 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 _MAX_BYTES = 256 * 2**20  # of answers; about 250,000 records
 _WRITE_EVERY = 1.0  # seconds
 _WRITE_AT_ONCE = 16 * 2**20  # bytes waiting, above which new answers are dropped: the disk is too slow
+_NO_FILTERS: Mapping[str, str] = MappingProxyType({})
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, body BLOB NOT NULL, time REAL NOT NULL
@@ -154,13 +156,17 @@ class RememberingSource:
         self._source = source
         self._memory = memory
 
-    async def assets_page(self, token: str = "") -> Page:
-        """Return one page of all assets."""
-        return self._kept_page(_page_key("assets", token), await self._source.assets_page(token))
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
+        """Return one page of all assets that pass the filters."""
+        page = await self._source.assets_page(token, filters)
+        return self._kept_page(_page_key("assets", token, filters), page)
 
-    async def events_page(self, asset: AssetRef | None, token: str = "") -> Page:
-        """Return one page of an asset's events."""
-        return self._kept_page(_page_key(_events(asset), token), await self._source.events_page(asset, token))
+    async def events_page(
+        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = _NO_FILTERS
+    ) -> Page:
+        """Return one page of an asset's events that pass the filters."""
+        page = await self._source.events_page(asset, token, filters)
+        return self._kept_page(_page_key(_events(asset), token, filters), page)
 
     async def asset(self, ref: AssetRef) -> bytes:
         """Return an asset's record."""
@@ -192,13 +198,15 @@ class OfflineSource:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    async def assets_page(self, token: str = "") -> Page:
-        """Return one page of all assets."""
-        return await self._page(_page_key("assets", token))
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
+        """Return one page of all assets that pass the filters."""
+        return await self._page(_page_key("assets", token, filters))
 
-    async def events_page(self, asset: AssetRef | None, token: str = "") -> Page:
-        """Return one page of an asset's events."""
-        return await self._page(_page_key(_events(asset), token))
+    async def events_page(
+        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = _NO_FILTERS
+    ) -> Page:
+        """Return one page of an asset's events that pass the filters."""
+        return await self._page(_page_key(_events(asset), token, filters))
 
     async def asset(self, ref: AssetRef) -> bytes:
         """Return an asset's record."""
@@ -253,5 +261,5 @@ def _events(asset: AssetRef | None) -> str:
     return "assets/-/events" if asset is None else f"{asset.path}/events"
 
 
-def _page_key(listing: str, token: str) -> str:
-    return f"{listing}?{token}"
+def _page_key(listing: str, token: str, filters: Mapping[str, str] = _NO_FILTERS) -> str:
+    return f"{listing}?{token}" + "".join(f"&{name}={value}" for name, value in sorted(filters.items()))

@@ -3,6 +3,7 @@
     /assets/<asset>/<attachment>                         a file
     /assets/<asset>/events/<event>/<attachment>          a file
     /publicassets/<asset>/…                              the same; entered by name, never listed
+    /by-name/<asset name>/…                              symbolic links to the files; see byname.py
 
 A node is an identity and nothing else. What is known about it lives in the ledger view.
 """
@@ -12,6 +13,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from attachfs import model
+from attachfs.byname import TOP as BY_NAME
+from attachfs.byname import ByName, Named
 from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
 from attachfs.ledger import Ledger, Listing
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, Realm, is_uuid
@@ -29,6 +32,7 @@ class Place(Enum):
     ROOT = ""
     ASSETS = "assets"
     PUBLICASSETS = "publicassets"
+    BY_NAME = BY_NAME
 
 
 class EventsDir(NamedTuple):
@@ -39,7 +43,7 @@ class EventsDir(NamedTuple):
     name: str = EVENTS
 
 
-Node = Place | AssetRef | EventsDir | EventRef | AttachmentRef
+Node = Place | AssetRef | EventsDir | EventRef | AttachmentRef | Named
 ROOT = Place.ROOT
 
 
@@ -54,6 +58,7 @@ class Attributes(NamedTuple):
     time_ns: int
     valid_for: float
     size_known: bool = True
+    is_link: bool = False
 
 
 class Entry(NamedTuple):
@@ -67,10 +72,14 @@ class Directory:
     """An open directory: a fixed head of entries, then what its listing brings.
 
     Entries keep their index for as long as the directory is open, so that a reader may stop and go on.
+    `behind` is, for one of links, the directory that the files they lead to are in.
     """
 
-    def __init__(self, node: Node, head: list[Entry], listing: Listing | None) -> None:
+    def __init__(
+        self, node: Node, head: list[Entry], listing: Listing | None, behind: "Directory | None" = None
+    ) -> None:
         self.node = node
+        self.behind = behind
         self._head = head
         self._listing = listing
 
@@ -117,6 +126,8 @@ def parent_of(node: Node) -> Node:
         return AssetRef(node.realm, node.asset)
     if isinstance(node, EventRef):
         return EventsDir(node.realm, node.asset)
+    if isinstance(node, Named):
+        return node.parent or Place.BY_NAME
     return node.owner
 
 
@@ -132,6 +143,7 @@ class Tree:
 
     def __init__(self, ledger: Ledger, base_url: str, born_ns: int, *, fixed_ttl: float = 3600) -> None:
         self._ledger = ledger
+        self._by_name = ByName(ledger)
         self._base_url = base_url
         self._born_ns = born_ns
         self._fixed_ttl = fixed_ttl
@@ -144,7 +156,9 @@ class Tree:
             AttachfsError: it could not be asked.
         """
         node = self._named(parent, name)
-        if isinstance(node, AttachmentRef):
+        if isinstance(node, Named) and not node.is_events:
+            await self._by_name.resolve(node)
+        elif isinstance(node, AttachmentRef):
             return node, await self.attributes(node)
         if isinstance(node, AssetRef | EventRef):
             # Policies work per attribute: an attachment below may be readable although its owner's record is
@@ -153,6 +167,26 @@ class Tree:
                 await (self._ledger.asset(node) if isinstance(node, AssetRef) else self._ledger.event(node))
         return node, self.known_attributes(node)
 
+    def file_named(self, parent: Node, name: str) -> AttachmentRef | None:
+        """Return the file that `name` would be below `parent`, if it would be one."""
+        if isinstance(parent, AssetRef | EventRef) and is_uuid(name):
+            node = _child(parent, name)
+            return node if isinstance(node, AttachmentRef) else None
+        return None
+
+    async def link_target(self, node: Node) -> str:
+        """Return where a symbolic link leads.
+
+        Raises:
+            NotFound: it is none, or no file has this name any more.
+            AttachfsError: it could not be asked.
+        """
+        if isinstance(node, Named) and node.is_link:
+            file = await self._by_name.resolve(node)
+            if isinstance(file, AttachmentRef):
+                return node.target(file)
+        raise NotFound(f"{path_of(node)} is no symbolic link")
+
     async def open_directory(self, node: Node) -> Directory:
         """Return a directory to be read.
 
@@ -160,12 +194,18 @@ class Tree:
             NotDirectory: `node` is a file.
             AttachfsError: its contents could not be asked.
         """
+        if isinstance(node, Named):
+            return await self._open_named(node)
+        return await self._open(node)
+
+    async def _open(self, node: Node) -> Directory:
         match node:
             case Place.ROOT:
-                head = [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS)]
+                head = [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS, Place.BY_NAME)]
                 return Directory(node, head, None)
-            case Place.ASSETS:
-                return Directory(node, [], self._ledger.assets())
+            case Place.ASSETS | Place.BY_NAME:
+                names = self._by_name if node is Place.BY_NAME else self._ledger
+                return Directory(node, [], names.assets())
             case Place.PUBLICASSETS:
                 return Directory(node, [], None)
             case EventsDir():
@@ -180,6 +220,20 @@ class Tree:
             case AttachmentRef():
                 raise NotDirectory(f"{node.path} is a file")
         raise NotFound(path_of(node))
+
+    async def _open_named(self, node: Named) -> Directory:
+        owner = await self._by_name.resolve(node)
+        if isinstance(owner, AttachmentRef):
+            raise NotDirectory(f"{node.path} is a symbolic link")
+        if node.is_events:
+            assert isinstance(owner, AssetRef)
+            return Directory(node, [], self._by_name.events(owner))
+        files = await self._by_name.files(owner)
+        head = [Entry(name, _child(node, name)) for name in files]
+        if isinstance(owner, AssetRef):
+            head.insert(0, Entry(EVENTS, _child(node, EVENTS)))
+        behind = Directory(owner, [Entry(file.attachment, file) for file in files.values()], None)
+        return Directory(node, head, None, behind)
 
     async def attributes(self, node: Node) -> Attributes:
         """Return a node's attributes, asking for `/info` where a file's is not known.
@@ -200,11 +254,24 @@ class Tree:
             return self._of_file(node, known.value)
         if isinstance(node, Place):
             return Attributes(True, 0, self._born_ns, self._fixed_ttl)
+        if isinstance(node, Named):
+            return self._named_attributes(node)
         ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
         record = self._ledger.known_record(ref)
         if record is None or isinstance(record.value, Exception):
             return Attributes(True, 0, self._born_ns, 0)
         return Attributes(True, 0, record.value.time_ns or self._born_ns, self._left(record.expires))
+
+    def _named_attributes(self, node: Named) -> Attributes:
+        """Return the owner's time, for a directory and for the links in it."""
+        record = self._by_name.known_record(node)
+        size = node.link_size if node.is_link else 0
+        found = Attributes(not node.is_link, size, self._born_ns, 0, is_link=node.is_link)
+        if record is None or isinstance(record.value, Exception):
+            return found
+        return found._replace(
+            time_ns=record.value.time_ns or self._born_ns, valid_for=self._left(record.expires)
+        )
 
     def xattr_is_possible(self, node: Node, name: str) -> bool:
         """Whether an extended attribute may exist, judging by its name: no request is made for others."""
@@ -214,7 +281,8 @@ class Tree:
                 "user.xdg.origin.url",
                 "user.hash.sha256",
             )
-        return isinstance(node, AssetRef | EventRef) and name.startswith(f"{_record_prefix(node)}.")
+        prefix = _record_prefix(node)
+        return prefix is not None and name.startswith(f"{prefix}.")
 
     async def xattr(self, node: Node, name: str) -> bytes:
         """Return an extended attribute's value.
@@ -225,6 +293,7 @@ class Tree:
         """
         if not self.xattr_is_possible(node, name):
             raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+        node = await self._recorded(node)
         if isinstance(node, AttachmentRef):
             raw = (await self._ledger.info(node)).raw
             if name == "user.attachment.json":
@@ -244,7 +313,13 @@ class Tree:
         Raises:
             AttachfsError: they could not be asked.
         """
-        return list(await self._xattrs(node))
+        return list(await self._xattrs(await self._recorded(node)))
+
+    async def _recorded(self, node: Node) -> Node:
+        """Return whose record a node's extended attributes are: a named directory has its owner's."""
+        if isinstance(node, Named) and _record_prefix(node) is not None:
+            return await self._by_name.resolve(node)
+        return node
 
     async def _xattrs(self, node: Node) -> dict[str, bytes]:
         if isinstance(node, AttachmentRef):
@@ -271,8 +346,12 @@ class Tree:
     def _named(self, parent: Node, name: str) -> Node:
         """Return the node that `name` would be below `parent`; NotFound if there can be none."""
         match parent:
-            case Place.ROOT if name in (Place.ASSETS.value, Place.PUBLICASSETS.value):
+            case Place.ROOT if name in (Place.ASSETS.value, Place.PUBLICASSETS.value, Place.BY_NAME.value):
                 return Place(name)
+            case Place.BY_NAME | Named(is_link=False):
+                return _child(parent, name)
+            case Named():
+                raise NotDirectory(f"{parent.path} is a symbolic link")
             case AssetRef() if name == EVENTS:
                 return EventsDir(parent.realm, parent.asset)
             case AttachmentRef():
@@ -302,6 +381,8 @@ def _child(parent: Node, name: str) -> Node:
             return AttachmentRef(parent.realm, parent.asset, None, name)
         case EventRef():
             return AttachmentRef(parent.realm, parent.asset, parent.event, name)
+        case Place.BY_NAME | Named():
+            return Named((*(parent.parts if isinstance(parent, Named) else ()), name))
     raise NotFound(f"{path_of(parent)}/{name}")
 
 
@@ -310,8 +391,12 @@ def _attachments(owner: AssetRef | EventRef, attachments: tuple[model.Attachment
     return [Entry(name, _child(owner, name)) for name in dict.fromkeys(a.id for a in attachments)]
 
 
-def _record_prefix(node: AssetRef | EventRef) -> str:
-    return "user.asset" if isinstance(node, AssetRef) else "user.event"
+def _record_prefix(node: Node) -> str | None:
+    """Return how the extended attributes of a node that has a record begin."""
+    depth = len(node.parts) if isinstance(node, Named) else 0
+    if isinstance(node, AssetRef) or depth == 1:
+        return "user.asset"
+    return "user.event" if isinstance(node, EventRef) or depth == 3 else None
 
 
 def _name_fits(name: str) -> bool:

@@ -99,13 +99,22 @@ class FakeSource:
         """Return how many requests of a kind (asset, event, info, assets, events) were made."""
         return sum(call[0] == kind for call in self.calls)
 
-    async def assets_page(self, token: str = "") -> FakePage:
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = {}) -> FakePage:
         answer = self.asset_pages.get(token, NotFound(f"no page {token!r}"))
-        return await self._answer("assets", token, answer)
+        if filters:
+            answer = _filtered(list(self.asset_pages.values()), filters)
+        return await self._answer("assets", filters or token, answer)
 
-    async def events_page(self, asset: AssetRef | None, token: str = "") -> FakePage:
+    async def events_page(
+        self,
+        asset: AssetRef | None,
+        token: str = "",
+        filters: Mapping[str, str] = {},
+    ) -> FakePage:
         answer = self.event_pages.get((asset, token), NotFound(f"no page {token!r}"))
-        return await self._answer("events", (asset, token), answer)
+        if filters:
+            answer = _filtered([page for key, page in self.event_pages.items() if key[0] == asset], filters)
+        return await self._answer("events", (asset, filters or token), answer)
 
     async def asset(self, ref: AssetRef) -> bytes:
         return await self._answer("asset", ref, self.records.get(ref, NotFound(ref.path)))
@@ -129,6 +138,26 @@ class FakeSource:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def _filtered(pages: list[FakePage | Exception], filters: Mapping[str, str]) -> FakePage | Exception:
+    """Return one page of the records that pass: attributes are compared, of times the text."""
+
+    def passes(record: dict[str, Any]) -> bool:
+        for key, value in filters.items():
+            if key.startswith("attributes."):
+                if record["attributes"].get(key.removeprefix("attributes.")) != value:
+                    return False
+            elif (record["timestamp_accepted"] >= value) != key.endswith("_since"):
+                return False
+        return True
+
+    found: list[dict[str, object]] = []
+    for page in pages:
+        if isinstance(page, Exception):
+            return page
+        found += filter(passes, page.records)
+    return FakePage(found)
 
 
 class Piece(NamedTuple):

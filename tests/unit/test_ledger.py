@@ -421,7 +421,7 @@ class TestListings:
 class TestBounds:
     async def test_every_table_is_bounded(self, ledger: Ledger) -> None:
         tables = [value for value in vars(ledger).values() if isinstance(value, cachetools.Cache)]
-        assert len(tables) == 5
+        assert len(tables) == 6
         assert all(table.maxsize <= 32_768 for table in tables)
 
     async def test_the_oldest_go_first(

@@ -227,7 +227,7 @@ class TestLookup:
 class TestDirectories:
     async def test_the_root(self, tree: Tree, source: FakeSource) -> None:
         entries = await contents(await tree.open_directory(ROOT))
-        assert entries == [Entry("assets", Place.ASSETS), Entry("publicassets", Place.PUBLICASSETS)]
+        assert entries == [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS, Place.BY_NAME)]
         assert source.calls == []
 
     async def test_assets_come_page_by_page(self, tree: Tree, source: FakeSource) -> None:

@@ -1,0 +1,407 @@
+"""The namespace for people: `by-name/<asset>/<file>` and `by-name/<asset>/events/<when what>/<file>`.
+
+Lives here and only here: who is called what in `by-name`, and who is meant by a name. Assets and events are
+directories; files are symbolic links into `assets/`, relative, so that they survive a bind mount. How a text
+becomes a safe name is names.py's. No two entries share a name, and what a name means depends on the ledger
+alone: not on the mount, the order or size of pages, or what has been looked at before.
+
+**An asset** is called by its `arc_display_name`, or its identity if it has none. Several may have one name,
+and a listing is read page by page, so that nobody knows yet what the next page brings. Therefore, of those
+with one name, the one with the smallest identity has it plain, and the others have ` (<first 8 digits>)`
+behind it, or ` (<identity>)` if they share these too. This can be streamed: whoever comes makes exactly one
+name new, its own or that of the one it displaces (`names.Slots`), and in the end the set is the same in every
+order. While a listing runs, an entry is a name and not yet an asset; who is meant is settled when it is
+entered. A name with a whole identity behind it opens always and never changes its meaning, listed or not;
+one with eight digits does as well unless two that share a name share these. Scripts should use those.
+
+A name is looked up with one request, for the assets whose `arc_display_name` is that text: all who can be
+called so have exactly it. To keep that true, names that cannot be led back to the record always carry the
+whole identity, and are looked up by it: texts that safety changed (but for a slash, which can be undone),
+that are longer than 216 bytes, that look like an identity, and `*`, which the service would take for "any".
+A text that looks as if it had a suffix always gets another. If the service cannot be asked, a listing that
+is still known (or kept for `--offline`) decides.
+
+**An event** is called by the minute of its `timestamp_accepted`, in UTC, and its type; sharing is as for
+assets. A name is looked up with one request, for the asset's events of that minute.
+
+**A file** is called by its attribute's `arc_file_name`, else `arc_display_name` unless that says
+`arc_primary_image`, else the attribute's key; an attachment with several names has a link for each. All
+files of a directory come from one record, so here nobody has a shared name plain: each has its digits.
+A name without an extension gets one from the MIME type, which only `/info` knows: it is asked for those
+files alone, side by side, when the directory is listed; and for a lookup only if the name may be theirs.
+Where the service says that the file is not there, may not be seen or has an unusable `/info`, such a file
+has no extension, and cannot be opened either. If it cannot be asked (an outage, a rate limit), the listing
+or lookup fails: a file must not change its name because of the weather.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import trio
+
+from attachfs import names
+from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound, TimedOut, Unreachable
+from attachfs.ledger import Known, Ledger, Listing
+from attachfs.model import Asset, AssetRef, Attachment, AttachmentRef, Event, EventRef
+
+TOP = "by-name"
+EVENTS = "events"
+_PRIMARY = "arc_primary_image"  # a common display name that says nothing
+_UNDATED = "undated"
+_WHEN = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{4})(?: .*)?", re.DOTALL)
+_SLACK = timedelta(seconds=1)  # whether the service's bounds are inclusive is not documented
+_MINUTE = timedelta(minutes=1)
+_RECENT = 16_384  # directories whose owner is remembered, for their times
+# So many characters of a name are left whatever suffix and extension it gets, even where it is cut.
+_ALIKE = 10
+_ALL = 1 << 40  # an index that no listing reaches
+# The service has answered, and the file cannot be opened whatever its name.
+_ANSWERED = (NotFound, AccessDenied, BadAnswer)
+
+
+class Named(NamedTuple):
+    """A node below `by-name`: nothing but its path, as who is meant by it is settled when it is used."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """The path below the mount, without a leading slash."""
+        return "/".join((TOP, *self.parts))
+
+    @property
+    def parent(self) -> "Named | None":
+        """The directory it is in; None for `by-name` itself."""
+        return Named(self.parts[:-1]) if len(self.parts) > 1 else None
+
+    @property
+    def is_events(self) -> bool:
+        """Whether it is an asset's `events` directory: no file is called so."""
+        return len(self.parts) == 2 and self.parts[1] == EVENTS
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it is a symbolic link."""
+        return len(self.parts) == 4 or (len(self.parts) == 2 and not self.is_events)
+
+    @property
+    def link_size(self) -> int:
+        """The length of the link's target: all identities have the same."""
+        nobody = "0" * 36
+        event = nobody if len(self.parts) == 4 else None
+        return len(self.target(AttachmentRef("assets", nobody, event, nobody)))
+
+    def target(self, file: AttachmentRef) -> str:
+        """Return the link's target."""
+        return "../" * len(self.parts) + file.path
+
+
+class NameListing(Listing):
+    """A listing of names that may be shared, and who holds each so far.
+
+    Args:
+        page: returns what `Slots.add` takes of the records on the page with a token, and the next token.
+        what: the directory's path, for messages.
+        before: an older, complete listing.
+    """
+
+    def __init__(
+        self,
+        page: Callable[[str], Awaitable[tuple[list[tuple[str, str, int]], str]]],
+        what: str,
+        before: Listing | None,
+    ) -> None:
+        self.slots = names.Slots()
+        super().__init__(self._names, what, before)
+        self._page = page
+
+    async def _names(self, token: str) -> tuple[list[str], str]:
+        records, following = await self._page(token)
+        new = (self.slots.add(*record) for record in records)
+        return [name for name in new if name is not None], following
+
+    async def _turn_page(self) -> None:
+        before = self._before
+        await super()._turn_page()
+        if isinstance(before, NameListing) and self.ids is before.ids:
+            self.slots = before.slots
+
+
+class ByName:
+    """Names over a ledger view.
+
+    Args:
+        ledger: the ledger view; it keeps all that is remembered.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._recent: OrderedDict[Named, AssetRef | EventRef] = OrderedDict()
+
+    # -- who is meant ------------------------------------------------------------------------------
+
+    async def resolve(self, node: Named) -> AssetRef | EventRef | AttachmentRef:
+        """Return what a node stands for; for an `events` directory its asset.
+
+        Raises:
+            NotFound: nothing has this name.
+            AttachfsError: it could not be asked.
+        """
+        asset = await self._asset(node.parts[0])
+        owner = await self._event(asset, node.parts[2]) if len(node.parts) > 2 else asset
+        if node.is_link:
+            return await self._file(owner, node.parts[-1])
+        if not node.is_events:
+            self._recent[node] = owner
+            self._recent.move_to_end(node)
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+        return owner
+
+    def known_record(self, node: Named) -> Known[Asset] | Known[Event] | None:
+        """Return what is remembered of a directory's owner, or a link's, for its time; nothing is asked."""
+        directory = node if len(node.parts) in (1, 3) else node.parent
+        assert directory is not None
+        owner = self._recent.get(directory) or self._listed(directory)
+        return None if owner is None else self._ledger.known_record(owner)
+
+    def _listed(self, directory: Named) -> AssetRef | EventRef | None:
+        """Return the owner of a directory according to a listing that runs or is complete."""
+        if len(directory.parts) == 1:
+            asset = self._holder(TOP, directory.parts[0])
+            return None if asset is None else AssetRef("assets", asset)
+        owner = self._recent.get(Named(directory.parts[:1])) or self._listed(Named(directory.parts[:1]))
+        event = None if owner is None else self._holder((TOP, owner), directory.parts[2])
+        return None if owner is None or event is None else EventRef("assets", owner.asset, event)
+
+    def _holder(self, key: Hashable, name: str, *, certain: bool = False) -> str | None:
+        """Return who holds a name in a listing that is known; `certain`: in one that is complete."""
+        listing = self._ledger.known_listing(key)
+        if not isinstance(listing, NameListing) or (certain and not listing.complete):
+            return None
+        return listing.slots.holders.get(name)
+
+    # -- assets ------------------------------------------------------------------------------------
+
+    def assets(self) -> Listing:
+        """Return the listing of all assets' names."""
+
+        async def page(token: str) -> tuple[list[tuple[str, str, int]], str]:
+            assets, following = await self._ledger.assets_on_page(token)
+            return [_asset_slot(asset) for asset in assets], following
+
+        return self._ledger.listing(TOP, lambda before: NameListing(page, TOP, before))
+
+    async def _asset(self, name: str) -> AssetRef:
+        _check(name)
+        holder = self._holder(TOP, name, certain=True)
+        if holder is None:
+            identity = names.whole_identity(name)
+            if identity is not None:
+                asset = await self._ledger.asset(AssetRef("assets", identity))
+                holder = identity if name == _whole(_asset_slot(asset)) else None
+            else:
+                holder = await self._find(name, self._find_assets, self.assets, TOP)
+        if holder is None:
+            raise NotFound(f"{TOP}/{name!a}: no asset has this name")
+        return AssetRef("assets", holder)
+
+    async def _find_assets(self, base: str) -> Iterable[tuple[str, str, int]]:
+        if _asset_level(base, names.origin(base)) == names.WHOLE:
+            return ()  # whoever is called so is not looked for by this name
+        found = await self._ledger.find_assets(names.origin(base))
+        return [(base, identity, names.first_level(base)) for identity in found]
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def events(self, asset: AssetRef) -> Listing:
+        """Return the listing of the names of an asset's events."""
+
+        async def page(token: str) -> tuple[list[tuple[str, str, int]], str]:
+            events, following = await self._ledger.events_on_page(asset, token)
+            return [_event_slot(event) for event in events], following
+
+        what = f"the events of {asset.path}, by name"
+        return self._ledger.listing((TOP, asset), lambda before: NameListing(page, what, before))
+
+    async def _event(self, asset: AssetRef, name: str) -> EventRef:
+        _check(name)
+        holder = self._holder((TOP, asset), name, certain=True)
+        if holder is None:
+            identity = names.whole_identity(name)
+            if identity is not None:
+                event = await self._ledger.event(EventRef("assets", asset.asset, identity))
+                holder = identity if name == _whole(_event_slot(event)) else None
+            else:
+
+                async def find(base: str) -> Iterable[tuple[str, str, int]]:
+                    return await self._find_events(asset, base)
+
+                holder = await self._find(name, find, lambda: self.events(asset), (TOP, asset))
+        if holder is None:
+            raise NotFound(f"{asset.path}: no event is called {name!a}")
+        return EventRef("assets", asset.asset, holder)
+
+    async def _find_events(self, asset: AssetRef, base: str) -> Iterable[tuple[str, str, int]]:
+        if base.startswith(_UNDATED):
+            listing = self.events(asset)
+            await listing.reach(_ALL)
+            found = tuple(listing.slots.holders.values()) if isinstance(listing, NameListing) else ()
+        else:
+            minute = _minute(base)
+            if minute is None:
+                return ()
+            since, before = (t.isoformat() for t in (minute - _SLACK, minute + _MINUTE + _SLACK))
+            found = await self._ledger.find_events(asset, since, before)
+        events = [await self._ledger.event(EventRef("assets", asset.asset, one)) for one in found]
+        return [slot for slot in map(_event_slot, events) if slot[0] == base]
+
+    async def _find(
+        self,
+        name: str,
+        find: Callable[[str], Awaitable[Iterable[tuple[str, str, int]]]],
+        listing: Callable[[], Listing],
+        key: Hashable,
+    ) -> str | None:
+        """Return who holds a name that has no whole identity in it, judging by all who share its base."""
+        base, digits = names.split(name)
+        slots = names.Slots()
+        try:
+            for slot in sorted(await find(base)):
+                slots.add(*slot)
+        except NotFound:
+            pass
+        except (Unreachable, TimedOut):
+            all_names = listing()
+            await all_names.reach(_ALL)
+            return self._holder(key, name)
+        holder = slots.holders.get(name)
+        if (
+            holder is None and digits
+        ):  # it is not listed so, as it has the name plain: it is meant all the same
+            holder = next((one for one in slots.holders.values() if one.startswith(digits)), None)
+        # What a listing has shown opens, even if the service's filter does not find it.
+        return holder or self._holder(key, name)
+
+    # -- files -------------------------------------------------------------------------------------
+
+    async def files(self, owner: AssetRef | EventRef) -> dict[str, AttachmentRef]:
+        """Return the links in an asset's or event's directory, in the order of their names.
+
+        Raises:
+            AttachfsError: the record, or an `/info` that a name needs, could not be asked for.
+        """
+        return (await self._files(owner, None))[0]
+
+    async def _file(self, owner: AssetRef | EventRef, name: str) -> AttachmentRef:
+        _check(name)
+        files, failure = await self._files(owner, name)
+        if name not in files:
+            # What has no usable /info may be called so by one that is: that is not "does not exist".
+            raise failure or NotFound(f"{owner.path}: no file is called {name!a}")
+        return files[name]
+
+    async def _files(
+        self, owner: AssetRef | EventRef, wanted: str | None
+    ) -> tuple[dict[str, AttachmentRef], BadAnswer | None]:
+        """Return the links, and an `/info` that was not usable. `wanted`: only that name need be right."""
+        if isinstance(owner, AssetRef):
+            attachments = (await self._ledger.asset(owner)).attachments
+        else:
+            attachments = (await self._ledger.event(owner)).attachments
+        mentioned = {(_file_base(one), one.id) for one in attachments}
+        if wanted is not None:
+            # Who has an extension already, or may come to be called so, or have the same with a suffix.
+            mentioned = {
+                (base, one)
+                for base, one in mentioned
+                if names.extension(base) or wanted.startswith(base[:_ALIKE])
+            }
+        bare = sorted({one for base, one in mentioned if not names.extension(base)})
+        types = await self._mime_types([_attached(owner, one) for one in bare])
+        named = []
+        for base, one in mentioned:
+            known = types.get(one, "")
+            ending = names.extension_for(known) if isinstance(known, str) else ""
+            named.append((names.with_extension(base, ending) if ending else base, one))
+        reserved = (EVENTS,) if isinstance(owner, AssetRef) else ()
+        failures = (known for known in types.values() if isinstance(known, BadAnswer))
+        files = {name: _attached(owner, one) for name, one in names.distinct(named, reserved).items()}
+        return files, next(failures, None)
+
+    async def _mime_types(self, files: list[AttachmentRef]) -> dict[str, str | AttachfsError]:
+        """Ask for `/info`s side by side; return MIME types, or why there is none, by identity."""
+        types: dict[str, str | AttachfsError] = {}
+
+        async def ask(file: AttachmentRef) -> None:
+            try:
+                types[file.attachment] = (await self._ledger.info(file)).mime_type
+            except AttachfsError as error:
+                types[file.attachment] = error
+
+        async with trio.open_nursery() as nursery:
+            for file in files:
+                nursery.start_soon(ask, file)
+        for file in files:
+            outcome = types[file.attachment]
+            if isinstance(outcome, AttachfsError) and not isinstance(outcome, _ANSWERED):
+                raise outcome
+        return types
+
+
+def _check(name: str) -> None:
+    """Refuse what cannot be a name here, before anything is asked."""
+    if names.safe(name) != name:
+        raise NotFound(f"{name!a} cannot be a name below {TOP}")
+
+
+def _attached(owner: AssetRef | EventRef, attachment: str) -> AttachmentRef:
+    event = owner.event if isinstance(owner, EventRef) else None
+    return AttachmentRef(owner.realm, owner.asset, event, attachment)
+
+
+def _asset_slot(asset: Asset) -> tuple[str, str, int]:
+    """Return what an asset is called, its identity, and the level at which its names begin."""
+    base = names.safe(asset.display_name, names.SHARED_LIMIT)
+    return base, asset.id, _asset_level(base, asset.display_name)
+
+
+def _asset_level(base: str, display_name: str) -> int:
+    can_be_found = (
+        names.origin(base) == display_name
+        and len(base.encode()) <= names.SHARED_LIMIT
+        and base not in ("", "*")
+    )
+    return names.first_level(base) if can_be_found else names.WHOLE
+
+
+def _event_slot(event: Event) -> tuple[str, str, int]:
+    when = _UNDATED
+    if event.time_ns:
+        when = datetime.fromtimestamp(event.time_ns // 10**9, UTC).strftime("%Y-%m-%d %H%M")
+    base = names.safe(f"{when} {names.safe(event.display_type)}", names.SHARED_LIMIT)
+    return base, event.id, names.first_level(base)
+
+
+def _whole(slot: tuple[str, str, int]) -> str:
+    base, identity, _ = slot
+    return names.at_level(base, identity, names.WHOLE)
+
+
+def _minute(name: str) -> datetime | None:
+    """Return the minute at which an event of this name was accepted."""
+    found = _WHEN.fullmatch(name)
+    try:
+        return datetime.strptime(found[1], "%Y-%m-%d %H%M").replace(tzinfo=UTC) if found else None
+    except ValueError:
+        return None
+
+
+def _file_base(attachment: Attachment) -> str:
+    """Return what a file is called, before it has got an extension."""
+    display_name = "" if attachment.display_name == _PRIMARY else attachment.display_name
+    called = (names.safe_file(text) for text in (attachment.file_name, display_name, attachment.key))
+    return next(filter(None, called), attachment.id)
