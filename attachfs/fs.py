@@ -22,6 +22,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAt
 from attachfs.blobs import Blobs, OpenBlob
 from attachfs.errors import (
     AttachfsError,
+    BadAnswer,
     IntegrityError,
     IsDirectory,
     NoAttribute,
@@ -236,8 +237,12 @@ class Filesystem(pyfuse3.Operations):
         # A reply goes out as soon as there is something in it: the first page shows while the next is
         # being fetched. Only an empty reply means the end.
         if index >= directory.available and start_id >= _DOTS:
-            with self._waiting.wait(0, self._timeout):
-                await directory.reach(index)
+            try:
+                with self._waiting.wait(0, self._timeout):
+                    await directory.reach(index)
+            except NotFound as error:
+                # To readdir(3), ENOENT is the end of the directory: what is missing would never be missed.
+                raise BadAnswer(error.reason) from error
         owner = self._tree.known_attributes(directory.node)
         while index < directory.available:
             name_text, node = directory[index]
