@@ -1,6 +1,7 @@
 """`attachfs status`: the figures of running mounts, as they tell them themselves; once, or live."""
 
 import contextlib
+import io
 import json
 import select
 import sys
@@ -43,11 +44,14 @@ def run(point: Path | None, *, as_json: bool, watch: bool) -> int:
             about = {"mountpoint": str(mount.point), "source": mount.source, "state": state.value}
             text.say_json(about | figures)
     else:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+        piped = None if sys.stdout.isatty() else io.StringIO()
+        console = Console(highlight=False, file=piped, width=None if piped is None else _WIDTH)
         for number, (mount, state, figures) in enumerate(told):
             if number:
                 console.print()
             console.print(picture(mount, state, figures))
+        if piped is not None and told:
+            text.say("\n".join(line.rstrip() for line in piped.getvalue().splitlines()))
     if not told:
         text.note("no attachfs mount is running here")
     return text.DIFFERS if any(state is not State.ALIVE for _, state, _ in told) else text.OK

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from attachfs.demo.spawn import DemoServer, spawn_server
+from attachfs.mounts import mount_at
 from tests.mount.scripted import Served
 
 ENDS_WITHIN = 30  # seconds
@@ -119,6 +120,8 @@ def run_mount(
             listener.join(ENDS_WITHIN)
             if process.stderr is not None:
                 process.stderr.close()
+            if mount_at(point) is not None:  # it was killed, and the test did not come to clear it
+                subprocess.run(["umount", "-l", str(point)], check=False)
     assert process.returncode in (0, -signal.SIGKILL), mounted.log
     assert not any("Traceback" in line for line in mounted.log), "\n".join(mounted.log)
 

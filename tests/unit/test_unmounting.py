@@ -11,7 +11,7 @@ from attachfs.unmounting import State, User, ask, users, who
 
 def test_a_process_is_named_with_what_it_uses(tmp_path: Path) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=tmp_path) as holder:
-        found = users(Mount(tmp_path.resolve(), "x", "y", 1))
+        found = users(Mount(tmp_path.resolve(), "x", "y", 1, mount_id=-1))
         assert found == [User(holder.pid, "cat", "its working directory")]
         assert who(found) == f"used by cat (pid {holder.pid}, its working directory)"
         assert holder.stdin is not None
