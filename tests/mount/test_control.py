@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import select
 import signal
 import socket
@@ -270,6 +271,35 @@ class TestSignals:
                     assert said.split() == [str(mounted.point / folder), "fine"]
             file.seek(0)
             assert file.read() == before
+
+    def test_sighup_from_a_terminal_that_has_gone_ends_it(
+        self, tmp_path: Path, point: Path, ledger: DemoServer
+    ) -> None:
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.environ.update(
+                XDG_STATE_HOME=str(tmp_path / "state"), XDG_CONFIG_HOME=str(tmp_path / "config")
+            )
+            options = [
+                f"--url={ledger.url}",
+                f"--token-file={ledger.token_file}",
+                f"--cache-dir={tmp_path}/c",
+            ]
+            command = [sys.executable, "-m", "attachfs", "mount", "-f", *options, str(point)]
+            os.execv(sys.executable, command)
+        said = b""
+        while b"is mounted" not in said:
+            assert select.select([terminal], [], [], ENDS_WITHIN)[0], said
+            said += os.read(terminal, 65536)
+        os.kill(pid, signal.SIGHUP)  # the terminal is still there
+        while b"are forgotten" not in said:
+            assert select.select([terminal], [], [], ENDS_WITHIN)[0], said
+            said += os.read(terminal, 65536)
+        assert mount_at(point) is not None
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert mount_at(point) is None
 
     def test_sigusr1_writes_the_figures_into_the_log(self, mount: Mount) -> None:
         with mount() as mounted:

@@ -88,10 +88,10 @@ def test_an_ordinary_user_mounts_reads_and_unmounts_and_even_root_stays_outside(
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")
-    assert lines[:2] == ["assets", "publicassets"]
-    assert lines[2] == lines[3] != ""
-    assert lines[4] == f"{NOBODY} {NOBODY} 444"
-    assert lines[5:] == ["done", ""]
+    assert lines[:3] == ["assets", "by-name", "publicassets"]
+    assert lines[3] == lines[4] != ""
+    assert lines[5] == f"{NOBODY} {NOBODY} 444"
+    assert lines[6:] == ["done", ""]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")

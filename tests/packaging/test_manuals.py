@@ -11,6 +11,7 @@ import pytest
 
 from attachfs import cli, helper
 from attachfs.config import FILE_KEYS, OPTIONS
+from attachfs.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "man").glob("*.[1-8]"))
@@ -90,7 +91,7 @@ def test_the_defaults_in_the_pages_are_the_programs() -> None:
 
 
 def test_the_helpers_options_are_in_its_page() -> None:
-    with pytest.raises(helper.UsageError):
+    with pytest.raises(UsageError):
         helper.parse(["-?"])
     assert flags(page("mount.attachfs.8")) >= {"-s", "-f", "-n", "-v", "-r", "-w", "-N", "-t", "-o"}
 
