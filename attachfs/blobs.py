@@ -7,14 +7,14 @@ when the attachment was first seen), and, in strict verification, the whole of t
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 import trio
 
 from attachfs.cache import CachedBlob, DiskCache, Writer
-from attachfs.download import WITHHELD, Chunks, Download, pread_nowait
+from attachfs.download import AT_ONCE, WITHHELD, Chunks, Download, Leaving, pread_nowait
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
@@ -35,13 +35,16 @@ T = TypeVar("T")
 _REMEMBER_FAILURE = 5.0  # seconds; a failing file is opened again and again by some programs
 _FAILURES = 1024
 _CACHE_THREADS = 8  # at once; the disk serves no more side by side
+_RESTING = 32  # stopped downloads whose bytes are kept; they reserve a quarter of the cache at most
 
 
 class BlobSource(Protocol):
     """Where bytes come from: today the service; a store that a fleet shares fits here too."""
 
-    def download(self, ref: AttachmentRef, size: int, /) -> AbstractAsyncContextManager[Chunks]:
-        """Return the attachment's bytes in order, at most `size` of them."""
+    def download(
+        self, ref: AttachmentRef, size: int, /, *, start: int = 0
+    ) -> AbstractAsyncContextManager[Chunks]:
+        """Return the attachment's bytes in order, from `start` or from 0 on, at most `size` of them."""
         ...
 
 
@@ -148,6 +151,7 @@ class Blobs:
         namespace: begins the pins' keys: the service's host.
         verify, strict_limit: strict up to this many bytes under `auto`, stream above.
         scan_policy: which scan results open.
+        leaving: what becomes of a download that nobody follows any more.
     """
 
     def __init__(
@@ -162,6 +166,7 @@ class Blobs:
         verify: Verify = "auto",
         strict_limit: int = 32 * 2**20,
         scan_policy: ScanPolicy = "block-bad",
+        leaving: Leaving = AT_ONCE,
     ) -> None:
         self._ledger = ledger
         self._source = source
@@ -174,6 +179,7 @@ class Blobs:
         bounds = {"strict": math.inf, "auto": max(strict_limit, WITHHELD), "stream": WITHHELD, "off": -1}
         self._strict_limit = bounds[verify]
         self._scan_policy = scan_policy
+        self._leaving = leaving
         self._downloads: dict[tuple[Digest | None, AttachmentRef | None], Download] = {}
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
         self._threads = trio.CapacityLimiter(_CACHE_THREADS)
@@ -185,7 +191,12 @@ class Blobs:
     @property
     def downloading(self) -> int:
         """How many downloads are under way."""
-        return len(self._downloads)
+        return len(self._downloads) - self.resting
+
+    @property
+    def resting(self) -> int:
+        """How many downloads were stopped, and what came is kept."""
+        return sum(one.resting_since is not None for one in self._downloads.values())
 
     def change_policy(self, scan_policy: ScanPolicy) -> None:
         """Let other scan results open a file from now on, and try again what failed."""
@@ -342,7 +353,7 @@ class Blobs:
     def _begin(
         self, ref: AttachmentRef, info: Info, key: tuple[Digest | None, AttachmentRef | None]
     ) -> Download:
-        download = Download(ref, key[0], info.size)
+        download = Download(ref, key[0], info.size, self._leaving)
         self._downloads[key] = download
         self._nursery.start_soon(self._fetch, download, key)
         return download
@@ -356,10 +367,16 @@ class Blobs:
                     await self._pin(ref, download.expected, download.size)
                 pinned |= waiting
 
+        def room() -> Awaitable[Writer]:
+            return self._room(download)
+
+        def spill() -> Writer:
+            return self._cache.spill(download.size)
+
         try:
-            await download.run(
-                lambda: self._room(download), lambda: self._cache.spill(download.size), self._source, settle
-            )
+            await download.run(room, spill, self._source, settle)
+            while download.stopped and await download.rest(keep=self._may_rest(download)):
+                await download.run(room, spill, self._source, settle)
             if download.verified:
                 self.verified_bytes += download.size
             if isinstance(download.error, IntegrityError | BadAnswer):
@@ -376,11 +393,47 @@ class Blobs:
             return await self._in_thread(lambda: self._cache.spill(size))
         # How much room there is, is known once the cache has been indexed.
         await trio.to_thread.run_sync(self._cache.indexed.wait, abandon_on_cancel=True)
+        # What is kept of stopped downloads goes before any verified blob does.
+        self._dismiss(lambda: self._fits(size))
         try:
-            return await self._in_thread(lambda: self._cache.reserve(size))
+            try:
+                return await self._in_thread(lambda: self._cache.reserve(size))
+            except NoRoom:
+                if not self._dismiss(lambda: False):
+                    raise
+                return await self._in_thread(lambda: self._cache.reserve(size))
         except NoRoom as error:
             log.info("%s is read through a temporary file: %s", download.ref.path, error.reason)
             return await self._in_thread(lambda: self._cache.spill(size))
+
+    # -- what rests --------------------------------------------------------------------------------
+
+    def _may_rest(self, download: Download) -> bool:
+        """Whether what came of a stopped download is kept; older ones go if that is too much."""
+        budget = self._cache.stats().max_bytes // 4
+        if not download.worth_keeping or download.size > budget:
+            return False
+
+        def enough() -> bool:
+            kept = [one.size for one in self._downloads.values() if one.resting_since is not None]
+            return len(kept) < _RESTING and sum(kept) + download.size <= budget
+
+        self._dismiss(enough)
+        return enough()
+
+    def _dismiss(self, enough: Callable[[], bool]) -> bool:
+        """Give up what rests, longest at rest first, until it is enough. Return whether anything was."""
+        resting = [one for one in self._downloads.values() if one.dismissable]
+        resting.sort(key=lambda one: one.resting_since or 0)
+        before = len(resting)
+        while resting and not enough():
+            one = resting.pop(0)
+            one.dismiss()
+        return len(resting) < before
+
+    def _fits(self, size: int) -> bool:
+        figures = self._cache.stats()
+        return figures.used_bytes + size <= figures.max_bytes
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._threads)

@@ -3,15 +3,19 @@
 Lives here and only here: how far a follower may read. Bytes become readable as they are stored, except
 the last part, which is withheld until the digest of the whole is right. So no program can read a wrong
 blob to its end without an error.
+
+And here alone: what becomes of a download that nobody follows any more. It stops a little later, and what
+came rests, with the state of its hash, for somebody who wants more of it.
 """
 
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import trio
 
@@ -50,9 +54,26 @@ Chunks = AsyncIterator[Chunk]
 class ChunkSource(Protocol):
     """Where the bytes come from."""
 
-    def download(self, ref: AttachmentRef, size: int, /) -> AbstractAsyncContextManager[Chunks]:
-        """Return the attachment's bytes in order, at most `size` of them."""
+    def download(
+        self, ref: AttachmentRef, size: int, /, *, start: int = 0
+    ) -> AbstractAsyncContextManager[Chunks]:
+        """Return the attachment's bytes in order, from `start` or from 0 on, at most `size` of them."""
         ...
+
+
+class Leaving(NamedTuple):
+    """What becomes of a download that nobody follows any more.
+
+    Programs that look what a file is read its first bytes and close it, several in a row do: the download
+    of a large file need not go on for them, and need not begin anew for the next one.
+    """
+
+    more: int = 2**20  # bytes that may still come
+    within: float = 2.0  # seconds in which they may
+    keep: float = 60.0  # seconds for which what came is kept
+
+
+AT_ONCE = Leaving(0, 0, 0)
 
 
 class Download:
@@ -62,9 +83,12 @@ class Download:
         ref: the attachment that is fetched.
         expected: its recorded digest; None: nobody vouches for the bytes, and none is withheld.
         size: its recorded length in bytes.
+        leaving: when it stops once nobody follows it, and for how long what came is kept.
     """
 
-    def __init__(self, ref: AttachmentRef, expected: Digest | None, size: int) -> None:
+    def __init__(
+        self, ref: AttachmentRef, expected: Digest | None, size: int, leaving: Leaving = AT_ONCE
+    ) -> None:
         self.ref = ref
         self.expected = expected
         self.size = size
@@ -79,6 +103,11 @@ class Download:
         self._cached: CachedBlob | None = None
         self._followers = 0
         self.abandoned = False  # nobody followed it any more: it must not be joined again
+        self.stopped = False  # because nobody followed it; it may run again
+        self.resting_since: float | None = None  # None: it runs, or has ended
+        self._leaving = leaving
+        self._stop_at = math.inf  # bytes stored; does not count while there are followers
+        self._wanted = trio.Event()  # somebody waits for more than is there
         self._landed = False
         self._spill: Callable[[], Writer]
         self._scope = trio.CancelScope()
@@ -89,14 +118,22 @@ class Download:
     def join(self) -> None:
         """Count a follower."""
         self._followers += 1
+        self._scope.deadline = math.inf
 
     def leave(self) -> None:
-        """Take a follower back; a download that nobody follows ends."""
+        """Take a follower back; a download that nobody follows stops."""
         self._followers -= 1
-        if not self._followers:
+        if self._followers:
+            return
+        if self._leaving == AT_ONCE:
             self.abandoned = True
             self._scope.cancel()
-            self._close_if_idle()
+        elif self.resting_since is not None:
+            self._scope.deadline = trio.current_time() + self._leaving.keep
+        elif self.written < self.size:  # else only the verdict is missing
+            self._stop_at = self.written + self._leaving.more
+            self._scope.deadline = trio.current_time() + self._leaving.within
+        self._close_if_idle()
 
     @property
     def fd(self) -> int:
@@ -125,6 +162,7 @@ class Download:
             AttachfsError: they never will.
         """
         while self.error is None and not self.may_read(end):
+            self._wanted.set()
             await self._progress.wait()
         if self.error is not None:
             raise self.error.with_traceback(None)
@@ -148,6 +186,8 @@ class Download:
     ) -> None:
         """Fetch, verify and admit. Never raises: followers find the outcome here.
 
+        Afterwards it may be `stopped`: then call `rest`, and this again if somebody wants more.
+
         Args:
             room: returns where the bytes go.
             spill: returns where they go if that fails on the way; called in a thread.
@@ -155,12 +195,15 @@ class Download:
             settle: is awaited once all bytes are right, before the last of them are handed out.
         """
         self._spill = spill
+        self.stopped = False
         try:
             with self._scope:
-                self._writer = await room()
-                self._reader = self._writer.dup_reader()
-                async with source.download(self.ref, self.size) as chunks:
+                if self._writer is None:
+                    self._writer = await room()
+                    self._reader = self._writer.dup_reader()
+                async with source.download(self.ref, self.size, start=self.written) as chunks:
                     await self._pipe(chunks)
+                self._scope.deadline = math.inf
                 await trio.to_thread.run_sync(self._conclude)
                 await settle()
                 # Nobody vouches for bytes without a recorded digest.
@@ -172,10 +215,63 @@ class Download:
                 error = Unexpected(f"{self.ref.path}: {type(error).__name__}: see the log")
             self.error = error
         finally:
-            if self._cached is None:
-                self.error = self.error or Unexpected(f"{self.ref.path}: the download was given up")
-                if self._writer is not None:
-                    self._writer.abort()
+            self.stopped = self._scope.cancelled_caught and not (self.error or self._cached or self.abandoned)
+            if self._cached is None and not self.stopped:
+                self._give_up()
+
+    async def rest(self, *, keep: bool) -> bool:
+        """Keep what came before the download was stopped. Return whether it is to run again.
+
+        If nobody wants more of it in time, or it is dismissed, or not to be kept, it is given up.
+        """
+        again = False
+        try:
+            again = bool(self._followers) or self.written == self.size or (keep and await self._rest())
+        finally:
+            self.resting_since = None
+            if not again:
+                self.abandoned = True
+                self._give_up()
+        self._scope = trio.CancelScope()
+        if not self._followers and self.written < self.size:  # who wanted more has left again
+            self._scope.deadline = trio.current_time() + self._leaving.within
+        return again
+
+    def dismiss(self) -> None:
+        """Give up what rests and is not followed, and its room, at once."""
+        self.abandoned = True
+        self.resting_since = None
+        self._give_up()
+        self._close()
+        self._scope.cancel()
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether nobody follows it, something came, its digest is recorded, and it is no spill."""
+        if self._followers or self.expected is None or not self.written:
+            return False
+        return self._writer is not None and not self._writer.spilled
+
+    @property
+    def dismissable(self) -> bool:
+        """Whether it rests and nobody follows it."""
+        return self.resting_since is not None and not self._followers
+
+    async def _rest(self) -> bool:
+        self._wanted = trio.Event()
+        self.resting_since = trio.current_time()
+        while True:
+            with trio.CancelScope() as self._scope:
+                if not self._followers:
+                    self._scope.deadline = trio.current_time() + self._leaving.keep
+                await self._wanted.wait()
+            if self._wanted.is_set() or not self._followers:
+                return self._wanted.is_set() and not self.abandoned
+
+    def _give_up(self) -> None:
+        self.error = self.error or Unexpected(f"{self.ref.path}: the download was given up")
+        if self._writer is not None:
+            self._writer.abort()
 
     def landed(self) -> None:
         """Tell followers that there is an outcome. Its owner calls it once it is out of every table."""
@@ -203,6 +299,8 @@ class Download:
                     await trio.to_thread.run_sync(self._put, offset, data)
                     self.written = max(self.written, offset + len(data))
                     self._tick()
+                    if not self._followers and self._stop_at <= self.written < self.size:
+                        self._scope.cancel()
 
     def _put(self, offset: int, data: bytes) -> None:
         """Hash and write a batch. What a transfer that began anew repeats must be the same."""
@@ -292,8 +390,10 @@ class Download:
         progress.set()
 
     def _close_if_idle(self) -> None:
-        if self._followers or not self._landed:
-            return
+        if not self._followers and self._landed:
+            self._close()
+
+    def _close(self) -> None:
         if self._reader is not None:
             self._reader.close()
             self._reader = None

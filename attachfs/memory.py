@@ -221,7 +221,9 @@ class OfflineSource:
         """Return an attachment's `/info`."""
         return await self._answer(f"{ref.path}/info")
 
-    def download(self, ref: AttachmentRef, _size: int, /) -> AbstractAsyncContextManager[Chunks]:
+    def download(
+        self, ref: AttachmentRef, _size: int, /, **_more: object
+    ) -> AbstractAsyncContextManager[Chunks]:
         """Raise Unreachable: no bytes come from here."""
         raise Unreachable(f"{ref.path}: offline, and not in the cache")
 

@@ -21,6 +21,7 @@ from attachfs.blobs import Blobs
 from attachfs.cache import DiskCache
 from attachfs.config import Config
 from attachfs.control import Control
+from attachfs.download import Leaving
 from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unexpected, Unreachable, first_of
 from attachfs.faults import FaultLog
 from attachfs.fs import Filesystem, Ownership
@@ -126,6 +127,7 @@ async def _filesystem(
             verify=config.verify,
             strict_limit=config.strict_limit,
             scan_policy=config.scan_policy,
+            leaving=Leaving(),
         )
         waiting = WaitingRoom()
         tasks.start_soon(waiting.watch)

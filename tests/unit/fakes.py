@@ -170,9 +170,10 @@ class Piece(NamedTuple):
 class Transfer:
     """One GET of a blob: the test sends its pieces, or an exception, and ends it."""
 
-    def __init__(self, ref: AttachmentRef, size: int) -> None:
+    def __init__(self, ref: AttachmentRef, size: int, start: int = 0) -> None:
         self.ref = ref
         self.size = size
+        self.start = start  # where it was asked to begin
         self.ended = False  # received to its end, failed, or cancelled
         self._send, self._receive = trio.open_memory_channel[Piece | Exception](1000)
 
@@ -227,8 +228,8 @@ class FakeBytes:
         return transfer
 
     @asynccontextmanager
-    async def download(self, ref: AttachmentRef, size: int) -> AsyncIterator[Chunks]:
-        transfer = Transfer(ref, size)
+    async def download(self, ref: AttachmentRef, size: int, *, start: int = 0) -> AsyncIterator[Chunks]:
+        transfer = Transfer(ref, size, start)
         self.transfers.append(transfer)
         self._begun.send_nowait(transfer)
         content = self.contents.get(ref)
