@@ -20,7 +20,7 @@ class Recorded:
     @property
     def good(self) -> bool:
         """Whether the program should let a reader have it."""
-        return (
+        return bool(
             self.sent_sha256 == self.info["hash"]["value"].lower()
             and self.info["scanned_status"] != "SCANNED_BAD"
         )
@@ -52,7 +52,7 @@ def _ids(attributes: dict[str, Any]) -> list[str]:
             if isinstance(entry, dict) and (
                 entry.get("arc_attribute_type") == "arc_attachment" or key == "arc_attachments"
             ):
-                identity = entry.get("arc_blob_identity") or entry.get("arc_attachment_identity")
+                identity: str = entry.get("arc_blob_identity") or entry["arc_attachment_identity"]
                 found.append(identity.rpartition("/")[2])
     return found
 

@@ -1,5 +1,6 @@
 """kill -9 at any instant loses no admitted blob and leaves nothing that a later run would serve wrongly."""
 
+import functools
 import hashlib
 import os
 import random
@@ -122,7 +123,7 @@ def test_killed_while_it_runs(tmp_path: Path, bound: int) -> None:
     number = 10
     for _ in range(20):
         numbers = list(range(number, number + 2000))
-        pid, reading = in_child(lambda report, numbers=numbers: load(tmp_path / "c", bound, numbers, report))
+        pid, reading = in_child(functools.partial(load, tmp_path / "c", bound, numbers))
         reports = read_up_to(reading, choice.randrange(1, 60))
         os.kill(pid, signal.SIGKILL)
         done = numbers_in(reports + read_up_to(reading))
@@ -164,7 +165,7 @@ def test_killed_before_every_system_call(tmp_path: Path) -> None:
     count, status = 0, 1
     while status:
         count += 1
-        pid, reading = in_child(lambda report, count=count: cut_off(count, report))
+        pid, reading = in_child(functools.partial(cut_off, count))
         done = numbers_in(read_up_to(reading))
         os.close(reading)
         status = os.waitpid(pid, 0)[1]

@@ -12,7 +12,7 @@ from attachfs.mounts import Mount, check_mountpoint, is_dead, mount_above, mount
 MOUNTINFO = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 22 21 0:20 / /proc rw,nosuid - proc proc rw
-40 21 0:50 / /mnt/a\\040b rw shared:7 master:1 - fuse.attachfs https://a.example/x\\040y ro,user_id=1000,group_id=7
+40 21 0:50 / /mnt/a\\040b rw shared:7 master:1 - fuse.attachfs https://a/x\\040y ro,user_id=1000,group_id=7
 41 21 0:51 / /mnt/tab\\011new\\012back\\134slash rw - tmpfs none rw
 42 21 0:52 /sub /mnt rw propagate_from:2 - fuse.sshfs host:/x rw
 43 21 0:53 / /mnt rw - fuse.attachfs https://b.example rw
@@ -48,7 +48,7 @@ class TestMountinfo:
         assert [mount[:4] for mount in mounts.mounts()] == [
             (Path("/"), "ext4", "/dev/sda1", 1),
             (Path("/proc"), "proc", "proc", 20),
-            (Path("/mnt/a b"), "fuse.attachfs", "https://a.example/x y", 50),
+            (Path("/mnt/a b"), "fuse.attachfs", "https://a/x y", 50),
             (Path("/mnt/tab\tnew\nback\\slash"), "tmpfs", "none", 51),
             (Path("/mnt"), "fuse.sshfs", "host:/x", 52),
             (Path("/mnt"), "fuse.attachfs", "https://b.example", 53),
