@@ -27,7 +27,7 @@ USER_AGENT = f"attachfs/{__version__} (+python httpx)"
 # balancers keep theirs for a minute.
 _KEEPALIVE = 30
 # Connecting takes a few round trips; a host that has not answered by then (seconds) is not there, and
-# waiting longer would leave no time for another attempt.
+# waiting longer would leave no time for other attempts.
 _CONNECT = 10.0
 _CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
 _ERROR_BODY = 8 * 1024  # bytes of an error's body that are read, so that its connection can be used again
@@ -91,8 +91,11 @@ def open_http(
 
 
 def timeouts(timeout: float) -> httpx.Timeout:
-    """Return httpx's own timeouts below a deadline of `timeout` seconds, which the caller enforces."""
-    return httpx.Timeout(timeout, connect=min(_CONNECT, timeout / 2), pool=timeout)
+    """Return httpx's own timeouts below a deadline of `timeout` seconds, which the caller enforces.
+
+    All attempts to connect fit before the deadline: 'cannot connect' is told, and not that time is up.
+    """
+    return httpx.Timeout(timeout, connect=min(_CONNECT, timeout / 6), pool=timeout)
 
 
 # -- what failed ---------------------------------------------------------------------------------------
