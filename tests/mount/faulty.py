@@ -223,6 +223,7 @@ class Ledger:
         self.context: ssl.SSLContext | None = None
         self.port = 0
         self.listed: list[Case] = []  # what the listing of assets shows
+        self.elsewhere: Ledger | None = None  # another host, to be redirected to
         self._listener: socket.socket | None = None
         self._threads: set[threading.Thread] = set()
         self._open: set[socket.socket] = set()

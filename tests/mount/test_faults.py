@@ -31,6 +31,7 @@ from tests.mount.faulty import (
     body,
     chunked,
     lane,
+    serving,
     status,
     value,
 )
@@ -54,8 +55,8 @@ class Fault:
     """A row: what goes wrong, in answer to which kind of request, and what then has to happen.
 
     `errno`: what the program gets, 0 for success. `requests`: the least and the most of that kind.
-    `told`: is in the one line that is logged, "" where none is. `within`: seconds. `adjust`: changes what is
-    recorded. `then`: looks at the outcome.
+    `told`: is in the one line that is logged, "" where none is. `at_least`, `within`: seconds. `adjust`:
+    changes what is recorded. `then`: looks at the outcome. `lines`: how many are logged, if not one.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Fault:
     adjust: Callable[[Case], None] | None = None
     then: Callable[[Case, Any], None] | None = None
     lines: int = 1
+    at_least: float = 0
 
 
 # -- what programs do ------------------------------------------------------------------------------
@@ -1067,6 +1069,155 @@ def shapes() -> Iterator[Fault]:
         yield Fault(f"attachments {name}, read", "blob", None, adjust=reshape(shape))
 
 
+# -- rows: 429 and redirects -----------------------------------------------------------------------
+
+RESET, RETRY = "Archivist-Rate-Limit-Reset", "Retry-After"
+THEN, LATER = "Mon, 01 Jan 2024 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:01 GMT"
+LIMITS: dict[str, tuple[tuple[tuple[str, str], ...], float]] = {
+    # name: (headers, seconds that have to pass)
+    "nothing": ((), 0.5),
+    "fractions of a second": (((RESET, "0.75"),), 0.75),
+    "seconds": (((RETRY, "1"),), 1),
+    "seconds in an exponent": (((RESET, "1e0"),), 1),
+    "blanks around the seconds": (((RESET, " 1.0 "),), 1),
+    "a date": ((("Date", THEN), (RETRY, LATER)), 1),
+    "a past date": ((("Date", LATER), (RETRY, THEN)), 0.5),
+    "a date on a clock that is years off": (((RETRY, "Tue, 01 Jan 2069 00:00:00 GMT"),), 0.5),
+    "a date that is none": (((RETRY, "Mon, 32 Foo 2024 99:00:00 GMT"),), 0.5),
+    "zero": (((RETRY, "0"),), 0.5),
+    "zero in both headers": (((RETRY, "0"), (RESET, "0.0")), 0.5),
+    "minus one": (((RETRY, "-1"), (RESET, "-1")), 0.5),
+    "1e9": (((RESET, "1e9"),), 0.5),
+    "1e999": (((RESET, "1e999"),), 0.5),
+    "nan": (((RESET, "nan"), (RETRY, "nan")), 0.5),
+    "inf": (((RESET, "inf"),), 0.5),
+    "garbage": (((RESET, "soon"), (RETRY, "later, perhaps")), 0.5),
+    "an empty value": (((RESET, ""), (RETRY, "")), 0.5),
+    "hexadecimal": (((RETRY, "0x10"),), 0.5),
+    "non-ASCII digits": (((RETRY, "\u00b9"),), 0.5),
+    "a thousand digits": (((RETRY, "9" * 1000),), 0.5),
+    "both headers, the same": (((RETRY, "1"), (RESET, "1.0")), 1),
+    "both headers, disagreeing": (((RETRY, "0"), (RESET, "1.0")), 1),
+    "both headers, one of them garbage": (((RETRY, "1"), (RESET, "nan")), 1),
+}
+
+
+def limits() -> Iterator[Fault]:
+    for (name, (headers, _)), on in itertools.product(LIMITS.items(), ("info", "blob")):
+        yield Fault(
+            f"429 with {name} on the first {on}",
+            on,
+            at_first(status(429, *headers)),
+            told="limits the rate",
+            requests=(2, 2),
+            within=2,
+            at_least=LIMITS[name][1],
+        )
+    for on in ("asset", "events", "event"):
+        yield Fault(
+            f"429 on the first {on}",
+            on,
+            at_first(status(429)),
+            told="limits the rate",
+            requests=(2, 2),
+            within=1,
+        )
+
+
+def to(location: str, code: int = 302) -> Script:
+    return lambda x: x.reply(code, b"", ("Location", location))
+
+
+def elsewhere(code: int) -> Script:
+    """Redirect to the same path on another host."""
+
+    def script(x: Exchange) -> None:
+        assert x.ledger.elsewhere is not None
+        x.reply(code, b"", ("Location", f"{x.ledger.elsewhere.url}{x.target}"))
+
+    return script
+
+
+def elsewhere_answers(answer: Script) -> Script:
+    def script(x: Exchange) -> None:
+        assert x.ledger.elsewhere is not None
+        x.ledger.elsewhere.scripts[x.kind, x.asset] = answer
+        elsewhere(307)(x)
+
+    return script
+
+
+def and_back(x: Exchange) -> None:
+    if x.number > 1:
+        x.serve()  # as far as its header allows
+        return
+    assert x.ledger.elsewhere is not None
+    here = f"{x.ledger.url}{x.target}"
+    x.ledger.elsewhere.scripts[x.kind, x.asset] = to(here)
+    elsewhere(302)(x)
+
+
+def redirects() -> Iterator[Fault]:
+    for code, on in itertools.product((301, 302, 303, 307, 308), ("asset", "events", "info", "blob")):
+        yield Fault(f"{code} to another host without the token, on {on}", on, elsewhere(code))
+    for name, location in (
+        ("a path", "{target}"),
+        ("a path with a query", "{target}?again=1"),
+        ("a relative path", "./{last}?again=1"),
+        ("a whole address", "{url}{target}?again=1"),
+        ("an address with a fragment", "{url}{target}#there"),
+    ):
+
+        def here(x: Exchange, location: str = location) -> None:
+            if x.number > 1:
+                x.serve()
+            else:
+                last = x.path.rpartition("/")[2]
+                to(location.format(target=x.target, url=x.ledger.url, last=last))(x)
+
+        yield Fault(f"a redirect to {name} on the same host, with the token", "blob", here, requests=(2, 2))
+    yield Fault("a redirect to another host and back", "blob", and_back, errno.EACCES, "another host", (2, 2))
+    yield Fault(
+        "redirects in a circle", "blob", lambda x: to(x.target)(x), errno.EIO, "more than 3 redirects", (4, 4)
+    )
+    for name, location in (
+        ("a file", "file:///etc/passwd"),
+        ("a script", "javascript:alert(1)"),
+        ("another scheme", "ftp://127.0.0.1/x"),
+        ("a host alone", "//"),
+        ("an address with a password", "http://user:pw@127.0.0.1/x"),
+        ("an address with a backslash", "http://127.0.0.1\\@elsewhere/x"),
+        ("an address with a blank", "http://127.0.0.1/a b"),
+        ("an impossible port", "http://127.0.0.1:99999/"),
+        ("port 0", "http://127.0.0.1:0/"),
+        ("a scheme alone", "http:"),
+        ("an address of 100 KiB", "/" + "x" * 102_400),
+        ("non-ASCII", "http://\xe9/"),
+    ):
+        yield Fault(f"a redirect to {name}", "blob", to(location), errno.EIO, "[errno 5]", NO_STORM)
+    for code, number, told in (
+        (404, errno.EIO, "answered 404"),
+        (401, errno.EACCES, "another host"),
+        (403, errno.EACCES, "403"),
+        (500, errno.EIO, "answered 500"),
+    ):
+        yield Fault(
+            f"{code} from another host is not ours",
+            "blob",
+            elsewhere_answers(status(code)),
+            number,
+            told,
+            AGAIN if code == 500 else ONCE,
+        )
+    yield Fault(
+        "wrong bytes from another host",
+        "blob",
+        elsewhere_answers(body(b"y" * 3000)),
+        errno.EBADMSG,
+        "do not match the record",
+    )
+
+
 MATRIX = [
     *statuses(),
     *lengths(),
@@ -1079,6 +1230,8 @@ MATRIX = [
     *paging(),
     *identities(),
     *shapes(),
+    *limits(),
+    *redirects(),
 ]
 
 
@@ -1102,7 +1255,7 @@ def meet(fault: Fault, mounted: Lane) -> None:
         assert time.monotonic() - began < TIMEOUT
         number, found, took = running.result()
     assert errno.errorcode.get(number) == errno.errorcode.get(fault.errno)
-    assert took < fault.within + SLACK
+    assert fault.at_least <= took < fault.within + SLACK
     assert fault.requests[0] <= mounted.ledger.count(fault.on, case) <= fault.requests[1]
     mounted.serves_a_good_file(unrelated)
     told = mounted.log.told(case.asset)
@@ -1134,7 +1287,12 @@ Outcomes = dict[str, concurrent.futures.Future[None]]
 def drive(base: Path, faults: list[Fault], outcomes: Outcomes, stop: threading.Event) -> None:
     """Meet faults one after another in one mount; at the end it holds what it held at the beginning."""
     try:
-        with lane(base, f"--timeout={TIMEOUT}", "--cache-size=64M") as mounted:
+        with (
+            serving() as elsewhere,
+            lane(base, f"--timeout={TIMEOUT}", "--cache-size=64M") as mounted,
+        ):
+            mounted.ledger.elsewhere = elsewhere
+            elsewhere.cases = mounted.ledger.cases
             before = mounted.held()
             for fault in faults:
                 if stop.is_set():
@@ -1145,6 +1303,8 @@ def drive(base: Path, faults: list[Fault], outcomes: Outcomes, stop: threading.E
                     outcomes[fault.name].set_exception(error)
                 else:
                     outcomes[fault.name].set_result(None)
+            assert not any(seen.authorization for seen in elsewhere.seen)
+            elsewhere.drop()
             holds_no_more(before, mounted.held())
             peak = int(mounted.process_file("status").split("VmHWM:")[1].split()[0])
             assert peak < PEAK
