@@ -1,11 +1,14 @@
 """The cache's directory itself: made, checked, locked, and found again after somebody has deleted it.
 
 What lies in it is reached through `below` only, from an open descriptor and through no symbolic link.
+The names of temporary files are given here, and what an earlier run left of them is removed here.
 """
 
 import errno
 import fcntl
+import itertools
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,13 +35,15 @@ class CacheDirectory:
     def __init__(self, root: Path, trouble: Callable[[str, str], None]) -> None:
         self.root = Path(os.path.realpath(root))
         self.writable = False
+        self.exclusive = True
+        self.closed = False
         self._trouble = trouble
         self._root_fd = -1
         self._lock_fd = -1
         self._number = threading.Lock()  # held while the number of _root_fd is used or changed
         self._holder = ""
-        self._exclusive = True
-        self._closed = False
+        self._run = secrets.token_hex(4)
+        self._serial = itertools.count()
 
     def attach(self, holder: str, *, exclusive: bool) -> None:
         """Make or check the directory; where `exclusive`, take its lock, on which `holder` says who has it.
@@ -47,7 +52,7 @@ class CacheDirectory:
             UsageError: the directory is not ours to use, a newer version's, or held by another process.
             OSError: it cannot be had at all. One that cannot be written is attached, and not `writable`.
         """
-        self._holder, self._exclusive, self._closed = holder, exclusive, False
+        self._holder, self.exclusive, self.closed = holder, exclusive, False
         self.attach_again()
 
     def attach_again(self) -> None:
@@ -65,9 +70,9 @@ class CacheDirectory:
             if self._root_fd >= 0:
                 self._trouble("deleted", f"the cache directory {self.root} was deleted or replaced")
                 self._let_go()
-        if self._closed:
+        if self.closed:
             raise FileNotFoundError(errno.ENOENT, "the cache is closed")
-        if self._exclusive:
+        if self.exclusive:
             self.root.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 self.root.mkdir(mode=cachefile.DIR_MODE)
@@ -87,7 +92,7 @@ class CacheDirectory:
 
     def detach(self) -> None:
         """Give up the lock, for good."""
-        self._closed = True
+        self.closed = True
         self._let_go()
 
     def identity(self) -> tuple[int, int] | None:
@@ -107,12 +112,39 @@ class CacheDirectory:
         finally:
             os.close(fd)
 
+    def temporary_name(self) -> str:
+        """Return a name for a file in tmp/ that no other file has."""
+        return f"{self._run}-{next(self._serial)}"
+
+    def remove_temporary(self, name: str) -> None:
+        """Remove a file in tmp/, if that can be done."""
+        with suppress(OSError), self.below("tmp") as tmp_fd:
+            os.unlink(name, dir_fd=tmp_fd)
+
+    def sweep(self) -> None:
+        """Remove what an earlier run left in tmp/; foreign folders stay.
+
+        Raises:
+            OSError: tmp/ cannot be listed.
+        """
+        with suppress(FileNotFoundError), self.below("tmp") as tmp_fd:
+            for name in cachefile.names(tmp_fd):
+                if name.startswith(f"{self._run}-"):
+                    continue
+                try:
+                    os.unlink(name, dir_fd=tmp_fd)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    text = f"{name!a} in the cache's tmp/ cannot be removed: {error.strerror}"
+                    self._trouble("sweep", text)
+
     def _prepare(self) -> None:
         self._check_root()
-        if self._exclusive:
+        if self.exclusive:
             self._take_lock()
         self._check_version()
-        if self._exclusive:
+        if self.exclusive:
             for name in ("blobs", "tmp", "quarantine"):
                 with cachefile.folder(self._root_fd, name, create=True):
                     pass
@@ -141,7 +173,7 @@ class CacheDirectory:
         try:
             fd = cachefile.open_read("VERSION", self._root_fd)
         except FileNotFoundError:
-            if not self._exclusive:
+            if not self.exclusive:
                 raise UsageError(f"there is no cache in {self.root}") from None
             with suppress(FileNotFoundError):
                 os.unlink("VERSION.new", dir_fd=self._root_fd)

@@ -27,6 +27,7 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20  # bytes hashed or copied at a time
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ELSE = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 _HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HEX_RE = re.compile("[0-9a-f]+")
 
@@ -53,6 +54,11 @@ def is_digest(digest: Digest) -> bool:
     return _HEX_LENGTH.get(digest.alg) == len(digest.hex) and _HEX_RE.fullmatch(digest.hex) is not None
 
 
+def folder_of(digest: Digest) -> tuple[str, str]:
+    """Return the names of the folders, below blobs/, in which a blob lies."""
+    return digest.alg, digest.hex[:2]
+
+
 def charge_of(size: int) -> int:
     """Return the room that a file of `size` bytes takes on disk."""
     return -(-size // BLOCK) * BLOCK
@@ -67,6 +73,11 @@ def translate(error: OSError, what: str) -> AttachfsError:
     """Return the exception that tells callers of a local disk's error: no room, or a fault."""
     kind = NoRoom if error.errno in _NO_ROOM else Unexpected
     return kind(f"{what}: {error.strerror or error}")
+
+
+def is_planted(error: OSError) -> bool:
+    """Whether a file or folder could not be opened because it is something else, such as a link or a FIFO."""
+    return error.errno in _ELSE
 
 
 def descend(fd: int, names: tuple[str, ...], *, create: bool = False) -> int:

@@ -1,6 +1,7 @@
 """What went wrong, told once: each fault is logged with its path and reason, repeats are counted."""
 
 import logging
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -100,3 +101,34 @@ class FaultLog:
             if told.count:
                 log.warning("%s: %s (%d times more)", path, reason, told.count)
         self._told.clear()
+
+
+class Troubles:
+    """What is wrong but can be lived with: the first of each kind is a warning, the rest are counted.
+
+    Thread-safe.
+    """
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        self._log = log
+        self._what = what
+        self._counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def tell(self, kind: str, text: str) -> None:
+        """Warn if this is the first of its kind."""
+        with self._lock:
+            count = self._counts.get(kind, 0) + 1
+            self._counts[kind] = count
+        self._log.log(logging.WARNING if count == 1 else logging.DEBUG, "%s", text)
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each kind was met."""
+        with self._lock:
+            return dict(self._counts)
+
+    def flush(self) -> None:
+        """Tell how often what was met more than once was met."""
+        for kind, count in self.counts().items():
+            if count > 1:
+                self._log.warning("trouble with %s (%s) was met %d times in all", self._what, kind, count)

@@ -22,7 +22,7 @@ NOBODY = 65534
 KNOWS = {
     "pyfuse3": {"fs.py", "mount.py"},
     "httpx": {"api.py", "auth.py", "exchange.py", "transport.py", "wire.py"},
-    "cachetools": {"ledger.py", "cache.py"},
+    "cachetools": {"ledger.py", "cacheindex.py"},
 }
 
 

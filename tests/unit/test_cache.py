@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from attachfs import cachefile
+from attachfs import cachefile, cachewalk
 from attachfs.cache import DiskCache
 from attachfs.errors import NoRoom, Unexpected, UsageError
 from attachfs.model import Digest
@@ -185,7 +185,7 @@ def test_two_admits_that_did_not_see_each_other(make: Make, monkeypatch: pytest.
     """Both looked before either had renamed: the later name wins, the earlier reader reads on."""
     cache = make()
     data = blob_of(1)
-    monkeypatch.setattr(cache, "_lookup", lambda *_: None)
+    monkeypatch.setattr(cache._reader, "lookup", lambda *_: None)
     blobs = []
     for _ in range(2):
         writer = cache.reserve(len(data))
@@ -199,7 +199,8 @@ def test_two_admits_that_did_not_see_each_other(make: Make, monkeypatch: pytest.
     assert cache.stats().loose_bytes == 0
     assert disk_usage(cache.root) <= cache.stats().used_bytes
     assert cache.clear() == 1
-    assert cache._shards == {}
+    assert cache._store.index.blobs.folders == {}
+    assert cache._store.index.blobs.folder_bytes == 0
 
 
 def test_bytes_are_synced_before_the_name_and_the_name_before_admit_returns(
@@ -662,7 +663,7 @@ def test_what_is_opened_or_removed_while_the_walk_goes_on(
         put(cache, blob_of(number))
     cache.close()
     cache = make(index=False)
-    real = cache._walk
+    real = cachewalk.walk
     oldest = blob_of(0)
 
     def walk(*args: Any) -> Iterator[Any]:
@@ -670,7 +671,7 @@ def test_what_is_opened_or_removed_while_the_walk_goes_on(
         assert get(cache, oldest) == oldest
         assert cache.remove(digest_of(blob_of(7)))
 
-    monkeypatch.setattr(cache, "_walk", walk)
+    monkeypatch.setattr(cachewalk, "walk", walk)
     cache.index()
     entries = [entry.digest for entry in cache.entries()]
     assert len(entries) == 19
@@ -1065,8 +1066,8 @@ def test_a_directory_taken_over_by_another_mount(make: Make) -> None:
 
 def test_warnings_come_once_and_repeats_are_counted(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     cache = make()
-    cache._trouble("odd", "something is odd")
-    cache._trouble("odd", "something else is odd")
+    cache._troubles.tell("odd", "something is odd")
+    cache._troubles.tell("odd", "something else is odd")
     cache.close()
     assert warnings_in(caplog) == ["something is odd", "trouble with the cache (odd) was met 2 times in all"]
 
