@@ -184,6 +184,7 @@ class Blobs:
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
         self._threads = trio.CapacityLimiter(_CACHE_THREADS)
         self._pins_failed = False
+        self._spilled = False
         self.opened = 0
         self.hits = 0
         self.verified_bytes = 0  # of downloads
@@ -371,7 +372,7 @@ class Blobs:
             return self._room(download)
 
         def spill() -> Writer:
-            return self._cache.spill(download.size)
+            return self._spill(download, "the cache's disk did not take all of it")
 
         try:
             await download.run(room, spill, self._source, settle)
@@ -403,8 +404,16 @@ class Blobs:
                     raise
                 return await self._in_thread(lambda: self._cache.reserve(size))
         except NoRoom as error:
-            log.info("%s is read through a temporary file: %s", download.ref.path, error.reason)
-            return await self._in_thread(lambda: self._cache.spill(size))
+            reason = error.reason
+            return await self._in_thread(lambda: self._spill(download, reason))
+
+    def _spill(self, download: Download, reason: str) -> Writer:
+        """Return a temporary file outside of the cache. The first is told loudly. Runs in a thread."""
+        told = self._spilled or self._cache.stats().troubles  # of those, the cache has told itself
+        self._spilled = True
+        level = logging.INFO if told else logging.WARNING
+        log.log(level, "%s is read through a temporary file and not kept: %s", download.ref.path, reason)
+        return self._cache.spill(download.size)
 
     # -- what rests --------------------------------------------------------------------------------
 
