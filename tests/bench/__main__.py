@@ -87,7 +87,7 @@ def _about(options: argparse.Namespace) -> dict[str, object]:
     return {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpus": os.cpu_count(),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "python": platform.python_version(),
         "delay_ms": options.delay,
         "quick": options.quick,
@@ -99,7 +99,7 @@ def main() -> None:
     options = _arguments()
 
     def stop(_number: int, _frame: object) -> NoReturn:
-        sys.exit(143)
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
     found = results.Results()
@@ -108,8 +108,12 @@ def main() -> None:
         found.load(about)
     else:
         about = _about(options)
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             _measure(options, found)
+        except KeyboardInterrupt:
+            found.note("not all was measured: interrupted")
+        except Failed as error:
+            found.note(f"not all was measured: {error}")
     sys.stdout.write(results.table(found) + "\n")
     if options.json:
         options.json.write_text(json.dumps(found.as_json(about), indent=1) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ _STYLE = """
   .head { font-size: 17px; font-weight: bold; }
   .title { font-weight: bold; }
   .small, .goal { font-size: 10.5px; fill: #52606d; }
+  .value { paint-order: stroke; stroke: #ffffff; stroke-width: 3px; }
   .ours { fill: #0b6e4f; } .others { fill: #a9b4c0; }
   .met { stroke: #0b6e4f; } .missed { stroke: #c2410c; }
   text.missed { fill: #c2410c; stroke: none; } text.met { fill: #0b6e4f; stroke: none; }
@@ -76,15 +77,17 @@ def _panel(row: Row, series: dict[str, Series], width: float) -> tuple[str, floa
     scale = (width - _LABEL - _VALUE) / longest if longest else 0
     lines = [f'<text class="title" x="0" y="14">{escape(row.title)}</text>']
     top = _TITLE
-    for contender, one in series.items():
+    texts = []
+    for contender, one in sorted(series.items(), key=lambda item: item[0] != ATTACHFS):
         look = "ours" if contender == ATTACHFS else "others"
         length = max(1.0, one.median * scale)
         middle = top + _BAR - 3
         lines += [
             f'<text x="{_LABEL - 6}" y="{middle}" text-anchor="end">{escape(contender)}</text>',
             f'<rect class="{look}" x="{_LABEL}" y="{top}" width="{length:.1f}" height="{_BAR}"/>',
-            f'<text x="{_LABEL + length + 5:.1f}" y="{middle}">{amount(one.median, row.unit)}</text>',
         ]
+        value = amount(one.median, row.unit)
+        texts.append(f'<text class="value" x="{_LABEL + length + 5:.1f}" y="{middle}">{value}</text>')
         top += _BAR + _GAP
     bottom, foot = top, top + 10
     ours = series.get(ATTACHFS)
@@ -94,8 +97,8 @@ def _panel(row: Row, series: dict[str, Series], width: float) -> tuple[str, floa
         at = _LABEL + where * scale
         said = f"goal {amount(where, row.unit)}: {goal_text(goal)} ({word if ours else 'not measured'})"
         lines += [
-            f'<line class="line {look}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TITLE - 4}" y2="{bottom}"/>',
+            f'<line class="line {look}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TITLE - 4}" y2="{bottom - 3}"/>',
             f'<text class="goal {look}" x="{_LABEL}" y="{foot}">{escape(said)}</text>',
         ]
         foot += 14
-    return "\n".join(lines), foot + _FOOT - 14
+    return "\n".join(lines + texts), foot + _FOOT - 14

@@ -92,6 +92,9 @@ def server(module: str, *arguments: str) -> Iterator[int]:
             if not line:
                 raise Failed(f"{module} did not start")
             yield int(json.loads(line)["port"])
+        except OSError as error:
+            status = process.poll()
+            raise Failed(f"{module}: {error}; exit status {status}") from error
         finally:
             process.stdin.close()
             _end(process)
