@@ -45,6 +45,11 @@ def small(recorded: dict[str, Recorded], good: dict[str, str]) -> str:
 def test_find_shows_exactly_what_the_ledger_holds_and_downloads_nothing(
     mount: Mount, ledger: DemoServer
 ) -> None:
+    """Every directory, every file, and no other.
+
+    Promise 25: "Sizes, times and attributes are those of the ledger's records, and looking at them downloads
+    nothing."
+    """
     directories, files = directories_and_files(ledger)
     with mount() as mounted:
         found = set(mounted.sh("find assets -type d").stdout.split())
@@ -56,6 +61,11 @@ def test_find_shows_exactly_what_the_ledger_holds_and_downloads_nothing(
 
 
 def test_ls_long_tells_size_time_and_owner_of_every_file(mount: Mount, recorded: dict[str, Recorded]) -> None:
+    """As recorded.
+
+    Promise 25: "Sizes, times and attributes are those of the ledger's records, and looking at them downloads
+    nothing."
+    """
     with mount() as mounted:
         for path, one in recorded.items():
             st = (mounted.point / path).lstat()
@@ -84,6 +94,11 @@ def test_one_attribute_of_a_cold_file_costs_one_info_request_and_no_download(
 def test_getfattr_dumps_the_record_and_ls_l_getfattr_and_stat_share_one_request(
     mount: Mount, recorded: dict[str, Recorded], good: dict[str, str]
 ) -> None:
+    """As recorded, too.
+
+    Promise 25: "Sizes, times and attributes are those of the ledger's records, and looking at them downloads
+    nothing."
+    """
     path = small(recorded, good)
     with mount() as mounted:
         dumped = mounted.sh(f"getfattr -d --absolute-names {path}; stat {path}; ls -l {path}").stdout
@@ -206,6 +221,11 @@ def test_mmap_and_reads_in_any_order_show_the_true_bytes(
 def test_sixteen_readers_of_one_cold_file_cause_one_download(
     mount: Mount, recorded: dict[str, Recorded], good: dict[str, str]
 ) -> None:
+    """Nobody fetches what somebody else is fetching.
+
+    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, and not
+    again while they are in the cache, by a later mount either."
+    """
     path = max(good, key=lambda p: recorded[p].info["size"])
     with mount() as mounted, concurrent.futures.ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda _: sha256(mounted.point / path), range(16)))
@@ -214,6 +234,11 @@ def test_sixteen_readers_of_one_cold_file_cause_one_download(
 
 
 def test_inode_numbers_are_the_same_after_a_remount(mount: Mount, good: dict[str, str]) -> None:
+    """Tools that remember files by their numbers know them again.
+
+    Promise 28: "The number of an inode is the same after a remount."
+    """
+
     def numbers(mounted: Mounted) -> dict[str, int]:
         return {path: (mounted.point / path).stat().st_ino for path in good}
 
@@ -227,6 +252,11 @@ def test_inode_numbers_are_the_same_after_a_remount(mount: Mount, good: dict[str
 def test_the_cache_survives_a_remount_and_nothing_is_fetched_twice(
     mount: Mount, recorded: dict[str, Recorded], good: dict[str, str]
 ) -> None:
+    """The second half of what is said of fetching.
+
+    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, and not
+    again while they are in the cache, by a later mount either."
+    """
     path = small(recorded, good)
     with mount() as mounted:
         assert sha256(mounted.point / path) == good[path]
@@ -259,12 +289,21 @@ def test_the_cache_survives_a_remount_and_nothing_is_fetched_twice(
 def test_every_kind_of_write_is_refused_as_read_only(
     shared_mount: Mounted, good: dict[str, str], command: str
 ) -> None:
+    """Whatever the tool.
+
+    Promise 27: "Every change is refused with EROFS."
+    """
     done = shared_mount.sh(command.format(file=next(iter(good))), check=False)
     assert done.returncode != 0
     assert "Read-only file system" in done.stderr
 
 
 def test_names_that_cannot_exist_cost_no_request(shared_mount: Mounted, ledger: DemoServer) -> None:
+    """Desktops and shells look for many such names.
+
+    Promise 22: "A name under assets is an identity: what cannot be one does not exist, and is not asked
+    for."
+    """
     shared_mount.sh("ls assets", check=False)
     ledger.reset()
     for name in ("x", "assets/x", "assets/.hidden", "assets/é", "publicassets/autorun.inf", ".Trash"):
