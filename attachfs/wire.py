@@ -4,14 +4,17 @@ Lives here and only here: what a library's failure means, and which of the servi
 Nothing here knows the ledger; `transport.py` and `auth.py` build on it.
 """
 
+import base64
 import http.cookiejar
 import logging
 import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import quote as percent
+from urllib.parse import quote_plus
 
 import httpx
 import msgspec
@@ -33,6 +36,7 @@ _CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
 _ERROR_BODY = 8 * 1024  # bytes of an error's body that are read, so that its connection can be used again
 _ERROR_BODY_TIME = 1  # seconds spent on it
 _EXCERPT = 200  # characters of foreign text in a message
+_TELLING = 8  # characters of base64 that would tell something of a secret
 _DRAINED = 10_000  # buffered pieces that ending a body may have to skip
 
 
@@ -163,10 +167,26 @@ def _causes(error: BaseException) -> list[BaseException]:
 def quote(text: str, secret: str | None = None) -> str:
     """Make foreign text fit for a message: one line, printable, bounded, without `secret`."""
     if secret:
-        for part in {secret, secret.rpartition(" ")[2]}:
-            text = text.replace(part, "[hidden]")
+        hidden = {spelling for part in (secret, secret.rpartition(" ")[2]) for spelling in _spellings(part)}
+        longest_first = sorted(hidden, key=len, reverse=True)
+        text = re.sub("|".join(map(re.escape, longest_first)), "[hidden]", text, flags=re.IGNORECASE)
     shown = text.encode("unicode_escape").decode("ascii")
     return shown if len(shown) <= _EXCERPT else shown[:_EXCERPT] + "…"
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """Yield what a service that gives back what it got may make of a secret."""
+    yield secret
+    yield percent(secret)
+    yield percent(secret, safe="")
+    yield quote_plus(secret)
+    yield msgspec.json.encode(secret).decode()[1:-1]
+    for shift in range(3):  # what stands before it moves the groups of three
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            # The characters at the ends depend on what is beside them.
+            inner = encode(bytes(shift) + secret.encode())[4:-4].decode()
+            if len(inner) >= _TELLING:
+                yield inner
 
 
 async def excerpt(body: "RawBody", secret: str | None) -> str:
@@ -174,14 +194,18 @@ async def excerpt(body: "RawBody", secret: str | None) -> str:
 
     Also reads a short body to its end, so that the connection can be used again.
     """
-    raw = b""
+    raw, ended = b"", False
     with trio.move_on_after(_ERROR_BODY_TIME):
         try:
-            while len(raw) < _ERROR_BODY and (piece := await body.next()):
+            while len(raw) < _ERROR_BODY and not ended:
+                piece = await body.next()
                 raw += piece
+                ended = not piece
         except AttachfsError:
             pass  # the status tells enough
     text = raw.decode("utf-8", "replace").strip()
+    if secret and not ended:
+        text = text[: -3 * len(secret)]  # the end may be half a secret, which is not known for one
     if not text or body.encoded or text.startswith("<"):
         return ""
     try:
