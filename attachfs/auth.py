@@ -229,6 +229,9 @@ class ClientCredentials:
             if token is not None and token.header.reveal() != stale:
                 return True
             if self._clock() - self._renewed < _RENEWALS_APART:
+                if self._failure is not None and self._clock() < self._failure[0]:
+                    # Not that these credentials are refused: no others could be had.
+                    raise self._failure[1].with_traceback(None)
                 return False
             self._renewed = self._clock()
             return (await self._next(None)).header.reveal() != stale
