@@ -26,7 +26,7 @@ ASSETS = 40
 TIMEOUT = 4
 SLACK = 4
 GROWTH = 48 * 1024  # KiB
-STORM = 25  # requests a second that a service in trouble may see, on average
+STORM = 6  # requests a second that a service in trouble may see, on average
 ALLOWED = {
     "Permission denied": errno.EACCES,
     "Device or resource busy": errno.EBUSY,
