@@ -1259,7 +1259,7 @@ def meet(fault: Fault, mounted: Lane) -> None:
     assert fault.requests[0] <= mounted.ledger.count(fault.on, case) <= fault.requests[1]
     mounted.serves_a_good_file(unrelated)
     # Where the bytes of an absurd size would go is told apart.
-    told = [line for line in mounted.log.told(case.asset) if "temporary file" not in line]
+    told = [line for line in mounted.log.told(case.asset) if "is read through a temporary file" not in line]
     if fault.told or fault.errno not in (0, errno.ENOENT):
         assert len(told) == fault.lines, told
         assert fault.told in told[-1]
