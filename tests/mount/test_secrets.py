@@ -25,6 +25,8 @@ import trustme
 from tests.mount.conftest import ENDS_WITHIN
 from tests.mount.faulty import Case, Exchange, Ledger, body, serving, status
 
+pytestmark = pytest.mark.slow
+
 # Words that nothing else contains, of characters that each encoding shows differently.
 TOKEN = "eyJhbGciOiJub25lIn0.ZmF1bHR5LXRva2VuLW9mLXRoZS1sZWRnZXI.c2lnbmVk-_~+/9Qz=="
 RENEWED = "UmVuZXdlZC10b2tlbi1vZi10aGUtbGVkZ2Vy.bXVjaC1sb25nZXI.dGhhbi10aGF0-_~+/=="
