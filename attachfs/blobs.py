@@ -104,10 +104,13 @@ class OpenBlob:
         end = min(offset + size, self.size)
         if offset >= end:
             return b""
-        source = self._source
+        source, data = self._source, None
         if isinstance(source, Download):
             await source.reach(end)
-        data = await trio.to_thread.run_sync(source.pread, end - offset, offset)
+            # What has just been written is in the page cache: a thread would cost more than the read.
+            data = pread_nowait(source.fd, end - offset, offset)
+        if data is None:
+            data = await trio.to_thread.run_sync(source.pread, end - offset, offset)
         self._check()
         if len(data) != end - offset:
             raise Unexpected(f"{self._path}: the stored bytes end early; they were changed on the disk")

@@ -158,16 +158,20 @@ class Filesystem(pyfuse3.Operations):
             text = name.decode()
         except UnicodeDecodeError:
             return self._absent(math.inf)
-        file = self._tree.file_named(parent, text)
-        if file is not None and not self._tree.known_attributes(file).size_known:
-            self._readahead.stat(file)
-        try:
-            with self._waiting.wait(ctx.pid, self._timeout):
-                node, attributes = await self._tree.lookup(parent, text)
-        except NotFound:
-            return self._absent(self._negative_ttl)
-        entry = self._entry(self.inodes.number(node), attributes, attributes.valid_for)
-        _, inode = self.inodes.remember(node)
+        known = self._tree.known_file(parent, text)
+        if known is not None and known[1].size_known:
+            node, attributes = known  # nothing to wait for
+        else:
+            if known is not None:
+                self._readahead.stat(known[0])
+            try:
+                with self._waiting.wait(ctx.pid, self._timeout):
+                    node, attributes = await self._tree.lookup(parent, text)
+            except NotFound:
+                return self._absent(self._negative_ttl)
+        number = self.inodes.number(node)
+        entry = self._entry(number, attributes, attributes.valid_for)
+        _, inode = self.inodes.remember(node, number)
         inode.tell(attributes)
         return entry
 
@@ -260,7 +264,7 @@ class Filesystem(pyfuse3.Operations):
             index += 1
             if not pyfuse3.readdir_reply(token, FileNameT(name_text.encode()), entry, index + _DOTS):
                 break
-            _, inode = self.inodes.remember(node)
+            _, inode = self.inodes.remember(node, number)
             inode.tell(attributes)
         self._readahead.listed(directory.behind or directory)
 

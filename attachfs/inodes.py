@@ -101,9 +101,14 @@ class InodeTable:
         """Return the inode if it is live."""
         return self._inodes.get(number)
 
-    def remember(self, node: Node) -> tuple[int, Inode]:
-        """Count one lookup of `node`; call it only when the reply has been accepted."""
-        number = self.number(node)
+    def remember(self, node: Node, number: int | None = None) -> tuple[int, Inode]:
+        """Count one lookup of `node`; call it only when the reply has been accepted.
+
+        Args:
+            node: what was looked up.
+            number: its number, if it has just been asked for.
+        """
+        number = self.number(node) if number is None else number
         inode = self._inodes.get(number)
         if inode is None:
             inode = self._inodes[number] = Inode(node)

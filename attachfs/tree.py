@@ -167,11 +167,11 @@ class Tree:
                 await (self._ledger.asset(node) if isinstance(node, AssetRef) else self._ledger.event(node))
         return node, self.known_attributes(node)
 
-    def file_named(self, parent: Node, name: str) -> AttachmentRef | None:
-        """Return the file that `name` would be below `parent`, if it would be one."""
+    def known_file(self, parent: Node, name: str) -> tuple[Node, Attributes] | None:
+        """Return the file that `name` would be below `parent`, and what is known of it without asking."""
         if isinstance(parent, AssetRef | EventRef) and is_uuid(name):
             node = _child(parent, name)
-            return node if isinstance(node, AttachmentRef) else None
+            return node, self.known_attributes(node)
         return None
 
     async def link_target(self, node: Node) -> str:
