@@ -165,6 +165,10 @@ def _facts(figures: dict[str, Any]) -> Table:
             "",
         ),
     ]
+    memory = figures.get("memory", {})
+    if memory.get("answers"):
+        ages = f"{_span(memory['newest_s'])} to {_span(memory['oldest_s'])} old"
+        rows.append(("kept for --offline", f"{text.count(memory['answers'], 'answer')}, {ages}", ""))
     for name, value, style in rows:
         table.add_row(Text(name), Text(text.shown(value), style))
     return table

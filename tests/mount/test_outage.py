@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,6 +45,14 @@ def test_an_offline_mount_shows_what_was_seen_and_reads_what_is_cached(tmp_path:
         other = next(path for path in good if files[path].sent_sha256 != files[good[0]].sent_sha256)
         assert errno_of(mounted.point / other) == errno.EHOSTUNREACH
         assert errno_of(mounted.point / "assets" / identity("never seen")) == errno.EHOSTUNREACH
+        told = subprocess.run(
+            [sys.executable, "-m", "attachfs", "status", str(mounted.point)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "offline, not asked" in told
+        assert "kept for --offline" in told
         status = mounted.status()
         assert status["offline"] is True
         assert status["memory"]["answers"] > 0
