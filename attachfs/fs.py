@@ -45,6 +45,7 @@ R = TypeVar("R")
 
 _BLOCK = 512  # bytes, the unit of st_blocks
 _IO_SIZE = 128 * 1024  # bytes; what the kernel asks for at a time, and cp with it
+_MANY = 200_000  # inodes, some 350 bytes each, above which the kernel is asked to let go of unused ones
 _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
 _FOREIGN_XATTRS = ("security.", "system.", "trusted.")
@@ -144,6 +145,8 @@ class Filesystem(pyfuse3.Operations):
         self._negative_ttl = negative_ttl
         self._status = status
         self.inodes = inodes
+        self._many = _MANY
+        self._crowded = trio.Event()
         self.directories: HandleTable[Directory] = HandleTable()
         self.files: HandleTable[File] = HandleTable()
 
@@ -266,6 +269,8 @@ class Filesystem(pyfuse3.Operations):
                 break
             _, inode = self.inodes.remember(node, number)
             inode.tell(attributes)
+        if len(self.inodes) > self._many:
+            self._crowded.set()
         self._readahead.listed(directory.behind or directory)
 
     @_handler
@@ -348,7 +353,23 @@ class Filesystem(pyfuse3.Operations):
         With a directory of the root goes all that is known below it, except what is in use; that is asked
         for again when its time is over.
         """
-        await trio.to_thread.run_sync(_kernel_forget, self.inodes.numbers())
+        await self._drop_entries(mountpoint, self.inodes.numbers())
+
+    async def thin_out(self, mountpoint: Path) -> None:
+        """Have the kernel let go of what is not in use whenever it knows a great many names, while this runs.
+
+        A walk over a large ledger would otherwise leave an inode here for everything that it has met.
+        """
+        while True:
+            await self._crowded.wait()
+            known = len(self.inodes)
+            await self._drop_entries(mountpoint, ())
+            log.debug("of %d inodes %d are left", known, len(self.inodes))
+            self._many = max(_MANY, len(self.inodes) + _MANY // 2)  # those in use stay
+            self._crowded = trio.Event()
+
+    async def _drop_entries(self, mountpoint: Path, numbers: Iterable[int]) -> None:
+        await trio.to_thread.run_sync(_kernel_forget, numbers)
         for name in _TOP:  # looked up again, for those whose working directory it is
             work = functools.partial(os.path.exists, mountpoint / name)
             await trio.to_thread.run_sync(work, abandon_on_cancel=True)

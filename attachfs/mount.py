@@ -78,6 +78,7 @@ async def serve(
         disk.callback(pins.close)
         async with _filesystem(config, mountpoint, cache, pins, reload) as (filesystem, control, tasks):
             tasks.start_soon(functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True))
+            tasks.start_soon(filesystem.thin_out, mountpoint)
             await _mounted(filesystem, control, config, mountpoint, ready)
             tasks.cancel_scope.cancel()
 
