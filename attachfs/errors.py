@@ -127,3 +127,18 @@ def first_of(error: BaseException) -> BaseException:
         return error
     inner = [first_of(one) for one in error.exceptions]
     return next((one for one in inner if isinstance(one, AttachfsError)), inner[0])
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return the exceptions that led to `error`, the most telling (innermost) first."""
+    found: list[BaseException] = []
+    todo: list[BaseException | None] = [error]
+    while todo and len(found) < 100:
+        one = todo.pop()
+        if one is None or one in found:
+            continue
+        found.append(one)
+        todo += [one.__context__, one.__cause__]
+        if isinstance(one, BaseExceptionGroup):
+            todo += one.exceptions
+    return found[::-1]

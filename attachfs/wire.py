@@ -22,7 +22,7 @@ import stamina.instrumentation
 import trio
 
 from attachfs import __version__
-from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, UsageError
+from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, UsageError, causes_of
 
 USER_AGENT = f"attachfs/{__version__} (+python httpx)"
 
@@ -127,12 +127,12 @@ def translate(error: Exception, what: str) -> AttachfsError:
 
 def is_certificate_trouble(error: BaseException) -> bool:
     """Whether a failure to connect is about the certificate, which no retry mends."""
-    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes_of(error))
 
 
 def _root(error: BaseException) -> str:
     """Say in a few words why a connection could not be made."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"TLS: the certificate is refused: {quote(cause.verify_message)}"
         if isinstance(cause, ssl.SSLError):
@@ -144,21 +144,6 @@ def _root(error: BaseException) -> str:
     if isinstance(error, httpx.ProxyError):
         return "the proxy refuses"
     return "the connection ended" if isinstance(error, httpx.ConnectError) else type(error).__name__
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return the exceptions that led to `error`, the most telling (innermost) first."""
-    found: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo and len(found) < 100:
-        one = todo.pop()
-        if one is None or one in found:
-            continue
-        found.append(one)
-        todo += [one.__context__, one.__cause__]
-        if isinstance(one, BaseExceptionGroup):
-            todo += one.exceptions
-    return found[::-1]
 
 
 # -- foreign text --------------------------------------------------------------------------------------

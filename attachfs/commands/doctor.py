@@ -39,6 +39,7 @@ from attachfs.errors import (
     NotFound,
     RateLimited,
     UsageError,
+    causes_of,
     first_of,
 )
 from attachfs.mounts import Mount
@@ -271,7 +272,7 @@ def _denied(error: AccessDenied, *, anonymous: bool) -> Finding:
 
 def _trouble(error: BaseException, url: str) -> tuple[State, str]:
     """Return how bad it is that the ledger did not answer as it should, and the remedy."""
-    remedy = next(filter(None, map(_connection_remedy, _causes(error))), "")
+    remedy = next(filter(None, map(_connection_remedy, causes_of(error))), "")
     if remedy:
         return State.WRONG, remedy
     if isinstance(error, RateLimited):
@@ -310,21 +311,6 @@ def _connection_remedy(cause: BaseException) -> str:
         case ConnectionRefusedError():
             return "nothing listens there: check the host and port in --url, and that the service runs"
     return ""
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return the exceptions that led to `error`, itself last."""
-    found: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo and len(found) < 100:
-        one = todo.pop()
-        if one is None or one in found:
-            continue
-        found.append(one)
-        todo += [one.__context__, one.__cause__]
-        if isinstance(one, BaseExceptionGroup):
-            todo += one.exceptions
-    return found[::-1]
 
 
 # -- what is kept --------------------------------------------------------------------------------------
