@@ -16,12 +16,12 @@ import trio
 
 from attachfs import model
 from attachfs.auth import Auth
+from attachfs.connections import open_http
 from attachfs.errors import NotFound
 from attachfs.exchange import Ask, Stats
 from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.streaming import BlobBody, Chunk, Transfer
 from attachfs.transport import Transport, figures
-from attachfs.wire import open_http
 
 __all__ = ["BlobBody", "Chunk", "Client", "Page", "open_http"]
 

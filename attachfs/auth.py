@@ -19,7 +19,7 @@ import msgspec
 import stamina
 import trio
 
-from attachfs import wire
+from attachfs import connections, wire
 from attachfs.errors import (
     AccessDenied,
     AttachfsError,
@@ -280,12 +280,12 @@ class ClientCredentials:
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",
-            "User-Agent": wire.USER_AGENT,
-            "DataTrails-User-Agent": wire.USER_AGENT,
+            "User-Agent": connections.USER_AGENT,
+            "DataTrails-User-Agent": connections.USER_AGENT,
         }
         try:
             request = self._http.build_request(
-                "POST", self._url, data=form, headers=headers, timeout=wire.timeouts(_TOKEN_TIMEOUT)
+                "POST", self._url, data=form, headers=headers, timeout=connections.timeouts(_TOKEN_TIMEOUT)
             )
             response = await self._http.send(request, stream=True, auth=None, follow_redirects=False)
         except wire.LIBRARY_ERRORS as failure:

@@ -17,7 +17,7 @@ import httpx
 import stamina
 import trio
 
-from attachfs import wire
+from attachfs import connections, wire
 from attachfs.auth import Auth
 from attachfs.errors import (
     AccessDenied,
@@ -336,8 +336,8 @@ class Transport:
         headers = {
             "Accept": "*/*" if trail.ask.bulk else "application/json",
             "Accept-Encoding": "identity",
-            "User-Agent": wire.USER_AGENT,
-            "DataTrails-User-Agent": wire.USER_AGENT,
+            "User-Agent": connections.USER_AGENT,
+            "DataTrails-User-Agent": connections.USER_AGENT,
             **dict(trail.ask.headers),
         }
         if trail.header is not None:
@@ -349,7 +349,7 @@ class Transport:
         began = self._clock()
         try:
             request = self._http.build_request(
-                "GET", url, headers=headers, timeout=wire.timeouts(self.timeout)
+                "GET", url, headers=headers, timeout=connections.timeouts(self.timeout)
             )
             response = await self._http.send(request, stream=True, auth=None, follow_redirects=False)
         except wire.LIBRARY_ERRORS as failure:

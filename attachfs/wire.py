@@ -1,105 +1,35 @@
-"""HTTP as such: the connection pool, raw bodies, and the one translation of httpx's exceptions into ours.
+"""HTTP as such: raw bodies, and the one translation of httpx's exceptions into ours.
 
 Lives here and only here: what a library's failure means, and which of the service's words may be shown.
 Nothing here knows the ledger; `transport.py` and `auth.py` build on it.
 """
 
 import base64
-import http.cookiejar
-import logging
 import os
 import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from urllib.parse import quote as percent
 from urllib.parse import quote_plus
 
+import httpcore
 import httpx
 import msgspec
-import stamina.instrumentation
 import trio
 
-from attachfs import __version__
-from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, UsageError, causes_of
+from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, causes_of
 
-USER_AGENT = f"attachfs/{__version__} (+python httpx)"
-
-# An idle connection is kept this long (seconds): a person's next `ls` finds it open, and most load
-# balancers keep theirs for a minute.
-_KEEPALIVE = 30
-# Connecting takes a few round trips; a host that has not answered by then (seconds) is not there, and
-# waiting longer would leave no time for other attempts.
-_CONNECT = 10.0
 _CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
 _ERROR_BODY = 8 * 1024  # bytes of an error's body that are read, so that its connection can be used again
 _ERROR_BODY_TIME = 1  # seconds spent on it
 _EXCERPT = 200  # characters of foreign text in a message
 _TELLING = 8  # characters of base64 that would tell something of a secret
 _DRAINED = 10_000  # buffered pieces that ending a body may have to skip
-
-
-def open_http(
-    *,
-    ca_file: Path | str | None = None,
-    max_connections: int = 32,
-    http2: bool = False,
-    user_agent: str = USER_AGENT,
-) -> httpx.AsyncClient:
-    """Return the connection pool: the system's trust store (or `ca_file`), the environment's proxies.
-
-    The pool itself sets no bound on connections: the transport's limiter does. A pool at its bound makes
-    requests queue inside, and a request cancelled there can leave its connection behind for ever.
-
-    HTTP/1.1 unless `http2`. Measured against one server over TLS, 32 at a time, 50 ms away: 400 records take
-    0.9 s with either; 256 MiB of blobs take 1.0 s with HTTP/1.1 and 3.5 s with HTTP/2. And a server that
-    ends a connection in good order (after a thousand requests, say) breaks off what is in flight on it
-    with HTTP/2.
-
-    Raises:
-        UsageError: `ca_file` or a proxy variable cannot be used.
-    """
-    # At debug level these print headers, at info level whole URLs: neither may reach a log.
-    for library in ("httpx", "httpcore", "hpack", "h2"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    stamina.instrumentation.set_on_retry_hooks([])  # what is retried is counted, not logged
-    try:
-        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(
-            f"--ca-file {ca_file}: cannot be read as PEM certificates ({type(error).__name__}); "
-            f"give a file with 'BEGIN CERTIFICATE' blocks"
-        ) from error
-    # No cookies: nothing the service sets is kept, sent on, or sent to public assets.
-    jar = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    try:
-        return httpx.AsyncClient(
-            verify=context,
-            http2=http2,
-            trust_env=True,
-            follow_redirects=False,
-            cookies=jar,
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=max_connections + 4,  # and a few for tokens
-                keepalive_expiry=_KEEPALIVE,
-            ),
-            headers={"User-Agent": user_agent, "DataTrails-User-Agent": user_agent},
-        )
-    except (ValueError, httpx.InvalidURL, ImportError) as error:
-        raise UsageError(
-            "the proxy in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: "
-            "it must look like http://host:port"
-        ) from error
-
-
-def timeouts(timeout: float) -> httpx.Timeout:
-    """Return httpx's own timeouts below a deadline of `timeout` seconds, which the caller enforces.
-
-    All attempts to connect fit before the deadline: 'cannot connect' is told, and not that time is up.
-    """
-    return httpx.Timeout(timeout, connect=min(_CONNECT, timeout / 6), pool=timeout)
+# What is left of a body above which it is read from the connection itself. That is three times as fast, and
+# the connection cannot be used again, which for something as large as this makes no difference.
+_DIRECT = 32 * 2**20  # bytes
+_PIECE = 2**20  # bytes asked of the connection at a time
 
 
 # -- what failed ---------------------------------------------------------------------------------------
@@ -218,7 +148,8 @@ class RawBody:
         self._response = response
         self._what = what
         self._pieces: AsyncIterator[bytes] | None = None
-        self._ended = False
+        self._exhausted = False  # the library has nothing more, and has let go of the connection
+        self._direct: httpcore.AsyncNetworkStream | None = None
         length = response.headers.get("content-length", "")
         self.length = int(length) if re.fullmatch("[0-9]{1,18}", length, re.ASCII) else None
         self.received = 0
@@ -237,24 +168,49 @@ class RawBody:
             BadAnswer: the body broke off, or its length is not what was announced.
             TimedOut: the library's own timeout for one read has passed.
         """
+        try:
+            piece = await (self._next() if self._direct is None else self._next_direct(self._direct))
+        except LIBRARY_ERRORS as error:
+            self._exhausted = self.broken = True
+            raise translate(error, self._what) from error
+        except httpcore.NetworkError as error:
+            self.broken = True
+            raise BadAnswer(f"{self._what}: the connection broke") from error
+        if piece:
+            self.received += len(piece)
+        elif self.length is not None and self.received != self.length:
+            self.broken = True
+            raise BadAnswer(f"{self._what}: {self.length} bytes were announced, {self.received} came")
+        return piece
+
+    async def _next(self) -> bytes:
         if self._pieces is None:
             # Without a chunk size: pieces are passed on as they are read, which is three times as fast.
             self._pieces = self._response.aiter_raw()
-        try:
-            while not self._ended:
-                piece = await anext(self._pieces, None)
-                if piece is None:
-                    self._ended = True
-                elif piece:  # an empty one ends nothing
-                    self.received += len(piece)
-                    return piece
-        except LIBRARY_ERRORS as error:
-            self._ended = self.broken = True
-            raise translate(error, self._what) from error
-        if self.length is not None and self.received != self.length:
-            self.broken = True
-            raise BadAnswer(f"{self._what}: {self.length} bytes were announced, {self.received} came")
+        while not self._exhausted:
+            piece = await anext(self._pieces, None)
+            if piece is None:
+                self._exhausted = True
+            elif piece:  # an empty one ends nothing
+                # With the first piece came all that had been received together with the headers.
+                self._direct = self._long_rest(self.received + len(piece))
+                return piece
         return b""
+
+    def _long_rest(self, received: int) -> httpcore.AsyncNetworkStream | None:
+        """Return the connection, if all that comes on it is the rest of this body, and much of it."""
+        if self.length is None or self.length - received < _DIRECT:
+            return None
+        if self._response.http_version != "HTTP/1.1" or "transfer-encoding" in self._response.headers:
+            return None
+        stream: httpcore.AsyncNetworkStream | None = self._response.extensions.get("network_stream")
+        return stream
+
+    async def _next_direct(self, stream: httpcore.AsyncNetworkStream) -> bytes:
+        """Read from the connection, for as long as the caller has patience."""
+        assert self.length is not None
+        rest = self.length - self.received
+        return await stream.read(min(rest, _PIECE)) if rest else b""
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body.
@@ -271,8 +227,8 @@ class RawBody:
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body is not at its end. Cannot be cancelled."""
-        if self._pieces is not None and not self._ended:
-            self._ended = True
+        if self._pieces is not None and not self._exhausted:
+            self._exhausted = True
             # The library's iterators are nested, and dropping them half-way leaves the inner ones to the
             # garbage collector. A read that is cancelled at once ends them all, in order.
             with trio.CancelScope(shield=True) as scope:

@@ -14,7 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from attachfs import wire
+from attachfs import connections
 from attachfs.api import Client, open_http
 from attachfs.auth import NoAuth
 from attachfs.errors import (
@@ -330,7 +330,7 @@ async def test_requests_say_who_asks(clock: MockClock) -> None:
     async with client_of(service) as client:
         await client.info(FILE)
     headers = service.requests[0].headers
-    assert headers["User-Agent"] == headers["DataTrails-User-Agent"] == wire.USER_AGENT
+    assert headers["User-Agent"] == headers["DataTrails-User-Agent"] == connections.USER_AGENT
     assert headers["User-Agent"].startswith("attachfs/")
 
 
