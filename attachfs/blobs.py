@@ -7,45 +7,28 @@ when the attachment was first seen), and, in strict verification, the whole of t
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeVar
 
 import trio
 
-from attachfs.cache import CachedBlob, DiskCache, Writer
-from attachfs.download import AT_ONCE, WITHHELD, Chunks, Download, Leaving, pread_nowait
+from attachfs.cache import CachedBlob, DiskCache
+from attachfs.download import AT_ONCE, WITHHELD, BlobSource, Download, Leaving, pread_nowait
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
     IntegrityError,
     NoAttribute,
-    NoRoom,
     ScanRefused,
     Unexpected,
 )
 from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Digest, Info, ScanPolicy, Verify
-from attachfs.pins import Pins, PinStatus
+from attachfs.pins import Pins
+from attachfs.shelves import Key, Shelves
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _REMEMBER_FAILURE = 5.0  # seconds; a failing file is opened again and again by some programs
 _FAILURES = 1024
-_CACHE_THREADS = 8  # at once; the disk serves no more side by side
-_RESTING = 32  # stopped downloads whose bytes are kept; they reserve a quarter of the cache at most
-
-
-class BlobSource(Protocol):
-    """Where bytes come from: today the service; a store that a fleet shares fits here too."""
-
-    def download(
-        self, ref: AttachmentRef, size: int, /, *, start: int = 0
-    ) -> AbstractAsyncContextManager[Chunks]:
-        """Return the attachment's bytes in order, from `start` or from 0 on, at most `size` of them."""
-        ...
 
 
 class OpenBlob:
@@ -173,21 +156,17 @@ class Blobs:
     ) -> None:
         self._ledger = ledger
         self._source = source
-        self._cache = cache
-        self._pins = pins
         self._nursery = nursery
-        self._namespace = namespace
         self._verify = verify
         # What would be withheld whole is verified at open: the error comes where it leaves nothing behind.
         bounds = {"strict": math.inf, "auto": max(strict_limit, WITHHELD), "stream": WITHHELD, "off": -1}
         self._strict_limit = bounds[verify]
         self._scan_policy = scan_policy
         self._leaving = leaving
-        self._downloads: dict[tuple[Digest | None, AttachmentRef | None], Download] = {}
+        self._downloads: dict[Key, Download] = {}
+        self._shelves = Shelves(cache, pins, namespace, self._downloads)
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
-        self._threads = trio.CapacityLimiter(_CACHE_THREADS)
-        self._pins_failed = False
-        self._spilled = False
+        self._landed = 0  # downloads that have ended
         self.opened = 0
         self.hits = 0
         self.verified_bytes = 0  # of downloads
@@ -200,7 +179,7 @@ class Blobs:
     @property
     def resting(self) -> int:
         """How many downloads were stopped, and what came is kept."""
-        return sum(one.resting_since is not None for one in self._downloads.values())
+        return self._shelves.resting
 
     def change_policy(self, scan_policy: ScanPolicy) -> None:
         """Let other scan results open a file from now on, and try again what failed."""
@@ -253,7 +232,7 @@ class Blobs:
                 return b"unavailable"
             return b"match" if anchors == {info.digest} else b"mismatch"
         digest = info.digest
-        there = digest is not None and await self._in_thread(lambda: self._cache.contains(digest, info.size))
+        there = digest is not None and await self._shelves.contains(digest, info.size)
         return b"yes" if there else b"no"
 
     # -- before the bytes --------------------------------------------------------------------------
@@ -264,15 +243,21 @@ class Blobs:
         digest = info.digest
         if digest is None:
             raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
-        await self._check_records(ref, digest, info.size)
-        download = self._following((digest, None))
-        if download is None:
-            cached = await self._open_cached(ref, digest, info.size)
+        await self._check_anchors(ref, digest)
+        key = (digest, None)
+        download = self._following(key)
+        # While one is under way and the record is the pinned one, there is nothing to look for on the disk.
+        while download is None or not self._shelves.confirmed(ref, digest, info.size):
+            landed = self._landed
+            cached = await self._shelves.in_thread(lambda: self._shelves.look(ref, digest, info.size))
             if cached is not None:
+                self.hits += 1
                 return OpenBlob(ref.path, info.size, cached, digest)
-            # Another opener may have begun while the cache was asked: looked up again, with no await
-            # between this and the entry in the table.
-            download = self._following((digest, None)) or self._begin(ref, info, (digest, None))
+            # Another opener may have begun while the disk was asked, and may even be done.
+            download = self._following(key)
+            if download is not None or landed == self._landed:
+                break
+        download = download or self._begin(ref, info, key)
         download.refs.add(ref)
         blob = OpenBlob(ref.path, info.size, download, digest)
         try:
@@ -288,18 +273,6 @@ class Blobs:
             blob.close()
             raise
         return blob
-
-    async def _open_cached(self, ref: AttachmentRef, digest: Digest, size: int) -> CachedBlob | None:
-        cached = await self._in_thread(lambda: self._cache.open(digest, size))
-        if cached is None:
-            return None
-        try:
-            await self._pin(ref, digest, size)
-        except BaseException:
-            cached.close()
-            raise
-        self.hits += 1
-        return cached
 
     def _open_unverified(self, ref: AttachmentRef, info: Info) -> OpenBlob:
         """Open an attachment whose bytes nobody vouches for: the user said `--verify=off`."""
@@ -318,69 +291,33 @@ class Blobs:
         if bad:
             log.warning("%s: the ledger's scan found it bad: %a", ref.path, info.scanned_bad_reason)
 
-    async def _check_records(self, ref: AttachmentRef, digest: Digest, size: int) -> None:
+    async def _check_anchors(self, ref: AttachmentRef, digest: Digest) -> None:
         anchors = await self._ledger.anchors(ref)
         if anchors is not None and anchors != {digest}:
             recorded = ", ".join(sorted(str(anchor) for anchor in anchors))
             raise IntegrityError(
                 f"{ref.path}: two records differ: /info says {digest}, the ledger's attribute {recorded}"
             )
-        pinned = await self._in_thread(lambda: self._pins.conflict(self._pin_key(ref), digest, size))
-        if pinned is not None:
-            raise IntegrityError(
-                f"{ref.path}: the record has changed: /info says {digest} ({size} bytes), but when this "
-                f"attachment was first read it was {pinned}; review with: attachfs pins conflicts"
-            )
-
-    def _pin_key(self, ref: AttachmentRef) -> str:
-        return f"{self._namespace}/{ref.attachment}"
-
-    async def _pin(self, ref: AttachmentRef, digest: Digest, size: int) -> None:
-        """Pin what has been verified. That no pin says otherwise was looked up before."""
-        try:
-            result = await self._in_thread(lambda: self._pins.check(self._pin_key(ref), digest, size))
-        except Unexpected as error:
-            # Nothing is wrong with the bytes; what is lost is that a later change would be noticed.
-            if not self._pins_failed:
-                self._pins_failed = True
-                log.warning("first-seen hashes cannot be written down: %s", error.reason)
-            return
-        if result.status is PinStatus.CHANGED:
-            raise IntegrityError(f"{ref.path}: the record has changed since it was first read: {result.pin}")
 
     # -- the bytes ---------------------------------------------------------------------------------
 
-    def _following(self, key: tuple[Digest | None, AttachmentRef | None]) -> Download | None:
+    def _following(self, key: Key) -> Download | None:
         download = self._downloads.get(key)
         return None if download is None or download.abandoned else download
 
-    def _begin(
-        self, ref: AttachmentRef, info: Info, key: tuple[Digest | None, AttachmentRef | None]
-    ) -> Download:
-        download = Download(ref, key[0], info.size, self._leaving)
+    def _begin(self, ref: AttachmentRef, info: Info, key: Key) -> Download:
+        followed = info.size > self._strict_limit
+        download = Download(ref, key[0], info.size, self._leaving, followed=followed)
         self._downloads[key] = download
         self._nursery.start_soon(self._fetch, download, key)
         return download
 
-    async def _fetch(self, download: Download, key: tuple[Digest | None, AttachmentRef | None]) -> None:
-        async def settle() -> None:
-            """Pin every attachment that is read through this download, those that joined meanwhile too."""
-            pinned = set[AttachmentRef]()
-            while download.expected is not None and (waiting := download.refs - pinned):
-                for ref in waiting:
-                    await self._pin(ref, download.expected, download.size)
-                pinned |= waiting
-
-        def room() -> Awaitable[Writer]:
-            return self._room(download)
-
-        def spill() -> Writer:
-            return self._spill(download, "the cache's disk did not take all of it")
-
+    async def _fetch(self, download: Download, key: Key) -> None:
+        shelf = self._shelves.of(download)
         try:
-            await download.run(room, spill, self._source, settle)
-            while download.stopped and await download.rest(keep=self._may_rest(download)):
-                await download.run(room, spill, self._source, settle)
+            await download.run(shelf, self._source)
+            while download.stopped and await download.rest(keep=self._shelves.may_rest(download)):
+                await download.run(shelf, self._source)
             if download.verified:
                 self.verified_bytes += download.size
             if isinstance(download.error, IntegrityError | BadAnswer):
@@ -388,67 +325,8 @@ class Blobs:
         finally:
             if self._downloads.get(key) is download:
                 del self._downloads[key]
+            self._landed += 1
             download.landed()
-
-    async def _room(self, download: Download) -> Writer:
-        """Reserve room for a download: in the cache, or else in an unlinked temporary file."""
-        size = download.size
-        if download.expected is None:
-            return await self._in_thread(lambda: self._cache.spill(size))
-        # How much room there is, is known once the cache has been indexed.
-        await trio.to_thread.run_sync(self._cache.indexed.wait, abandon_on_cancel=True)
-        # What is kept of stopped downloads goes before any verified blob does.
-        self._dismiss(lambda: self._fits(size))
-        try:
-            try:
-                return await self._in_thread(lambda: self._cache.reserve(size))
-            except NoRoom:
-                if not self._dismiss(lambda: False):
-                    raise
-                return await self._in_thread(lambda: self._cache.reserve(size))
-        except NoRoom as error:
-            reason = error.reason
-            return await self._in_thread(lambda: self._spill(download, reason))
-
-    def _spill(self, download: Download, reason: str) -> Writer:
-        """Return a temporary file outside of the cache. The first is told loudly. Runs in a thread."""
-        told = self._spilled or self._cache.stats().troubles  # of those, the cache has told itself
-        self._spilled = True
-        level = logging.INFO if told else logging.WARNING
-        log.log(level, "%s is read through a temporary file and not kept: %s", download.ref.path, reason)
-        return self._cache.spill(download.size)
-
-    # -- what rests --------------------------------------------------------------------------------
-
-    def _may_rest(self, download: Download) -> bool:
-        """Whether what came of a stopped download is kept; older ones go if that is too much."""
-        budget = self._cache.stats().max_bytes // 4
-        if not download.worth_keeping or download.size > budget:
-            return False
-
-        def enough() -> bool:
-            kept = [one.size for one in self._downloads.values() if one.resting_since is not None]
-            return len(kept) < _RESTING and sum(kept) + download.size <= budget
-
-        self._dismiss(enough)
-        return enough()
-
-    def _dismiss(self, enough: Callable[[], bool]) -> bool:
-        """Give up what rests, longest at rest first, until it is enough. Return whether anything was."""
-        resting = [one for one in self._downloads.values() if one.dismissable]
-        resting.sort(key=lambda one: one.resting_since or 0)
-        before = len(resting)
-        while resting and not enough():
-            one = resting.pop(0)
-            one.dismiss()
-        return len(resting) < before
-
-    def _fits(self, size: int) -> bool:
-        figures = self._cache.stats()
-        return figures.used_bytes + size <= figures.max_bytes
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._threads)
 
     # -- failures ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""One download of one blob: received, hashed and written in order; readers may follow it.
+"""One download of one blob: received, and stored as it comes; readers may follow it.
 
 Lives here and only here: how far a follower may read. Bytes become readable as they are stored, except
 the last part, which is withheld until the digest of the whole is right. So no program can read a wrong
@@ -8,21 +8,20 @@ And here alone: what becomes of a download that nobody follows any more. It stop
 came rests, with the state of its hash, for somebody who wants more of it.
 """
 
-import hashlib
 import logging
 import math
 import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from queue import SimpleQueue
 from typing import NamedTuple, Protocol, cast
 
 import trio
 
 from attachfs.cache import CachedBlob, Writer
-from attachfs.errors import AttachfsError, BadAnswer, IntegrityError, NoRoom, Unexpected, first_of
+from attachfs.errors import AttachfsError, NoRoom, Unexpected, first_of
+from attachfs.intake import Intake
 from attachfs.model import AttachmentRef, Digest
-from attachfs.quarantine import QuarantineNote
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ log = logging.getLogger(__name__)
 # and a request that touches it waits: no page that the kernel holds before the verdict contains a
 # withheld byte, however far it reads ahead.
 WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
-_BATCH = 2**20  # bytes hashed and written at a time, at most
-_WAITING = 64  # pieces (of 64 KiB at most, as they leave the socket) that wait to be stored
+_BACKLOG = 4 * 2**20  # bytes received and not stored yet, above which the service has to wait
+_SMALL = 2**20  # bytes of a blob that is stored in one go, where nobody may read it before
 
 
 class Chunk(Protocol):
@@ -51,13 +50,41 @@ class Chunk(Protocol):
 Chunks = AsyncIterator[Chunk]
 
 
-class ChunkSource(Protocol):
-    """Where the bytes come from."""
+class BlobSource(Protocol):
+    """Where bytes come from: today the service; a store that a fleet shares fits here too."""
 
     def download(
         self, ref: AttachmentRef, size: int, /, *, start: int = 0
     ) -> AbstractAsyncContextManager[Chunks]:
         """Return the attachment's bytes in order, from `start` or from 0 on, at most `size` of them."""
+        ...
+
+
+class Shelf(Protocol):
+    """Where a download's bytes go, and what is noted of them."""
+
+    async def room(self) -> Writer:
+        """Return where the bytes go, having made room if need be."""
+        ...
+
+    def room_now(self) -> Writer:
+        """Return where the bytes go. Called in a thread. NoRoom: room has to be made."""
+        ...
+
+    def spill(self) -> Writer:
+        """Return where the bytes go if that fails on the way. Called in a thread."""
+        ...
+
+    def pin(self) -> None:
+        """Note what has been verified for the attachment that is fetched. Called in a thread."""
+        ...
+
+    async def settle(self) -> None:
+        """Note it for every attachment read through this, before the last bytes are handed out."""
+        ...
+
+    async def in_thread(self, work: Callable[[], None]) -> None:
+        """Do something with the disk."""
         ...
 
 
@@ -84,22 +111,29 @@ class Download:
         expected: its recorded digest; None: nobody vouches for the bytes, and none is withheld.
         size: its recorded length in bytes.
         leaving: when it stops once nobody follows it, and for how long what came is kept.
+        followed: whether somebody may read before all is verified.
     """
 
     def __init__(
-        self, ref: AttachmentRef, expected: Digest | None, size: int, leaving: Leaving = AT_ONCE
+        self,
+        ref: AttachmentRef,
+        expected: Digest | None,
+        size: int,
+        leaving: Leaving = AT_ONCE,
+        *,
+        followed: bool = True,
     ) -> None:
         self.ref = ref
         self.expected = expected
         self.size = size
-        self.written = 0  # bytes stored, from 0 on, in order
-        self._reader: CachedBlob | None = None  # followers' own view, open until the last has left
         self.verified = False
         self.refs: set[AttachmentRef] = {ref}  # all attachments that are read through it
         self.error: AttachfsError | None = None
         self._limit = size if expected is None else max(0, size - 1) // WITHHELD * WITHHELD
-        self._hash = hashlib.new(expected.alg if expected else "sha256")
-        self._writer: Writer | None = None
+        self._in_one_go = expected is not None and not followed and size <= _SMALL
+        self.intake = Intake(ref, expected, size)
+        self._received = 0  # bytes handed to the thread that stores them, and those it is done with
+        self._stored = 0
         self._cached: CachedBlob | None = None
         self._followers = 0
         self.abandoned = False  # nobody followed it any more: it must not be joined again
@@ -109,7 +143,6 @@ class Download:
         self._stop_at = math.inf  # bytes stored; does not count while there are followers
         self._wanted = trio.Event()  # somebody waits for more than is there
         self._landed = False
-        self._spill: Callable[[], Writer]
         self._scope = trio.CancelScope()
         self._progress = trio.Event()
 
@@ -136,15 +169,20 @@ class Download:
         self._close_if_idle()
 
     @property
+    def written(self) -> int:
+        """How many bytes are stored, from 0 on, in order."""
+        return self.intake.written
+
+    @property
     def fd(self) -> int:
         """Where what has been stored can be read, while there are followers."""
-        assert self._reader is not None
-        return self._reader.fd
+        assert self.intake.reader is not None
+        return self.intake.reader.fd
 
     def pread(self, length: int, offset: int) -> bytes:
         """Return stored bytes. May wait for the disk."""
-        assert self._reader is not None
-        return self._reader.pread(length, offset)
+        assert self.intake.reader is not None
+        return self.intake.reader.pread(length, offset)
 
     @property
     def kept(self) -> CachedBlob | None:
@@ -177,35 +215,23 @@ class Download:
 
     # -- the download ------------------------------------------------------------------------------
 
-    async def run(
-        self,
-        room: Callable[[], Awaitable[Writer]],
-        spill: Callable[[], Writer],
-        source: ChunkSource,
-        settle: Callable[[], Awaitable[None]],
-    ) -> None:
+    async def run(self, shelf: Shelf, source: BlobSource) -> None:
         """Fetch, verify and admit. Never raises: followers find the outcome here.
 
         Afterwards it may be `stopped`: then call `rest`, and this again if somebody wants more.
 
         Args:
-            room: returns where the bytes go.
-            spill: returns where they go if that fails on the way; called in a thread.
+            shelf: where the bytes go.
             source: returns the bytes.
-            settle: is awaited once all bytes are right, before the last of them are handed out.
         """
-        self._spill = spill
         self.stopped = False
         try:
             with self._scope:
-                if self._writer is None:
-                    self._writer = await room()
-                    self._reader = self._writer.dup_reader()
-                async with source.download(self.ref, self.size, start=self.written) as chunks:
-                    await self._pipe(chunks)
-                self._scope.deadline = math.inf
-                await trio.to_thread.run_sync(self._conclude)
-                await settle()
+                if self._in_one_go:
+                    await self._fetch_in_one_go(shelf, source)
+                else:
+                    await self._fetch(shelf, source)
+                await shelf.settle()
                 # Nobody vouches for bytes without a recorded digest.
                 self.verified = self.expected is not None
         except* Exception as group:
@@ -250,7 +276,7 @@ class Download:
         """Whether nobody follows it, something came, its digest is recorded, and it is no spill."""
         if self._followers or self.expected is None or not self.written:
             return False
-        return self._writer is not None and not self._writer.spilled
+        return self.intake.begun and not self.intake.spilled
 
     @property
     def dismissable(self) -> bool:
@@ -270,8 +296,7 @@ class Download:
 
     def _give_up(self) -> None:
         self.error = self.error or Unexpected(f"{self.ref.path}: the download was given up")
-        if self._writer is not None:
-            self._writer.abort()
+        self.intake.abort()
 
     def landed(self) -> None:
         """Tell followers that there is an outcome. Its owner calls it once it is out of every table."""
@@ -279,111 +304,74 @@ class Download:
         self._tick()
         self._close_if_idle()
 
-    async def _pipe(self, chunks: Chunks) -> None:
-        """Receive and store side by side."""
-        send, receive = trio.open_memory_channel[Chunk](_WAITING)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._store, receive)
-            async with send:
+    # -- small blobs that nobody may read before all is there ---------------------------------------------
+
+    async def _fetch_in_one_go(self, shelf: Shelf, source: BlobSource) -> None:
+        """Receive all, and then do all that is to be done with the disk in one thread."""
+        async with source.download(self.ref, self.size) as chunks:
+            pieces = [chunk async for chunk in chunks]
+        self._scope.deadline = math.inf
+
+        def store() -> None:
+            if not self.intake.begun:
+                self.intake.begin(shelf.room_now())
+            for piece in pieces:
+                self.intake.put(piece.data, piece.offset, shelf.spill)
+            self._cached = self.intake.conclude(shelf.spill)
+            shelf.pin()
+
+        try:
+            await shelf.in_thread(store)
+        except NoRoom:
+            if self.intake.begun:
+                raise
+            self.intake.begin(await shelf.room())
+            await shelf.in_thread(store)
+
+    # -- all others ----------------------------------------------------------------------------------------
+
+    async def _fetch(self, shelf: Shelf, source: BlobSource) -> None:
+        """Receive and store side by side, then come to a verdict."""
+        if not self.intake.begun:
+            self.intake.begin(await shelf.room())
+        pieces = SimpleQueue[Chunk | None]()
+        async with (
+            source.download(self.ref, self.size, start=self.written) as chunks,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(self._store_in_thread, pieces, shelf)
+            try:
                 async for chunk in chunks:
-                    await send.send(chunk)
+                    self._received += len(chunk.data)
+                    pieces.put(chunk)
+                    while self._received - self._stored > _BACKLOG:
+                        await self._progress.wait()
+            finally:
+                pieces.put(None)
+        self._scope.deadline = math.inf
 
-    async def _store(self, receive: trio.MemoryReceiveChannel[Chunk]) -> None:
-        """Store what has come, as much at a time as is there: a reader may be waiting for the last of it."""
-        async with receive:
-            async for first in receive:
-                following: Chunk | None = first
-                while following is not None:
-                    batch, following = _contiguous(following, receive)
-                    offset, data = batch[0].offset, b"".join(chunk.data for chunk in batch)
-                    await trio.to_thread.run_sync(self._put, offset, data)
-                    self.written = max(self.written, offset + len(data))
-                    self._tick()
-                    if not self._followers and self._stop_at <= self.written < self.size:
-                        self._scope.cancel()
+        def conclude() -> None:
+            self._cached = self.intake.conclude(shelf.spill)
 
-    def _put(self, offset: int, data: bytes) -> None:
-        """Hash and write a batch. What a transfer that began anew repeats must be the same."""
-        assert self._writer is not None
-        again = self.written - offset
-        if again < 0:
-            raise BadAnswer(f"{self.ref.path}: {-again} bytes are missing at {self.written}")
-        if again:
-            repeated = data[:again]
-            if self.pread(len(repeated), offset) != repeated:
-                raise BadAnswer(f"{self.ref.path}: the service sent other bytes the second time")
-            data = data[again:]
-            offset = self.written
-        if not data:
-            return
-        self._hash.update(data)
-        try:
-            self._writer.write(data, offset)
-        except NoRoom as error:
-            self._relocate(error)
-            self._writer.write(data, offset)
+        await trio.to_thread.run_sync(conclude)
 
-    def _relocate(self, error: AttachfsError) -> None:
-        """Go on in a temporary file: the disk would not take what had been reserved."""
-        before = self._writer
-        assert before is not None
-        if before.spilled:
-            raise error
-        log.info("%s goes on in a temporary file: %s", self.ref.path, error.reason)
-        after = self._spill()
-        try:
-            for offset in range(0, self.written, _BATCH):
-                after.write(self.pread(min(_BATCH, self.written - offset), offset), offset)
-            reader = after.dup_reader()
-        except BaseException:
-            after.abort()
-            raise
-        self._writer = after
-        self._reader, old = reader, self._reader
-        if old is not None:
-            old.close()
-        before.abort()
+    async def _store_in_thread(self, pieces: SimpleQueue[Chunk | None], shelf: Shelf) -> None:
+        """Hash and write what comes, as long as it comes."""
+        tell = trio.lowlevel.current_trio_token().run_sync_soon
 
-    def _conclude(self) -> None:
-        """Compare what came with what is recorded, and admit it or put it aside. Runs in a thread."""
-        assert self._writer is not None
-        expected = self.expected
-        if self.written != self.size:
-            reason = f"the record says {self.size} bytes, {self.written} came"
-            self._put_aside(reason)
-            raise BadAnswer(f"{self.ref.path}: {reason}")
-        if expected is None:
-            self._cached = self._writer.admit(Digest("sha256", self._hash.hexdigest()))
-            return
-        if self._hash.hexdigest() != expected.hex:
-            reason = f"the bytes do not match the record: expected {expected}, got {self._hash.hexdigest()}"
-            self._put_aside(reason)
-            raise IntegrityError(f"{self.ref.path}: {reason}")
-        try:
-            self._cached = self._writer.admit(expected)
-        except (NoRoom, Unexpected) as error:
-            # Not on the disk for good: what was kept is copied, and believed only if it is right again.
-            self._relocate(error)
-            if _digest(self._writer, expected.alg) != expected.hex:
-                raise Unexpected(f"{self.ref.path}: the disk lost what was written to it") from error
-            self._cached = self._writer.admit(expected)
+        def store() -> None:
+            while (piece := pieces.get()) is not None:
+                self.intake.put(piece.data, piece.offset, shelf.spill)
+                self._stored += len(piece.data)
+                tell(self._have_stored, idempotent=True)
 
-    def _put_aside(self, reason: str) -> None:
-        assert self._writer is not None
-        if self.expected is None:
-            return
-        self._writer.quarantine(
-            QuarantineNote(
-                path=self.ref.path,
-                url_path=self.ref.path,
-                expected=self.expected,
-                got=Digest(self._hash.name, self._hash.hexdigest()),
-                expected_size=self.size,
-                got_size=self.written,
-                time=time.time(),
-                reason=reason,
-            )
-        )
+        # A thread of its own: it may wait for the service as long as the transfer takes.
+        await trio.to_thread.run_sync(store, limiter=trio.CapacityLimiter(1))
+
+    def _have_stored(self) -> None:
+        self._tick()
+        if not self._followers and self._stop_at <= self.written < self.size:
+            self._scope.cancel()
 
     def _tick(self) -> None:
         progress, self._progress = self._progress, trio.Event()
@@ -394,34 +382,11 @@ class Download:
             self._close()
 
     def _close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        if self.intake.reader is not None:
+            self.intake.reader.close()
         if self._cached is not None:
             self._cached.close()
             self._cached = None
-
-
-def _contiguous(first: Chunk, receive: trio.MemoryReceiveChannel[Chunk]) -> tuple[list[Chunk], Chunk | None]:
-    """Return the pieces that follow `first` and have come already, and one that does not follow, if any."""
-    batch, end = [first], first.offset + len(first.data)
-    while end - first.offset < _BATCH:
-        try:
-            chunk = receive.receive_nowait()
-        except (trio.WouldBlock, trio.EndOfChannel):
-            break
-        if chunk.offset != end:
-            return batch, chunk
-        batch.append(chunk)
-        end += len(chunk.data)
-    return batch, None
-
-
-def _digest(writer: Writer, algorithm: str) -> str:
-    digest = hashlib.new(algorithm)
-    for offset in range(0, writer.size, _BATCH):
-        digest.update(writer.pread(min(_BATCH, writer.size - offset), offset))
-    return digest.hexdigest()
 
 
 def pread_nowait(fd: int, size: int, offset: int) -> bytes | None:

@@ -129,15 +129,20 @@ class Pins:
         assert request.result is not None
         return request.result
 
+    def confirmed(self, key: str, digest: Digest, size: int) -> bool:
+        """Whether this run has already found this record to be the first one seen. Does not wait."""
+        pin = self._confirmed.get(key)
+        return pin is not None and pin.digest == digest and pin.size == size
+
     def conflict(self, key: str, digest: Digest, size: int) -> Pin | None:
         """Return the pin that this record differs from, or None. Pins nothing; a difference is written down.
 
         Raises:
             Unexpected: the pins cannot be read or written.
         """
-        pin = self._confirmed.get(key)
-        if pin is None or pin.digest != digest or pin.size != size:
-            pin = self.get(key)
+        if self.confirmed(key, digest, size):
+            return None
+        pin = self.get(key)
         if pin is None or (pin.digest == digest and pin.size == size):
             return None
         result = self.check(key, digest, size)

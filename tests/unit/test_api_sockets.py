@@ -11,15 +11,18 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from attachfs import wire
 from attachfs.api import Client, open_http
 from attachfs.auth import NoAuth
+from attachfs.connections import Lanes
 from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable
-from tests.unit.scripted import FILE, TOKEN, FakeAuth, raw_server, real_client
+from tests.unit.scripted import FILE, TOKEN, FakeAuth, Pieces, raw_server, real_client
 
 DATA = bytes(range(256)) * 4000  # about a megabyte
 SIZE = len(DATA)
@@ -201,6 +204,13 @@ def start_of(head: bytes) -> int:
     return 0
 
 
+@pytest.fixture(params=["through the library", "from the connection"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a body is read: long ones from the connection itself, and here all of them."""
+    monkeypatch.setattr(wire, "_DIRECT", 1 if request.param == "from the connection" else SIZE + 1)
+    return str(request.param)
+
+
 async def fetch(client: Client) -> bytes:
     got = bytearray()
     async with client.download(FILE, SIZE) as chunks:
@@ -212,6 +222,7 @@ async def fetch(client: Client) -> bytes:
     return bytes(got)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("reset", [True, False])
 async def test_a_blob_that_breaks_off_arrives_whole_all_the_same(
@@ -236,6 +247,7 @@ async def test_a_blob_that_breaks_off_arrives_whole_all_the_same(
         assert await fetch(client) == DATA
 
 
+@pytest.mark.usefixtures("way")
 async def test_a_blob_cut_at_the_close_of_its_connection_just_ends(clock: MockClock) -> None:
     """Without a length nothing tells that it was cut but the record, which the caller has."""
 
@@ -246,6 +258,7 @@ async def test_a_blob_cut_at_the_close_of_its_connection_just_ends(clock: MockCl
         assert await fetch(client) == DATA[:1000]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("sent", [0, 1, SIZE // 2, SIZE - 1], ids=["none", "one", "half", "but one"])
 async def test_a_blob_that_stalls_ends_with_the_timeout(sent: int, clock: MockClock) -> None:
     stalled = trio.Event()
@@ -272,6 +285,7 @@ async def test_a_blob_that_stalls_ends_with_the_timeout(sent: int, clock: MockCl
         assert client.transport.limiter.in_flight == 0
 
 
+@pytest.mark.usefixtures("way")
 async def test_a_cancelled_blob_leaves_neither_connection_nor_iterator_behind(clock: MockClock) -> None:
     async def answer(stream: trio.SocketStream, _head: bytes) -> None:
         await stream.send_all(HEAD + b"Content-Length: %d\r\n\r\n" % SIZE + DATA[:70_000])
@@ -288,9 +302,97 @@ async def test_a_cancelled_blob_leaves_neither_connection_nor_iterator_behind(cl
             await wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
         assert client.transport.limiter.in_flight == 0
-        pool = http._transport._pool  # type: ignore[attr-defined]
-        assert pool.connections == []
+        lanes = [one.lane for one in http._transport._idle]  # type: ignore[attr-defined]
+        assert 1 <= len(lanes) <= 10
+        assert [lane._pool.connections for lane in lanes] == [[]] * len(lanes)
     gc.collect()  # an iterator left to the collector would warn, and warnings are errors
+
+
+async def test_a_long_blob_is_exactly_what_was_announced_however_it_comes(clock: MockClock, way: str) -> None:
+    """Together with its headers or after them, with bytes of nobody behind it, one request after another."""
+    connections = set()
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        connections.add(stream)
+        together = len(connections) % 2 * 50_000
+        await stream.send_all(HEAD + b"Content-Length: %d\r\n\r\n" % SIZE + DATA[:together])
+        await wait_all_tasks_blocked(0.02)
+        await stream.send_all(DATA[together:] + b"HTTP/1.1 200 OK\r\n")
+
+    async with raw_server(answer) as url, real_client(url) as client:
+        for _ in range(4):
+            assert await fetch(client) == DATA
+        assert client.transport.limiter.in_flight == 0
+    assert len(connections) == 4  # what comes unasked ends a connection, and so does reading from it
+
+
+async def test_a_chunked_blob_is_never_read_from_the_connection(clock: MockClock, way: str) -> None:
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        # A length beside chunks means nothing (RFC 9112, 6.3).
+        head = HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n\r\n" % SIZE
+        await stream.send_all(head + b"%x\r\n" % SIZE + DATA[:1000])
+        await wait_all_tasks_blocked(0.02)
+        await stream.send_all(DATA[1000:] + b"\r\n0\r\n\r\n")
+
+    async with raw_server(answer) as url, real_client(url) as client:
+        assert await fetch(client) == DATA
+
+
+# -- lanes ---------------------------------------------------------------------------------------------
+
+
+class Lane(httpx.AsyncBaseTransport):
+    def __init__(self) -> None:
+        self.requests = 0
+        self.closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        if request.url.path == "/bad":
+            raise httpx.ConnectError("no")
+        return httpx.Response(200, stream=Pieces(b"x"))
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def test_each_request_in_flight_has_a_lane_of_its_own_which_is_used_again() -> None:
+    made: list[Lane] = []
+
+    def make() -> Lane:
+        made.append(Lane())
+        return made[-1]
+
+    lanes = Lanes(make)
+    first, second = [await lanes.handle_async_request(httpx.Request("GET", "http://x/")) for _ in range(2)]
+    assert [lane.requests for lane in made] == [1, 1]
+    await first.aclose()
+    await first.aclose()
+    with pytest.raises(httpx.ConnectError):
+        await lanes.handle_async_request(httpx.Request("GET", "http://x/bad"))
+    third = await lanes.handle_async_request(httpx.Request("GET", "http://x/"))
+    assert [lane.requests for lane in made] == [3, 1]
+    await second.aclose()
+    await third.aclose()
+    await lanes.aclose()
+    assert all(lane.closed for lane in made)
+
+
+async def test_lanes_that_nobody_uses_any_more_are_closed() -> None:
+    made: list[Lane] = []
+    now = [0.0]
+
+    def make() -> Lane:
+        made.append(Lane())
+        return made[-1]
+
+    lanes = Lanes(make, lambda: now[0])
+    burst = [await lanes.handle_async_request(httpx.Request("GET", "http://x/")) for _ in range(5)]
+    for response in burst:
+        await response.aclose()
+    for now[0] in (20.0, 40.0):
+        await (await lanes.handle_async_request(httpx.Request("GET", "http://x/"))).aclose()
+    assert [lane.closed for lane in made] == [True] * 4 + [False]
 
 
 # -- connecting ----------------------------------------------------------------------------------------

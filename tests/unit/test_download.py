@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,8 +51,32 @@ def cache(tmp_path: Path) -> Iterator[DiskCache]:
     cache.close()
 
 
-async def settled() -> None:
-    """Have nothing to do once the bytes are right."""
+class Shelf:
+    """Where a download's bytes go, without pins."""
+
+    def __init__(self, cache: DiskCache, download: Download) -> None:
+        self.cache = cache
+        self.download = download
+
+    async def room(self) -> Writer:
+        if self.download.expected is None:
+            return self.cache.spill(self.download.size)
+        return self.cache.reserve(self.download.size)
+
+    def room_now(self) -> Writer:
+        return self.cache.reserve(self.download.size)
+
+    def spill(self) -> Writer:
+        return self.cache.spill(self.download.size)
+
+    def pin(self) -> None:
+        pass
+
+    async def settle(self) -> None:
+        pass
+
+    async def in_thread(self, work: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(work)
 
 
 class Running:
@@ -67,17 +91,9 @@ class Running:
         nursery.start_soon(self._run)
 
     async def _run(self) -> None:
-        await self.download.run(self._room, self._spill, self.source, settled)
+        await self.download.run(Shelf(self._cache, self.download), self.source)
         self.download.landed()
         self.ended.set()
-
-    def _spill(self) -> Writer:
-        return self._cache.spill(self.download.size)
-
-    async def _room(self) -> Writer:
-        if self.download.expected is None:
-            return self._cache.spill(self.download.size)
-        return self._cache.reserve(self.download.size)
 
     async def transfer(self) -> Transfer:
         return await self.source.next()
@@ -150,7 +166,7 @@ async def test_the_last_part_is_withheld_until_the_whole_is_verified(
 @pytest.mark.parametrize("size", [0, 1, 100, WITHHELD, WITHHELD + 1, 3 * WITHHELD, 3 * WITHHELD + 5])
 def test_what_is_withheld_begins_at_a_request_of_the_kernels_and_is_never_nothing(size: int) -> None:
     download = Download(REF, digest_of(b""), size)
-    download.written = size
+    download.intake.written = size
     readable = max((end for end in range(0, size + 1, 1) if download.may_read(end)), default=0)
     assert readable % WITHHELD == 0
     if size:
@@ -285,13 +301,14 @@ class TestFailures:
         assert "failed for a reason of its own" in caplog.text
 
     async def test_no_room_is_told(self, nursery: trio.Nursery, cache: DiskCache) -> None:
-        async def room() -> Writer:
-            raise NoRoom("full")
+        class Full(Shelf):
+            async def room(self) -> Writer:
+                raise NoRoom("full")
 
         source = FakeBytes()
         download = Download(REF, digest_of(DATA), len(DATA))
         download.join()
-        await download.run(room, lambda: cache.spill(len(DATA)), source, settled)
+        await download.run(Full(cache, download), source)
         download.landed()
         with pytest.raises(NoRoom):
             await download.finished()
