@@ -18,6 +18,8 @@ from attachfs.errors import AttachfsError, Unexpected
 from attachfs.model import Digest
 from attachfs.quarantine import QuarantineNote
 
+_WRITE_BACK = 8 << 20  # bytes after which the kernel is asked to begin with writing them to the disk
+
 
 class Writer:
     """One blob being written, with its room reserved. The first of admit, quarantine and abort ends it.
@@ -41,6 +43,7 @@ class Writer:
         self._descriptor = store.descriptor(file, fd)
         self._name = name
         self._received = 0
+        self._begun = 0  # bytes that the kernel was asked to write to the disk
         self._ended = False
         self._ending = threading.Lock()
 
@@ -79,6 +82,9 @@ class Writer:
                 if self._ended:
                     raise Unexpected("refused to write to a blob that is complete or given up")
                 cachefile.write_all(fd, data, offset)
+                if self._name is not None and end - self._begun >= _WRITE_BACK:
+                    cachefile.start_writing_back(fd, self._begun, end - self._begun)
+                    self._begun = end
         except OSError as error:
             raise cachefile.translate(error, "cannot write to the cache") from error
         self._received += len(data)
