@@ -10,18 +10,18 @@ import math
 
 import trio
 
-from attachfs.cache import CachedBlob, DiskCache
-from attachfs.download import AT_ONCE, WITHHELD, BlobSource, Download, Leaving, pread_nowait
+from attachfs.cache import DiskCache
+from attachfs.download import AT_ONCE, WITHHELD, BlobSource, Download, Leaving
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
     IntegrityError,
     NoAttribute,
     ScanRefused,
-    Unexpected,
 )
 from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Digest, Info, ScanPolicy, Verify
+from attachfs.openblob import OpenBlob
 from attachfs.pins import Pins
 from attachfs.shelves import Key, Shelves
 
@@ -29,100 +29,6 @@ log = logging.getLogger(__name__)
 
 _REMEMBER_FAILURE = 5.0  # seconds; a failing file is opened again and again by some programs
 _FAILURES = 1024
-
-
-class OpenBlob:
-    """One open file's bytes: those of a verified blob, or of a download that is followed.
-
-    Args:
-        path: for messages.
-        size: length in bytes.
-        source: the verified blob, or the download.
-        digest: the recorded digest; None if nobody vouches for the bytes.
-    """
-
-    def __init__(
-        self, path: str, size: int, source: CachedBlob | Download, digest: Digest | None = None
-    ) -> None:
-        self._path = path
-        self.size = size
-        self.digest = digest
-        self._source = source
-        self._closed = False
-        if isinstance(source, Download):
-            source.join()
-
-    @property
-    def verified(self) -> bool:
-        """Whether every byte is known to be the recorded one."""
-        return isinstance(self._source, CachedBlob) or self._source.verified
-
-    def read_nowait(self, offset: int, size: int) -> bytes | None:
-        """Return the bytes at `offset` if that needs neither the network nor the disk, else None.
-
-        Raises:
-            AttachfsError: the bytes turned out wrong, or could not be had.
-        """
-        end = min(offset + size, self.size)
-        if offset >= end:
-            return b""
-        source = self._source
-        if isinstance(source, Download):
-            if source.error is not None:
-                raise source.error.with_traceback(None)
-            if not source.may_read(end):
-                return None
-        data = pread_nowait(source.fd, end - offset, offset)
-        self._check()
-        return data
-
-    async def read(self, offset: int, size: int) -> bytes:
-        """Return exactly the bytes in [offset, offset + size), cut at the end of the file.
-
-        Waits for a download to come that far, and for its verification where the last part is asked for.
-
-        Raises:
-            AttachfsError: the bytes turned out wrong, or could not be had.
-        """
-        end = min(offset + size, self.size)
-        if offset >= end:
-            return b""
-        source, data = self._source, None
-        if isinstance(source, Download):
-            await source.reach(end)
-            # What has just been written is in the page cache: a thread would cost more than the read.
-            data = pread_nowait(source.fd, end - offset, offset)
-        if data is None:
-            data = await trio.to_thread.run_sync(source.pread, end - offset, offset)
-        self._check()
-        if len(data) != end - offset:
-            raise Unexpected(f"{self._path}: the stored bytes end early; they were changed on the disk")
-        return data
-
-    async def complete(self) -> None:
-        """Wait until all bytes are there and verified.
-
-        Raises:
-            AttachfsError: they turned out wrong, or could not be had.
-        """
-        if isinstance(self._source, Download):
-            await self._source.finished()
-
-    def close(self) -> None:
-        """Let go of the bytes."""
-        if self._closed:
-            return
-        self._closed = True
-        if isinstance(self._source, Download):
-            self._source.leave()
-        else:
-            self._source.close()
-
-    def _check(self) -> None:
-        """Look, once they have been read, whether the bytes are still those that were verified."""
-        blob = self._source.kept if isinstance(self._source, Download) else self._source
-        if blob is not None and not blob.unchanged():
-            raise IntegrityError(f"{self._path}: the cached bytes were changed on the disk while open")
 
 
 class Blobs:
@@ -252,7 +158,7 @@ class Blobs:
             cached = await self._shelves.in_thread(lambda: self._shelves.look(ref, digest, info.size))
             if cached is not None:
                 self.hits += 1
-                return OpenBlob(ref.path, info.size, cached, digest)
+                return OpenBlob(ref.path, info.size, cached, digest, self._nursery)
             # Another opener may have begun while the disk was asked, and may even be done.
             download = self._following(key)
             if download is not None or landed == self._landed:

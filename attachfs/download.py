@@ -10,11 +10,10 @@ came rests, with the state of its hash, for somebody who wants more of it.
 
 import logging
 import math
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from queue import SimpleQueue
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -25,9 +24,8 @@ from attachfs.model import AttachmentRef, Digest
 
 log = logging.getLogger(__name__)
 
-# The kernel asks for whole pages, at most this much at a time. What is withheld begins at a multiple of it,
-# and a request that touches it waits: no page that the kernel holds before the verdict contains a
-# withheld byte, however far it reads ahead.
+# What is withheld begins at a multiple of this, so at the beginning of a page, and a request that touches it
+# waits: no page that the kernel holds before the verdict contains a withheld byte, however far it reads ahead.
 WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
 _BACKLOG = 4 * 2**20  # bytes received and not stored yet, above which the service has to wait
 _SMALL = 2**20  # bytes of a blob that is stored in one go, where nobody may read it before
@@ -387,14 +385,3 @@ class Download:
         if self._cached is not None:
             self._cached.close()
             self._cached = None
-
-
-def pread_nowait(fd: int, size: int, offset: int) -> bytes | None:
-    """Return `size` bytes at `offset` if the page cache has them all, None if the disk must be asked."""
-    buffer = bytearray(size)
-    try:
-        count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:  # not in the page cache, or a filesystem that cannot tell
-        return None
-    # What takes it wants a buffer, and a copy into bytes would cost as much as the read.
-    return cast("bytes", buffer) if count == size else None

@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
-from attachfs.blobs import Blobs, OpenBlob
+from attachfs.blobs import Blobs
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
@@ -34,6 +34,7 @@ from attachfs.errors import (
 from attachfs.faults import FaultLog
 from attachfs.inodes import HandleTable, Inode, InodeTable
 from attachfs.model import AttachmentRef
+from attachfs.openblob import OpenBlob
 from attachfs.readahead import ReadAhead
 from attachfs.tree import Attributes, Directory, Place, Tree, parent_of, path_of
 from attachfs.waiting import WaitingRoom
@@ -45,6 +46,7 @@ R = TypeVar("R")
 
 _BLOCK = 512  # bytes, the unit of st_blocks
 _IO_SIZE = 128 * 1024  # bytes; what the kernel asks for at a time, and cp with it
+_LARGEST_READ = 2**20  # bytes; no kernel asks for more at a time
 _MANY = 200_000  # inodes, some 350 bytes each, above which the kernel is asked to let go of unused ones
 _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
@@ -145,6 +147,7 @@ class Filesystem(pyfuse3.Operations):
         self._negative_ttl = negative_ttl
         self._status = status
         self.inodes = inodes
+        self._buffer = bytearray(_LARGEST_READ)
         self._many = _MANY
         self._crowded = trio.Event()
         self.directories: HandleTable[Directory] = HandleTable()
@@ -302,7 +305,8 @@ class Filesystem(pyfuse3.Operations):
     @_handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         blob = self.files[fh].blob
-        data = blob.read_nowait(off, size)
+        # One buffer for all: what is returned from here is sent before anything else runs.
+        data = blob.read_nowait(off, size, self._buffer)
         return data if data is not None else await blob.read(off, size)
 
     async def flush(self, _fh: FileHandleT) -> None:

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs import blobs as blobs_module
-from attachfs.blobs import Blobs, OpenBlob
+from attachfs.blobs import Blobs
 from attachfs.cache import DiskCache
 from attachfs.download import WITHHELD
 from attachfs.errors import (
@@ -29,6 +29,7 @@ from attachfs.errors import (
 )
 from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Digest
+from attachfs.openblob import OpenBlob
 from attachfs.pins import Pins
 from attachfs.units import MinFree
 from tests.unit.fakes import (

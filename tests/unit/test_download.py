@@ -12,9 +12,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from attachfs.cache import CachedBlob, DiskCache, Writer
-from attachfs.download import WITHHELD, Download, pread_nowait
+from attachfs.download import WITHHELD, Download
 from attachfs.errors import BadAnswer, IntegrityError, NoRoom, Unexpected, Unreachable
 from attachfs.model import Digest
+from attachfs.openblob import pread_nowait
 from attachfs.units import MinFree
 from tests.unit.fakes import FakeBytes, Piece, Transfer, file_ref
 

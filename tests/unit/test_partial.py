@@ -8,10 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from attachfs.blobs import OpenBlob
 from attachfs.download import AT_ONCE, WITHHELD, Leaving
 from attachfs.errors import BadAnswer, IntegrityError, Unreachable
 from attachfs.model import AttachmentRef
+from attachfs.openblob import OpenBlob
 from tests.unit.fakes import Piece, Transfer, file_ref
 from tests.unit.test_blobs import World, descriptors, digest_of, flipped
 
