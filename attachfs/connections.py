@@ -11,6 +11,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import getproxies
@@ -105,6 +106,19 @@ def timeouts(timeout: float) -> httpx.Timeout:
 
 def _has_proxy() -> bool:
     return bool(getproxies().keys() & {"http", "https", "all"})
+
+
+async def connect(http: httpx.AsyncClient, url: str, done: trio.Event) -> None:
+    """Open a connection for the first request that comes, and never mind the answer.
+
+    The shortest request there is, without credentials: what can be had without them does not matter.
+    `done` is set when it is over, however it ends.
+    """
+    try:
+        with suppress(httpx.HTTPError, httpx.InvalidURL):
+            await http.head(url, timeout=timeouts(_CONNECT))
+    finally:
+        done.set()
 
 
 class _Idle(NamedTuple):

@@ -24,8 +24,8 @@ from attachfs.model import AttachmentRef, Digest
 
 log = logging.getLogger(__name__)
 
-# What is withheld begins at a multiple of this, and so of a page, and a request that touches it waits: no page
-# that the kernel holds before the verdict contains a withheld byte, however far it reads ahead.
+# What is withheld begins at a multiple of this, and so of a page, and a request that touches it waits: no
+# page that the kernel holds before the verdict contains a withheld byte, however far it reads ahead.
 WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
 _BACKLOG = 4 * 2**20  # bytes received and not stored yet, above which the service has to wait
 _SMALL = 2**20  # bytes of a blob that is stored in one go, where nobody may read it before

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from attachfs.auth import Auth, ClientCredentials
 from attachfs.blobs import Blobs
 from attachfs.cache import DiskCache
 from attachfs.config import Config
+from attachfs.connections import connect
 from attachfs.control import Control
 from attachfs.download import Leaving
 from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unexpected, Unreachable, first_of
@@ -42,6 +43,10 @@ log = logging.getLogger(__name__)
 # of 99 would let a hundred slow reads hold up every stat.
 _MAX_TASKS = 1024
 _IDLE_TASKS = 8
+# What the kernel asks for at a time when a program reads in order: with its 128 KiB, a quarter of the time of
+# reading a large blob goes into asking. A FUSE connection takes up to 1 MiB.
+_READ_AHEAD_KIB = 512
+_CONNECTING = 0.3  # seconds that mounting waits for a connection to the ledger, at most
 
 
 async def serve(
@@ -93,6 +98,10 @@ async def _filesystem(
         http = await stack.enter_async_context(
             open_http(ca_file=config.ca_file, max_connections=config.max_connections)
         )
+        tasks = await stack.enter_async_context(trio.open_nursery())
+        connected = trio.Event()
+        if not config.offline:
+            tasks.start_soon(connect, http, config.url, connected)
 
         def log_in(client_id: str, secret: Path | Secret) -> Auth:
             return ClientCredentials(client_id, secret, config.url, http)
@@ -109,7 +118,6 @@ async def _filesystem(
         memory = Memory(config.state_dir / f"{config.host_name}.sqlite")
         stack.callback(memory.close)
         source = OfflineSource(memory) if config.offline else RememberingSource(client, memory)
-        tasks = await stack.enter_async_context(trio.open_nursery())
         tasks.start_soon(memory.keep_writing)
         ledger = Ledger(
             source,
@@ -162,6 +170,9 @@ async def _filesystem(
             notifier=Notifier(),
             figures=figures,
         )
+        if not config.offline:
+            with trio.move_on_after(_CONNECTING):  # the first answer is a round trip nearer then
+                await connected.wait()
         try:
             yield filesystem, control, tasks
         finally:
@@ -201,10 +212,18 @@ async def _mounted(
 
 
 async def _announce(mountpoint: Path, control: Control, ready: Callable[[], None]) -> None:
-    await trio.to_thread.run_sync(os.statvfs, str(mountpoint), abandon_on_cancel=True)
+    await trio.to_thread.run_sync(_see, mountpoint, abandon_on_cancel=True)
     log.info("%s is mounted", mountpoint)
     ready()
     control.ready()
+
+
+def _see(mountpoint: Path) -> None:
+    """Wait until the mount answers, and have the kernel ask for more at a time, which only root may."""
+    device = mountpoint.stat().st_dev
+    with suppress(OSError):
+        setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        setting.write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
 
 
 def _status(
