@@ -137,12 +137,16 @@ class Limiter:
         return self.in_flight < self.limit and (not bulk or self._held[True] < self.bulk_limit)
 
     def _wake(self) -> None:
-        for bulk, queue in self._queues.items():  # metadata first
-            while queue and self._fits(bulk=bulk):
-                waiter = queue.popleft()
-                waiter.granted = True
-                self._held[bulk] += 1
-                waiter.event.set()
+        while True:
+            # Metadata first, but for half of the blobs' share: who copies files waits for both.
+            order = (True, False) if self._held[True] < self.bulk_limit // 2 else (False, True)
+            bulk = next((kind for kind in order if self._queues[kind] and self._fits(bulk=kind)), None)
+            if bulk is None:
+                return
+            waiter = self._queues[bulk].popleft()
+            waiter.granted = True
+            self._held[bulk] += 1
+            waiter.event.set()
 
 
 # -- the gate ------------------------------------------------------------------------------------------

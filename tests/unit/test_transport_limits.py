@@ -172,6 +172,31 @@ async def test_metadata_goes_first_and_each_kind_in_its_order() -> None:
     assert (limiter.in_flight, limiter.waiting) == (0, 0)
 
 
+async def test_blobs_have_their_share_while_much_metadata_waits() -> None:
+    limiter = Limiter(16)
+    assert limiter.bulk_limit == 12
+    order = list[bool]()
+
+    async def ask(*, bulk: bool) -> None:
+        await limiter.acquire(bulk=bulk)
+        order.append(bulk)
+
+    slots = [await limiter.acquire(bulk=False) for _ in range(16)]
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(partial(ask, bulk=False))
+        await wait_all_tasks_blocked()
+        for _ in range(20):
+            nursery.start_soon(partial(ask, bulk=True))
+        for slot in slots:
+            await wait_all_tasks_blocked()
+            slot.release()
+        await wait_all_tasks_blocked()
+        assert (order.count(True), order.count(False)) == (6, 10)
+        assert all(order[:6]), "and they need not wait until all metadata is there"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_cancelled_wait_leaves_no_trace_even_if_it_was_just_granted() -> None:
     limiter = Limiter(1)
     slot = await limiter.acquire(bulk=False)
