@@ -9,7 +9,6 @@ import functools
 import logging
 import math
 import os
-import stat
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
+from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, XAttrNameT
 
 from attachfs.blobs import Blobs
+from attachfs.entries import IO_SIZE, Entries, Ownership
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
-    IntegrityError,
     IsDirectory,
     NoAttribute,
     NotFound,
@@ -32,11 +31,11 @@ from attachfs.errors import (
     first_of,
 )
 from attachfs.faults import FaultLog
-from attachfs.inodes import HandleTable, Inode, InodeTable
+from attachfs.inodes import HandleTable, InodeTable
 from attachfs.model import AttachmentRef
 from attachfs.openblob import OpenBlob
 from attachfs.readahead import ReadAhead
-from attachfs.tree import Attributes, Directory, Place, Tree, parent_of, path_of
+from attachfs.tree import Directory, Place, Tree, parent_of, path_of
 from attachfs.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
@@ -44,24 +43,14 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_BLOCK = 512  # bytes, the unit of st_blocks
-_IO_SIZE = 128 * 1024  # bytes; what the kernel asks for at a time, and cp with it
 _LARGEST_READ = 2**20  # bytes; no kernel asks for more at a time
 _MANY = 200_000  # inodes, some 350 bytes each, above which the kernel is asked to let go of unused ones
 _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
-_FOREIGN_XATTRS = ("security.", "system.", "trusted.")
+_FOREIGN_XATTRS = (b"security.", b"system.", b"trusted.")
 STATUS_XATTR = "user.attachfs.status"
 _TOP = tuple(place.value for place in Place if place.value)
 CLAIM_PREFIX = "user.attachfs."
-
-
-class Ownership(NamedTuple):
-    """Who owns everything, and the permission bits that are taken away."""
-
-    uid: int
-    gid: int
-    umask: int
 
 
 class File(NamedTuple):
@@ -72,19 +61,25 @@ class File(NamedTuple):
     streamed: bool
 
 
-def _handler(
-    work: Callable[Concatenate["Filesystem", int, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate["Filesystem", int, P], Coroutine[Any, Any, R]]:
+_Handler = Callable[Concatenate["Filesystem", int, P], Coroutine[Any, Any, R]]
+_Quick = Callable[Concatenate["Filesystem", int, P], R | None]
+
+
+def _handler(work: _Handler[P, R], quick: _Quick[P, R] | None = None) -> _Handler[P, R]:
     """Guard a handler: whatever goes wrong is told once and becomes an errno, and nothing else.
 
     The handler's first argument is an inode's or a handle's number; a request context, if it has one,
-    is its last.
+    is its last. `quick` is asked first, and answers what is known already; None leaves it to the handler.
     """
     operation = work.__name__.lstrip("_")
 
     @functools.wraps(work)
     async def guarded(self: "Filesystem", number: int, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            if quick is not None:
+                answer = quick(self, number, *args, **kwargs)
+                if answer is not None:
+                    return answer
             return await work(self, number, *args, **kwargs)
         except FUSEError:
             raise
@@ -100,6 +95,11 @@ def _handler(
             raise FUSEError(errno_of(inner)) from error
 
     return guarded
+
+
+def _quickly(quick: _Quick[P, R]) -> Callable[[_Handler[P, R]], _Handler[P, R]]:
+    """Return a guard for a handler, most of whose answers are had without waiting: by `quick`."""
+    return lambda work: _handler(work, quick)
 
 
 class Filesystem(pyfuse3.Operations):
@@ -142,12 +142,12 @@ class Filesystem(pyfuse3.Operations):
         self._readahead = readahead
         self._waiting = waiting
         self.faults = faults
-        self._ownership = ownership
         self._timeout = timeout
         self._negative_ttl = negative_ttl
         self._status = status
         self.inodes = inodes
         self._buffer = bytearray(_LARGEST_READ)
+        self.entries = Entries(tree, inodes, ownership)
         self._many = _MANY
         self._crowded = trio.Event()
         self.directories: HandleTable[Directory] = HandleTable()
@@ -155,7 +155,13 @@ class Filesystem(pyfuse3.Operations):
 
     # -- names and attributes ----------------------------------------------------------------------
 
-    @_handler
+    def _ready_entry(
+        self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes | None:
+        del ctx
+        return self.entries.ready(self.inodes[parent_inode].node, name)
+
+    @_quickly(_ready_entry)
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -163,7 +169,7 @@ class Filesystem(pyfuse3.Operations):
         try:
             text = name.decode()
         except UnicodeDecodeError:
-            return self._absent(math.inf)
+            return self.entries.absent(math.inf)
         known = self._tree.known_file(parent, text)
         if known is not None and known[1].size_known:
             node, attributes = known  # nothing to wait for
@@ -174,23 +180,26 @@ class Filesystem(pyfuse3.Operations):
                 with self._waiting.wait(ctx.pid, self._timeout):
                     node, attributes = await self._tree.lookup(parent, text)
             except NotFound:
-                return self._absent(self._negative_ttl)
-        number = self.inodes.number(node)
-        entry = self._entry(number, attributes, attributes.valid_for)
-        _, inode = self.inodes.remember(node, number)
-        inode.tell(attributes)
-        return entry
+                return self.entries.absent(self._negative_ttl)
+        return self.entries.found(parent, name, node, attributes)
 
-    @_handler
-    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+    def _known_attributes(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes | None:
+        del ctx
         known = self.inodes[inode]
         attributes = self._tree.known_attributes(known.node)
         if not attributes.size_known:
-            self._readahead.stat(known.node)
-            with self._waiting.wait(ctx.pid, self._timeout):
-                attributes = await self._tree.attributes(known.node)
-        self._settle(known, attributes)
-        return self._entry(inode, attributes, attributes.valid_for)
+            return None
+        known.settle(attributes)
+        return self.entries.make(inode, attributes, attributes.valid_for)
+
+    @_quickly(_known_attributes)
+    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        known = self.inodes[inode]
+        self._readahead.stat(known.node)
+        with self._waiting.wait(ctx.pid, self._timeout):
+            attributes = await self._tree.attributes(known.node)
+        known.settle(attributes)
+        return self.entries.make(inode, attributes, attributes.valid_for)
 
     @_handler
     async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileNameT:
@@ -200,12 +209,19 @@ class Filesystem(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         self.inodes.forget(inode_list)
 
-    @_handler
+    def _known_xattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes | None:
+        del ctx
+        if name.startswith(_FOREIGN_XATTRS):
+            raise FUSEError(errno.ENODATA)
+        node = self.inodes[inode].node
+        if isinstance(node, AttachmentRef):
+            return self._tree.known_xattr(node, name.decode("utf-8", "replace"))
+        return None
+
+    @_quickly(_known_xattr)
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         node = self.inodes[inode].node
         text = name.decode("utf-8", "replace")
-        if text.startswith(_FOREIGN_XATTRS):
-            raise FUSEError(errno.ENODATA)
         if text == STATUS_XATTR and inode == pyfuse3.ROOT_INODE:
             return self._status()
         with self._waiting.wait(ctx.pid, self._timeout):
@@ -239,7 +255,7 @@ class Filesystem(pyfuse3.Operations):
             node = directory.node if position == 0 else parent_of(directory.node)
             attributes = self._tree.known_attributes(node)
             name = b"." if position == 0 else b".."
-            entry = self._entry(self.inodes.number(node), attributes, 0)
+            entry = self.entries.make(self.inodes.number(node), attributes, 0)
             if not pyfuse3.readdir_reply(token, FileNameT(name), entry, position + 1):
                 return
             position += 1
@@ -266,7 +282,7 @@ class Filesystem(pyfuse3.Operations):
                 live = self.inodes.peek(number)
                 if live is not None and live.attributes is not None:
                     attributes = live.attributes._replace(valid_for=0)
-            entry = self._entry(number, attributes, valid_for)
+            entry = self.entries.make(number, attributes, valid_for)
             index += 1
             if not pyfuse3.readdir_reply(token, FileNameT(name_text.encode()), entry, index + _DOTS):
                 break
@@ -294,7 +310,7 @@ class Filesystem(pyfuse3.Operations):
         with self._waiting.wait(ctx.pid):
             blob = await self._blobs.open(known.node)
         try:
-            self._settle(known, self._tree.known_attributes(known.node), size=blob.size)
+            known.settle(self._tree.known_attributes(known.node), size=blob.size)
             keep = known.opened(verified=blob.verified, content=blob.digest)
         except AttachfsError:
             blob.close()
@@ -302,12 +318,13 @@ class Filesystem(pyfuse3.Operations):
         handle = FileHandleT(self.files.add(File(inode, blob, not blob.verified)))
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
 
-    @_handler
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        blob = self.files[fh].blob
+    def _bytes_at_hand(self, fh: FileHandleT, off: int, size: int) -> bytes | None:
         # One buffer for all: what is returned from here is sent before anything else runs.
-        data = blob.read_nowait(off, size, self._buffer)
-        return data if data is not None else await blob.read(off, size)
+        return self.files[fh].blob.read_nowait(off, size, self._buffer)
+
+    @_quickly(_bytes_at_hand)
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return await self.files[fh].blob.read(off, size)
 
     async def flush(self, _fh: FileHandleT) -> None:
         # Nothing to flush; told so once, the kernel stops asking.
@@ -325,8 +342,8 @@ class Filesystem(pyfuse3.Operations):
 
     async def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         figures = pyfuse3.StatvfsData()
-        figures.f_bsize = _IO_SIZE
-        figures.f_frsize = _IO_SIZE
+        figures.f_bsize = IO_SIZE
+        figures.f_frsize = IO_SIZE
         figures.f_namemax = 255
         return figures
 
@@ -383,43 +400,6 @@ class Filesystem(pyfuse3.Operations):
         for file in self.files.values():
             file.blob.close()
         self.faults.flush()
-
-    def _settle(self, inode: Inode, attributes: Attributes, size: int | None = None) -> None:
-        """Remember attributes; an open file cannot change its size without being another file."""
-        told = inode.attributes
-        size = attributes.size if size is None else size
-        if inode.opens and told is not None and told.size != size:
-            raise IntegrityError(
-                f"the ledger now records {size} bytes where it recorded {told.size}, and the file is open"
-            )
-        inode.tell(attributes)
-
-    def _entry(self, number: int, attributes: Attributes, entry_timeout: float) -> pyfuse3.EntryAttributes:
-        entry = pyfuse3.EntryAttributes()
-        owner = self._ownership
-        mode = ((stat.S_IFDIR | 0o555) if attributes.is_dir else (stat.S_IFREG | 0o444)) & ~owner.umask
-        if attributes.is_link:
-            mode = stat.S_IFLNK | 0o777  # what is asked for is its target's
-        entry.st_ino = InodeT(number)
-        entry.st_mode = ModeT(mode)
-        # 1 for directories too: find(1) then does not infer from it how many directories are below.
-        entry.st_nlink = 1
-        entry.st_uid = owner.uid
-        entry.st_gid = owner.gid
-        entry.st_size = attributes.size
-        entry.st_blksize = _IO_SIZE
-        entry.st_blocks = -(-attributes.size // _BLOCK)
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
-        entry.entry_timeout = entry_timeout
-        entry.attr_timeout = attributes.valid_for if attributes.size_known else 0
-        return entry
-
-    def _absent(self, seconds: float) -> pyfuse3.EntryAttributes:
-        """Return a negative entry: the kernel may remember for a while that there is no such name."""
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = InodeT(0)
-        entry.entry_timeout = min(seconds, 3600)
-        return entry
 
 
 def _kernel_forget(numbers: Iterable[int]) -> None:

@@ -39,6 +39,20 @@ class Inode:
         if attributes.size_known and not attributes.is_dir:
             self.attributes = attributes
 
+    def settle(self, attributes: Attributes, size: int | None = None) -> None:
+        """Remember attributes; `size`: what the file really has, if that is known better.
+
+        Raises:
+            IntegrityError: the size is another one, and the file is open: it cannot become another file.
+        """
+        told = self.attributes
+        size = attributes.size if size is None else size
+        if self.opens and told is not None and told.size != size:
+            raise IntegrityError(
+                f"the ledger now records {size} bytes where it recorded {told.size}, and the file is open"
+            )
+        self.tell(attributes)
+
     def opened(self, *, verified: bool, content: Digest | None = None) -> bool:
         """Count an open; return whether the kernel may keep the pages it has of this file.
 
@@ -71,6 +85,7 @@ class InodeTable:
         root.lookups = 1  # the kernel never forgets the root
         self._inodes: dict[int, Inode] = {ROOT_INODE: root}
         self._moved: dict[Node, int] = {}  # live nodes whose own number was taken when they came
+        self.disputed = False  # whether a node's own number has ever been taken when it came
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -94,6 +109,7 @@ class InodeTable:
             return self._moved[node]
         number = _own_number(node)
         while number <= ROOT_INODE or ((inode := self._inodes.get(number)) and inode.node != node):
+            self.disputed = True
             number = (number + 1) % 2**63  # two live paths with one hash: the later one moves on
         return number
 
@@ -112,7 +128,7 @@ class InodeTable:
         inode = self._inodes.get(number)
         if inode is None:
             inode = self._inodes[number] = Inode(node)
-            if number != _own_number(node):
+            if self.disputed and number != _own_number(node):
                 self._moved[node] = number
         inode.lookups += 1
         return number, inode

@@ -23,9 +23,10 @@ from attachfs.config import Config
 from attachfs.connections import connect
 from attachfs.control import Control
 from attachfs.download import Leaving
+from attachfs.entries import Ownership
 from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unexpected, Unreachable, first_of
 from attachfs.faults import FaultLog
-from attachfs.fs import Filesystem, Ownership
+from attachfs.fs import Filesystem
 from attachfs.inodes import InodeTable
 from attachfs.ledger import Ledger
 from attachfs.memory import Memory, OfflineSource, RememberingSource

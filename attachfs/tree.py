@@ -8,6 +8,7 @@
 A node is an identity and nothing else. What is known about it lives in the ledger view.
 """
 
+from collections import OrderedDict
 from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
@@ -16,12 +17,13 @@ from attachfs import model
 from attachfs.byname import TOP as BY_NAME
 from attachfs.byname import ByName, Named
 from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
-from attachfs.ledger import Ledger, Listing
+from attachfs.ledger import Known, Ledger, Listing
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, Realm, is_uuid
 
 # The kernel's limits (include/uapi/linux/limits.h): a longer name or value cannot be told.
 _XATTR_NAME_MAX = 255
 _XATTR_SIZE_MAX = 65_536
+_FLATTENED = 256  # files whose extended attributes are kept ready: some 20 each
 
 EVENTS = "events"
 
@@ -147,6 +149,7 @@ class Tree:
         self._base_url = base_url
         self._born_ns = born_ns
         self._fixed_ttl = fixed_ttl
+        self._flattened: OrderedDict[AttachmentRef, tuple[Info, dict[str, bytes]]] = OrderedDict()
 
     async def lookup(self, parent: Node, name: str) -> tuple[Node, Attributes]:
         """Return the child called `name` and its attributes, having made sure that it exists.
@@ -242,16 +245,15 @@ class Tree:
             AttachfsError: it could not be asked.
         """
         if isinstance(node, AttachmentRef):
-            return self._of_file(node, await self._ledger.info(node))
+            info = await self._ledger.info(node)
+            known = self._ledger.known_info(node)
+            return self._of_file(info, 0 if known is None else known.expires)
         return self.known_attributes(node)
 
     def known_attributes(self, node: Node) -> Attributes:
         """Return a node's attributes from what is known, without asking."""
         if isinstance(node, AttachmentRef):
-            known = self._ledger.known_info(node)
-            if known is None or not isinstance(known.value, Info):
-                return Attributes(False, 0, self._born_ns, 0, size_known=False)
-            return self._of_file(node, known.value)
+            return self.attributes_of(self._ledger.known_info(node))
         if isinstance(node, Place):
             return Attributes(True, 0, self._born_ns, self._fixed_ttl)
         if isinstance(node, Named):
@@ -260,7 +262,21 @@ class Tree:
         record = self._ledger.known_record(ref)
         if record is None or isinstance(record.value, Exception):
             return Attributes(True, 0, self._born_ns, 0)
-        return Attributes(True, 0, record.value.time_ns or self._born_ns, self._left(record.expires))
+        return Attributes(True, 0, record.value.time_ns or self._born_ns, self.left(record.expires))
+
+    def known_info(self, node: AttachmentRef) -> Known[Info] | None:
+        """Return what is known of a file, without asking."""
+        return self._ledger.known_info(node)
+
+    def attributes_of(self, known: Known[Info] | None) -> Attributes:
+        """Return the attributes of a file of which this is known."""
+        if known is None or not isinstance(known.value, Info):
+            return Attributes(False, 0, self._born_ns, 0, size_known=False)
+        return self._of_file(known.value, known.expires)
+
+    def left(self, expires: float) -> float:
+        """Return the seconds until a time on the ledger's clock, 0 after it."""
+        return max(0.0, expires - self._ledger.clock())
 
     def _named_attributes(self, node: Named) -> Attributes:
         """Return the owner's time, for a directory and for the links in it."""
@@ -270,7 +286,7 @@ class Tree:
         if record is None or isinstance(record.value, Exception):
             return found
         return found._replace(
-            time_ns=record.value.time_ns or self._born_ns, valid_for=self._left(record.expires)
+            time_ns=record.value.time_ns or self._born_ns, valid_for=self.left(record.expires)
         )
 
     def xattr_is_possible(self, node: Node, name: str) -> bool:
@@ -295,10 +311,8 @@ class Tree:
             raise NoAttribute(f"{path_of(node)} has no attribute {name}")
         node = await self._recorded(node)
         if isinstance(node, AttachmentRef):
-            raw = (await self._ledger.info(node)).raw
-            if name == "user.attachment.json":
-                return _fitting(raw, node, name)
-        elif isinstance(node, AssetRef | EventRef):
+            return self._xattr_of_file(node, await self._ledger.info(node), name)
+        if isinstance(node, AssetRef | EventRef):
             raw = await self._ledger.raw_record(node)
             if name == f"{_record_prefix(node)}.json":
                 return _fitting(raw, node, name)
@@ -306,6 +320,18 @@ class Tree:
         if name not in values:
             raise NoAttribute(f"{path_of(node)} has no attribute {name}")
         return values[name]
+
+    def known_xattr(self, node: AttachmentRef, name: str) -> bytes | None:
+        """Return a file's extended attribute from what is known, or None if that has to be asked for.
+
+        Raises:
+            NoAttribute: there is none of that name.
+            AttachfsError: the file is known not to be there, or not to be readable.
+        """
+        known = self._ledger.known_info(node)
+        if known is None or not self.xattr_is_possible(node, name):
+            return None
+        return self._xattr_of_file(node, known.get(), name)
 
     async def xattr_names(self, node: Node) -> list[str]:
         """Return the names of the listed extended attributes.
@@ -323,25 +349,42 @@ class Tree:
 
     async def _xattrs(self, node: Node) -> dict[str, bytes]:
         if isinstance(node, AttachmentRef):
-            info = await self._ledger.info(node)
-            values = {f"user.attachment.{k}": v for k, v in model.flatten(info.raw, node.path).items()}
-            values["user.mime_type"] = info.mime_type
-            realm, rest = node.path.split("/", 1)
-            values["user.xdg.origin.url"] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
-            if info.digest is not None and info.digest.alg == "sha256":
-                values["user.hash.sha256"] = info.digest.hex
-        elif isinstance(node, AssetRef | EventRef):
+            return self._xattrs_of_file(node, await self._ledger.info(node))
+        if isinstance(node, AssetRef | EventRef):
             prefix = _record_prefix(node)
             fields = model.flatten(await self._ledger.raw_record(node), node.path)
-            values = {f"{prefix}.{k}": v for k, v in fields.items()}
-        else:
-            values = {}
-        encoded = {name: value.encode("utf-8", "replace") for name, value in values.items()}
-        return {
-            name: value
-            for name, value in encoded.items()
-            if len(value) <= _XATTR_SIZE_MAX and _name_fits(name)
-        }
+            return _encoded({f"{prefix}.{k}": v for k, v in fields.items()})
+        return {}
+
+    def _xattr_of_file(self, node: AttachmentRef, info: Info, name: str) -> bytes:
+        if name == "user.hash.sha256" and info.digest is not None and info.digest.alg == "sha256":
+            return info.digest.hex.encode()  # what is asked for most needs no JSON
+        if name == "user.mime_type" and len(info.mime_type) < _XATTR_SIZE_MAX // 4:
+            return info.mime_type.encode("utf-8", "replace")
+        if name == "user.attachment.json":
+            return _fitting(info.raw, node, name)
+        values = self._xattrs_of_file(node, info)
+        if name not in values:
+            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+        return values[name]
+
+    def _xattrs_of_file(self, node: AttachmentRef, info: Info) -> dict[str, bytes]:
+        """Return a file's extended attributes; those of the files asked for last are kept ready."""
+        ready = self._flattened.get(node)
+        if ready is not None and ready[0] is info:
+            return ready[1]
+        values = {f"user.attachment.{k}": v for k, v in model.flatten(info.raw, node.path).items()}
+        values["user.mime_type"] = info.mime_type
+        realm, rest = node.path.split("/", 1)
+        values["user.xdg.origin.url"] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
+        if info.digest is not None and info.digest.alg == "sha256":
+            values["user.hash.sha256"] = info.digest.hex
+        encoded = _encoded(values)
+        self._flattened[node] = (info, encoded)
+        self._flattened.move_to_end(node)
+        if len(self._flattened) > _FLATTENED:
+            self._flattened.popitem(last=False)
+        return encoded
 
     def _named(self, parent: Node, name: str) -> Node:
         """Return the node that `name` would be below `parent`; NotFound if there can be none."""
@@ -360,13 +403,8 @@ class Tree:
             raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
         return _child(parent, name)
 
-    def _of_file(self, node: AttachmentRef, info: Info) -> Attributes:
-        known = self._ledger.known_info(node)
-        left = 0 if known is None else self._left(known.expires)
-        return Attributes(False, info.size, info.time_ns or self._born_ns, left)
-
-    def _left(self, expires: float) -> float:
-        return max(0.0, expires - self._ledger.clock())
+    def _of_file(self, info: Info, expires: float) -> Attributes:
+        return Attributes(False, info.size, info.time_ns or self._born_ns, self.left(expires))
 
 
 def _child(parent: Node, name: str) -> Node:
@@ -397,6 +435,14 @@ def _record_prefix(node: Node) -> str | None:
     if isinstance(node, AssetRef) or depth == 1:
         return "user.asset"
     return "user.event" if isinstance(node, EventRef) or depth == 3 else None
+
+
+def _encoded(values: dict[str, str]) -> dict[str, bytes]:
+    """Return the extended attributes that can be told: name and value within the kernel's limits."""
+    encoded = {name: value.encode("utf-8", "replace") for name, value in values.items()}
+    return {
+        name: value for name, value in encoded.items() if len(value) <= _XATTR_SIZE_MAX and _name_fits(name)
+    }
 
 
 def _name_fits(name: str) -> bool:

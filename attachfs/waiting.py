@@ -7,9 +7,8 @@ pending signals of those who have waited for a while (proc(5): SigPnd, ShdPnd an
 
 import math
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 import trio
 
@@ -43,27 +42,47 @@ def has_fatal_signal(status: str) -> bool:
     return bool(pending & ~kept & _FATAL)
 
 
-class _Wait:
-    __slots__ = ("interrupted", "pid", "scope")
+class Wait:
+    """One handler's waiting, as a `with` block; a class, as generators cost more and most do not wait."""
 
-    def __init__(self, pid: int, scope: trio.CancelScope) -> None:
+    __slots__ = ("_room", "_seconds", "interrupted", "pid", "scope")
+
+    def __init__(self, room: set["Wait"], pid: int, seconds: float) -> None:
+        self._room = room
+        self._seconds = seconds
         self.pid = pid
-        self.scope = scope
+        self.scope = trio.CancelScope(deadline=trio.current_time() + seconds)
         self.interrupted = False
+
+    def __enter__(self) -> None:
+        self.scope.__enter__()
+        self._room.add(self)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._room.discard(self)
+        self.scope.__exit__(kind, error, traceback)
+        if self.scope.cancelled_caught:
+            if self.interrupted:
+                raise Interrupted("the caller was killed while waiting") from None
+            raise TimedOut(f"no answer within {self._seconds:g} s") from None
 
 
 class WaitingRoom:
     """The handlers that are waiting now."""
 
     def __init__(self) -> None:
-        self._waits: set[_Wait] = set()
+        self._waits: set[Wait] = set()
         self._occupied = trio.Event()
 
     def __len__(self) -> int:
         return len(self._waits)
 
-    @contextmanager
-    def wait(self, pid: int, seconds: float = math.inf) -> Iterator[None]:
+    def wait(self, pid: int, seconds: float = math.inf) -> Wait:
         """Bound what happens inside.
 
         Args:
@@ -74,18 +93,8 @@ class WaitingRoom:
             TimedOut: it took longer.
             Interrupted: the caller has been killed.
         """
-        with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
-            wait = _Wait(pid, scope)
-            self._waits.add(wait)
-            self._occupied.set()
-            try:
-                yield
-            finally:
-                self._waits.discard(wait)
-        if scope.cancelled_caught:
-            if wait.interrupted:
-                raise Interrupted("the caller was killed while waiting")
-            raise TimedOut(f"no answer within {seconds:g} s")
+        self._occupied.set()
+        return Wait(self._waits, pid, seconds)
 
     async def watch(self) -> None:
         """Release killed callers, for as long as it runs."""
