@@ -11,8 +11,9 @@ from typing import NamedTuple
 import pyfuse3
 from pyfuse3 import InodeT, ModeT
 
+from attachfs.believed import Believed
 from attachfs.inodes import InodeTable
-from attachfs.ledger import Known
+from attachfs.ledger import Known, Ledger
 from attachfs.model import AttachmentRef, Info
 from attachfs.tree import Attributes, Node, Tree
 
@@ -30,14 +31,20 @@ class Ownership(NamedTuple):
     umask: int
 
 
-class _Ready(NamedTuple):
-    """A file's entry, and what it was made from."""
+class _Ready(Believed):
+    """A file's entry, its inode's number, and the attributes in it."""
 
-    node: AttachmentRef
-    number: int
-    known: Known[Info]
-    attributes: Attributes
-    entry: pyfuse3.EntryAttributes
+    __slots__ = ("attributes", "entry", "number")
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        file: AttachmentRef,
+        known: Known[Info],
+        made: tuple[int, Attributes, pyfuse3.EntryAttributes],
+    ) -> None:
+        super().__init__(ledger, file, known)
+        self.number, self.attributes, self.entry = made
 
 
 class Entries:
@@ -51,6 +58,7 @@ class Entries:
 
     def __init__(self, tree: Tree, inodes: InodeTable, ownership: Ownership) -> None:
         self._tree = tree
+        self._ledger = tree.ledger
         self._inodes = inodes
         self._uid, self._gid = ownership.uid, ownership.gid
         self._file = ModeT((stat.S_IFREG | 0o444) & ~ownership.umask)
@@ -102,8 +110,8 @@ class Entries:
         entry = self.make(number, attributes, attributes.valid_for)
         _, inode = self._inodes.remember(node, number)
         inode.tell(attributes)
-        if isinstance(node, AttachmentRef) and attributes.size_known:
-            self._keep((parent, name), node, number, attributes, entry)
+        if isinstance(node, AttachmentRef):
+            self._keep((parent, name), node, (number, attributes, entry))
         return entry
 
     def ready(self, parent: Node, name: bytes) -> pyfuse3.EntryAttributes | None:
@@ -113,40 +121,37 @@ class Entries:
             IntegrityError: it is open, and was told to have another size.
         """
         ready = self._ready.get((parent, name))
-        if ready is None:
+        if ready is None or not (left := ready.left()):
             return None
-        node, number, known, attributes, entry = ready
-        # Only the very record that it was made from: neither an older nor a newer one, nor one forgotten.
-        if self._tree.known_info(node) is not known:
-            return None
+        number, attributes = ready.number, ready.attributes
         inode = self._inodes.peek(number)
-        if inode is None or (inode.node is not node and inode.node != node):
-            # The kernel has forgotten it since. If numbers have been disputed, this may not be its own.
-            if inode is not None or self._inodes.disputed:
+        if inode is None:
+            # The kernel has forgotten it since. If numbers have been disputed, it may have another one now.
+            if self._inodes.disputed:
                 return None
-            _, inode = self._inodes.remember(node, number)
+            _, inode = self._inodes.remember(ready.file, number)
             inode.tell(attributes)
         else:
+            if inode.node is not ready.file and inode.node != ready.file:
+                return None
             if inode.attributes is not attributes:
                 inode.settle(attributes)
-                inode.tell(attributes)
             inode.lookups += 1
-        entry.entry_timeout = entry.attr_timeout = self._tree.left(known.expires)
+        entry = ready.entry
+        entry.entry_timeout = entry.attr_timeout = left
         return entry
 
     def _keep(
         self,
         key: tuple[Node, bytes],
-        node: AttachmentRef,
-        number: int,
-        attributes: Attributes,
-        entry: pyfuse3.EntryAttributes,
+        file: AttachmentRef,
+        made: tuple[int, Attributes, pyfuse3.EntryAttributes],
     ) -> None:
-        known = self._tree.known_info(node)
+        known = self._ledger.known_info(file)
         # What has been told may be of a record that was replaced while somebody waited for it.
-        if known is None or attributes[:3] != self._tree.attributes_of(known)[:3]:
+        if known is None or made[1][:3] != self._tree.attributes_of(known)[:3]:
             return
-        self._ready[key] = _Ready(node, number, known, attributes, entry)
+        self._ready[key] = _Ready(self._ledger, file, known, made)
         self._ready.move_to_end(key)
         if len(self._ready) > _READY:
             self._ready.popitem(last=False)

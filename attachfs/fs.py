@@ -213,10 +213,7 @@ class Filesystem(pyfuse3.Operations):
         del ctx
         if name.startswith(_FOREIGN_XATTRS):
             raise FUSEError(errno.ENODATA)
-        node = self.inodes[inode].node
-        if isinstance(node, AttachmentRef):
-            return self._tree.known_xattr(node, name.decode("utf-8", "replace"))
-        return None
+        return self._tree.known_xattr(self.inodes[inode].node, name)
 
     @_quickly(_known_xattr)
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
@@ -231,7 +228,12 @@ class Filesystem(pyfuse3.Operations):
                 return await self._blobs.claim(node, text.removeprefix(CLAIM_PREFIX))
             return await self._tree.xattr(node, text)
 
-    @_handler
+    def _known_xattr_names(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT] | None:
+        del ctx
+        names = self._tree.known_xattr_names(self.inodes[inode].node)
+        return None if names is None else [XAttrNameT(name) for name in names]
+
+    @_quickly(_known_xattr_names)
     async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
         with self._waiting.wait(ctx.pid, self._timeout):
             names = await self._tree.xattr_names(self.inodes[inode].node)

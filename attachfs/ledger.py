@@ -186,6 +186,7 @@ class Ledger:
         self._ttl = metadata_ttl
         self._negative_ttl = negative_ttl
         self._stale_ttl = max(stale_ttl, metadata_ttl)
+        self.revision = 0  # changes with whatever is known of attachments
         self.stale = False  # whether the last answer was an old one, for want of a new one
         self.clock = clock
         self._infos: cachetools.TLRUCache[AttachmentRef, Known[Info]] = cachetools.TLRUCache(
@@ -248,7 +249,9 @@ class Ledger:
         return found or None
 
     async def _ask_info(self, ref: AttachmentRef) -> Known[Info]:
-        return await self._ask(self._infos, ref, self._parsed_info(ref))
+        known = await self._ask(self._infos, ref, self._parsed_info(ref))
+        self.revision += 1
+        return known
 
     async def _parsed_info(self, ref: AttachmentRef) -> Info:
         return model.parse_info(await self._source.info(ref), ref)
@@ -438,6 +441,7 @@ class Ledger:
         """Drop everything that is remembered."""
         for table in (self._infos, self._assets, self._events, self._raw, self._listings, self._found):
             table.clear()
+        self.revision += 1
 
     def listing(self, key: Hashable, make: Callable[[Listing | None], Listing]) -> Listing:
         """Return the shared listing under `key`; `make` makes it, given an older one that is complete."""

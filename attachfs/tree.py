@@ -8,7 +8,6 @@
 A node is an identity and nothing else. What is known about it lives in the ledger view.
 """
 
-from collections import OrderedDict
 from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
@@ -19,11 +18,7 @@ from attachfs.byname import ByName, Named
 from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
 from attachfs.ledger import Known, Ledger, Listing
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, Realm, is_uuid
-
-# The kernel's limits (include/uapi/linux/limits.h): a longer name or value cannot be told.
-_XATTR_NAME_MAX = 255
-_XATTR_SIZE_MAX = 65_536
-_FLATTENED = 256  # files whose extended attributes are kept ready: some 20 each
+from attachfs.xattrs import FileXattrs, encoded, fitting, of_file_is_possible
 
 EVENTS = "events"
 
@@ -146,10 +141,14 @@ class Tree:
     def __init__(self, ledger: Ledger, base_url: str, born_ns: int, *, fixed_ttl: float = 3600) -> None:
         self._ledger = ledger
         self._by_name = ByName(ledger)
-        self._base_url = base_url
         self._born_ns = born_ns
         self._fixed_ttl = fixed_ttl
-        self._flattened: OrderedDict[AttachmentRef, tuple[Info, dict[str, bytes]]] = OrderedDict()
+        self._file_xattrs = FileXattrs(ledger, base_url)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What it is a tree of."""
+        return self._ledger
 
     async def lookup(self, parent: Node, name: str) -> tuple[Node, Attributes]:
         """Return the child called `name` and its attributes, having made sure that it exists.
@@ -264,10 +263,6 @@ class Tree:
             return Attributes(True, 0, self._born_ns, 0)
         return Attributes(True, 0, record.value.time_ns or self._born_ns, self.left(record.expires))
 
-    def known_info(self, node: AttachmentRef) -> Known[Info] | None:
-        """Return what is known of a file, without asking."""
-        return self._ledger.known_info(node)
-
     def attributes_of(self, known: Known[Info] | None) -> Attributes:
         """Return the attributes of a file of which this is known."""
         if known is None or not isinstance(known.value, Info):
@@ -292,11 +287,7 @@ class Tree:
     def xattr_is_possible(self, node: Node, name: str) -> bool:
         """Whether an extended attribute may exist, judging by its name: no request is made for others."""
         if isinstance(node, AttachmentRef):
-            return name.startswith("user.attachment.") or name in (
-                "user.mime_type",
-                "user.xdg.origin.url",
-                "user.hash.sha256",
-            )
+            return of_file_is_possible(name)
         prefix = _record_prefix(node)
         return prefix is not None and name.startswith(f"{prefix}.")
 
@@ -311,27 +302,32 @@ class Tree:
             raise NoAttribute(f"{path_of(node)} has no attribute {name}")
         node = await self._recorded(node)
         if isinstance(node, AttachmentRef):
-            return self._xattr_of_file(node, await self._ledger.info(node), name)
+            return self._file_xattrs.value(node, await self._ledger.info(node), name)
         if isinstance(node, AssetRef | EventRef):
             raw = await self._ledger.raw_record(node)
             if name == f"{_record_prefix(node)}.json":
-                return _fitting(raw, node, name)
+                return fitting(raw, path_of(node), name)
         values = await self._xattrs(node)
         if name not in values:
             raise NoAttribute(f"{path_of(node)} has no attribute {name}")
         return values[name]
 
-    def known_xattr(self, node: AttachmentRef, name: str) -> bytes | None:
-        """Return a file's extended attribute from what is known, or None if that has to be asked for.
+    def known_xattr(self, node: Node, name: bytes) -> bytes | None:
+        """Return a file's extended attribute from what is known, or None if it has to be asked for.
 
         Raises:
             NoAttribute: there is none of that name.
             AttachfsError: the file is known not to be there, or not to be readable.
         """
-        known = self._ledger.known_info(node)
-        if known is None or not self.xattr_is_possible(node, name):
-            return None
-        return self._xattr_of_file(node, known.get(), name)
+        return self._file_xattrs.known(node, name) if isinstance(node, AttachmentRef) else None
+
+    def known_xattr_names(self, node: Node) -> list[bytes] | None:
+        """Return the names of a file's listed extended attributes, or None if it has to be asked for.
+
+        Raises:
+            AttachfsError: the file is known not to be there, or not to be readable.
+        """
+        return self._file_xattrs.known_names(node) if isinstance(node, AttachmentRef) else None
 
     async def xattr_names(self, node: Node) -> list[str]:
         """Return the names of the listed extended attributes.
@@ -349,42 +345,12 @@ class Tree:
 
     async def _xattrs(self, node: Node) -> dict[str, bytes]:
         if isinstance(node, AttachmentRef):
-            return self._xattrs_of_file(node, await self._ledger.info(node))
+            return self._file_xattrs.all(node, await self._ledger.info(node))
         if isinstance(node, AssetRef | EventRef):
             prefix = _record_prefix(node)
             fields = model.flatten(await self._ledger.raw_record(node), node.path)
-            return _encoded({f"{prefix}.{k}": v for k, v in fields.items()})
+            return encoded({f"{prefix}.{k}": v for k, v in fields.items()})
         return {}
-
-    def _xattr_of_file(self, node: AttachmentRef, info: Info, name: str) -> bytes:
-        if name == "user.hash.sha256" and info.digest is not None and info.digest.alg == "sha256":
-            return info.digest.hex.encode()  # what is asked for most needs no JSON
-        if name == "user.mime_type" and len(info.mime_type) < _XATTR_SIZE_MAX // 4:
-            return info.mime_type.encode("utf-8", "replace")
-        if name == "user.attachment.json":
-            return _fitting(info.raw, node, name)
-        values = self._xattrs_of_file(node, info)
-        if name not in values:
-            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
-        return values[name]
-
-    def _xattrs_of_file(self, node: AttachmentRef, info: Info) -> dict[str, bytes]:
-        """Return a file's extended attributes; those of the files asked for last are kept ready."""
-        ready = self._flattened.get(node)
-        if ready is not None and ready[0] is info:
-            return ready[1]
-        values = {f"user.attachment.{k}": v for k, v in model.flatten(info.raw, node.path).items()}
-        values["user.mime_type"] = info.mime_type
-        realm, rest = node.path.split("/", 1)
-        values["user.xdg.origin.url"] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
-        if info.digest is not None and info.digest.alg == "sha256":
-            values["user.hash.sha256"] = info.digest.hex
-        encoded = _encoded(values)
-        self._flattened[node] = (info, encoded)
-        self._flattened.move_to_end(node)
-        if len(self._flattened) > _FLATTENED:
-            self._flattened.popitem(last=False)
-        return encoded
 
     def _named(self, parent: Node, name: str) -> Node:
         """Return the node that `name` would be below `parent`; NotFound if there can be none."""
@@ -435,21 +401,3 @@ def _record_prefix(node: Node) -> str | None:
     if isinstance(node, AssetRef) or depth == 1:
         return "user.asset"
     return "user.event" if isinstance(node, EventRef) or depth == 3 else None
-
-
-def _encoded(values: dict[str, str]) -> dict[str, bytes]:
-    """Return the extended attributes that can be told: name and value within the kernel's limits."""
-    encoded = {name: value.encode("utf-8", "replace") for name, value in values.items()}
-    return {
-        name: value for name, value in encoded.items() if len(value) <= _XATTR_SIZE_MAX and _name_fits(name)
-    }
-
-
-def _name_fits(name: str) -> bool:
-    return "\0" not in name and len(name.encode("utf-8", "surrogatepass")) <= _XATTR_NAME_MAX
-
-
-def _fitting(value: bytes, node: Node, name: str) -> bytes:
-    if len(value) > _XATTR_SIZE_MAX:
-        raise NoAttribute(f"{path_of(node)}: {name} is larger than an attribute may be")
-    return value
