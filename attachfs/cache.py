@@ -198,7 +198,12 @@ class DiskCache:
         Raises:
             Unexpected: the directory cannot be listed.
         """
-        return sum(self.remove(digest) for digest, _ in cachewalk.listed(self._home))
+        removed = sum(self.remove(digest) for digest, _ in cachewalk.listed(self._home))
+        with self._store.lock:
+            vanished = [digest for digest, _ in self._store.index.blobs.listed()]
+        for digest in vanished:  # somebody has removed the directory: only the index still has them
+            self.remove(digest)
+        return removed
 
     def entries(self) -> list[Entry]:
         """Return what is cached, least recently opened first.

@@ -680,6 +680,15 @@ def test_what_is_opened_or_removed_while_the_walk_goes_on(
     assert cache.stats().used_bytes >= disk_usage(cache.root)
 
 
+def test_clearing_forgets_what_went_with_a_removed_directory(make: Make) -> None:
+    cache = make()
+    put(cache, b"x")
+    shutil.rmtree(cache.root)
+    assert cache.clear() == 0
+    assert cache.entries() == []
+    assert cache.stats().blobs == 0
+
+
 def test_a_writer_waits_for_the_index(make: Make) -> None:
     cache = make()
     for number in range(20):

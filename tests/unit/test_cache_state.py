@@ -74,7 +74,11 @@ class Writing:
 class Reading:
     def __init__(self, blob: CachedBlob, data: bytes) -> None:
         self.blob = blob
-        self.data = data
+        self.data = data  # what can be read; of one that was still being written, its beginning
+
+
+def _size_of(item: Writing | Reading) -> int:
+    return len(item.data) if isinstance(item, Writing) else item.blob.size
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -119,7 +123,7 @@ class CacheMachine(RuleBasedStateMachine):
         except NoRoom:
             stats = self.cache.stats()
             in_use = sum(
-                (len(item.data) + 4 * 4096) // 4096 * 4096 + 4096
+                (_size_of(item) + 4 * 4096) // 4096 * 4096 + 4096
                 for item in self.held
                 if not isinstance(item, Writing) or not item.ended
             )
