@@ -1,7 +1,8 @@
 """What was made of a file's record, and need not be made again while the ledger believes that record."""
 
-from attachfs.ledger import Known, Ledger
+from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Info
+from attachfs.tables import Known
 
 
 class Believed:

@@ -24,14 +24,7 @@ is still known (or kept for `--offline`) decides.
 **An event** is called by the minute of its `timestamp_accepted`, in UTC, and its type; sharing is as for
 assets. A name is looked up with one request, for the asset's events of that minute.
 
-**A file** is called by its attribute's `arc_file_name`, else `arc_display_name` unless that says
-`arc_primary_image`, else the attribute's key; an attachment with several names has a link for each. All
-files of a directory come from one record, so here nobody has a shared name plain: each has its digits.
-A name without an extension gets one from the MIME type, which only `/info` knows: it is asked for those
-files alone, side by side, when the directory is listed; and for a lookup only if the name may be theirs.
-Where the service says that the file is not there, may not be seen or has an unusable `/info`, such a file
-has no extension, and cannot be opened either. If it cannot be asked (an outage, a rate limit), the listing
-or lookup fails: a file must not change its name because of the weather.
+What **a file** is called is filenames.py's.
 """
 
 import re
@@ -40,26 +33,22 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-import trio
-
 from attachfs import names
-from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound, TimedOut, Unreachable
-from attachfs.ledger import Known, Ledger, Listing
-from attachfs.model import Asset, AssetRef, Attachment, AttachmentRef, Event, EventRef
+from attachfs.errors import NotFound, TimedOut, Unreachable
+from attachfs.filenames import FileNames
+from attachfs.ledger import Ledger
+from attachfs.listings import Listing, no_page
+from attachfs.model import Asset, AssetRef, AttachmentRef, Event, EventRef
+from attachfs.tables import Known
 
 TOP = "by-name"
 EVENTS = "events"
-_PRIMARY = "arc_primary_image"  # a common display name that says nothing
 _UNDATED = "undated"
 _WHEN = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{4})(?: .*)?", re.DOTALL)
 _SLACK = timedelta(seconds=1)  # whether the service's bounds are inclusive is not documented
 _MINUTE = timedelta(minutes=1)
-_RECENT = 16_384  # directories whose owner is remembered, for their times
-# So many characters of a name are left whatever suffix and extension it gets, even where it is cut.
-_ALIKE = 10
+_RECENT = 4_096  # directories whose owner is remembered, for their times
 _ALL = 1 << 40  # an index that no listing reaches
-# The service has answered, and the file cannot be opened whatever its name.
-_ANSWERED = (NotFound, AccessDenied, BadAnswer)
 
 
 class Named(NamedTuple):
@@ -99,35 +88,55 @@ class Named(NamedTuple):
         return "../" * len(self.parts) + file.path
 
 
+SlotsPage = Callable[[str], Awaitable[tuple[list[tuple[str, str, int]], str]]]
+
+
 class NameListing(Listing):
     """A listing of names that may be shared, and who holds each so far.
 
     Args:
-        page: returns what `Slots.add` takes of the records on the page with a token, and the next token.
+        page: returns what `Slots.add` takes of the records on the page with a token, and the next token;
+            None: `fill` will be called.
         what: the directory's path, for messages.
         before: an older, complete listing.
     """
 
-    def __init__(
-        self,
-        page: Callable[[str], Awaitable[tuple[list[tuple[str, str, int]], str]]],
-        what: str,
-        before: Listing | None,
-    ) -> None:
+    __slots__ = ("_page", "slots")
+
+    def __init__(self, page: SlotsPage | None, what: str, before: Listing | None) -> None:
         self.slots = names.Slots()
-        super().__init__(self._names, what, before)
+        super().__init__(no_page, what, before)
         self._page = page
 
-    async def _names(self, token: str) -> tuple[list[str], str]:
+    def fill(self, records: Iterable[tuple[str, str, int]]) -> None:
+        """Make it complete, of all the records there are."""
+        self.ids += self._new(records)
+        self.complete = True
+
+    def give_up(self) -> None:
+        """Forget who holds the names: there is a newer one that knows. Who reads the names goes on."""
+        if self.complete:
+            self.slots = names.Slots()
+
+    async def _bring(self, token: str) -> tuple[list[str], str]:
+        assert self._page is not None
         records, following = await self._page(token)
+        return self._new(records), following
+
+    def _new(self, records: Iterable[tuple[str, str, int]]) -> list[str]:
         new = (self.slots.add(*record) for record in records)
-        return [name for name in new if name is not None], following
+        return [name for name in new if name is not None]
+
+    def _add(self, ids: list[str]) -> None:
+        self.ids += ids  # slots give each name out once
 
     async def _turn_page(self) -> None:
         before = self._before
         await super()._turn_page()
         if isinstance(before, NameListing) and self.ids is before.ids:
             self.slots = before.slots
+        if self.complete:
+            self._page = None  # and all that it holds
 
 
 class ByName:
@@ -139,6 +148,7 @@ class ByName:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self.files = FileNames(ledger)
         self._recent: OrderedDict[Named, AssetRef | EventRef] = OrderedDict()
 
     # -- who is meant ------------------------------------------------------------------------------
@@ -153,19 +163,43 @@ class ByName:
         asset = await self._asset(node.parts[0])
         owner = await self._event(asset, node.parts[2]) if len(node.parts) > 2 else asset
         if node.is_link:
-            return await self._file(owner, node.parts[-1])
+            _check(node.parts[-1])
+            return await self.files.find(owner, node.parts[-1])
         if not node.is_events:
-            self._recent[node] = owner
-            self._recent.move_to_end(node)
-            if len(self._recent) > _RECENT:
-                self._recent.popitem(last=False)
+            self._remember(node, owner)
         return owner
+
+    def settled(self, node: Named) -> AssetRef | EventRef | None:
+        """Return what a directory stands for, if a listing that is complete says so; nothing is asked."""
+        parts = node.parts
+        holder = self._holder(TOP, parts[0], certain=True)
+        if holder is None or node.is_link:
+            return None
+        owner: AssetRef | EventRef = AssetRef("assets", holder)
+        if len(parts) > 2:
+            holder = self._holder((TOP, owner), parts[2], certain=True)
+            if holder is None:
+                return None
+            owner = EventRef("assets", owner.asset, holder)
+        if not node.is_events:
+            self._remember(node, owner)
+        return owner
+
+    def _remember(self, node: Named, owner: AssetRef | EventRef) -> None:
+        self._recent[node] = owner
+        self._recent.move_to_end(node)
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+
+    def known_owner(self, directory: Named) -> AssetRef | EventRef | None:
+        """Return what is remembered of whose directory it is, for an asset's or event's; nothing is asked."""
+        return self._recent.get(directory) or self._listed(directory)
 
     def known_record(self, node: Named) -> Known[Asset] | Known[Event] | None:
         """Return what is remembered of a directory's owner, or a link's, for its time; nothing is asked."""
         directory = node if len(node.parts) in (1, 3) else node.parent
         assert directory is not None
-        owner = self._recent.get(directory) or self._listed(directory)
+        owner = self.known_owner(directory)
         return None if owner is None else self._ledger.known_record(owner)
 
     def _listed(self, directory: Named) -> AssetRef | EventRef | None:
@@ -173,7 +207,7 @@ class ByName:
         if len(directory.parts) == 1:
             asset = self._holder(TOP, directory.parts[0])
             return None if asset is None else AssetRef("assets", asset)
-        owner = self._recent.get(Named(directory.parts[:1])) or self._listed(Named(directory.parts[:1]))
+        owner = self.known_owner(Named(directory.parts[:1]))
         event = None if owner is None else self._holder((TOP, owner), directory.parts[2])
         return None if owner is None or event is None else EventRef("assets", owner.asset, event)
 
@@ -188,12 +222,35 @@ class ByName:
 
     def assets(self) -> Listing:
         """Return the listing of all assets' names."""
+        base = self._ledger.shared_assets()
+        return self._ledger.listing(TOP, lambda before: self._names_of(base, before), base).get()
 
+    async def renew(self, go_on: Callable[[int], bool]) -> None:
+        """Work out the names of all assets anew, now that their listing has been read anew.
+
+        Args:
+            go_on: is asked after each page, with the number of pages done.
+
+        Raises:
+            AttachfsError: it could not be done.
+        """
+        base = self._ledger.shared_assets()
+        listing = self._names_of(base, None)
+        while await listing.reach(len(listing.ids)):
+            if not go_on(len(listing.starts)):
+                return
+        old = self._ledger.known_listing(TOP)
+        self._ledger.share(TOP, base._replace(value=listing))
+        if isinstance(old, NameListing):
+            old.give_up()
+
+    def _names_of(self, base: Known[Listing], before: Listing | None) -> "NameListing":
         async def page(token: str) -> tuple[list[tuple[str, str, int]], str]:
-            assets, following = await self._ledger.assets_on_page(token)
-            return [_asset_slot(asset) for asset in assets], following
+            number = int(token or 0)
+            assets, last = await self._ledger.listed_assets(base, number)
+            return [_asset_slot(asset) for asset in assets], "" if last else str(number + 1)
 
-        return self._ledger.listing(TOP, lambda before: NameListing(page, TOP, before))
+        return NameListing(page, TOP, before)
 
     async def _asset(self, name: str) -> AssetRef:
         _check(name)
@@ -219,13 +276,23 @@ class ByName:
 
     def events(self, asset: AssetRef) -> Listing:
         """Return the listing of the names of an asset's events."""
+        base = self._ledger.shared_events(asset)
 
         async def page(token: str) -> tuple[list[tuple[str, str, int]], str]:
-            events, following = await self._ledger.events_on_page(asset, token)
-            return [_event_slot(event) for event in events], following
+            number = int(token or 0)
+            events, last = await self._ledger.listed_events(asset, base, number)
+            return [_event_slot(event) for event in events], "" if last else str(number + 1)
 
-        what = f"the events of {asset.path}, by name"
-        return self._ledger.listing((TOP, asset), lambda before: NameListing(page, what, before))
+        def make(before: Listing | None) -> NameListing:
+            what = f"the events of {asset.path}, by name"
+            known = self._ledger.known_events(asset, base.get())
+            if known is None:
+                return NameListing(page, what, before)
+            listing = NameListing(None, what, None)
+            listing.fill(_event_slot(event) for event in known)
+            return listing
+
+        return self._ledger.listing((TOP, asset), make, base).get()
 
     async def _event(self, asset: AssetRef, name: str) -> EventRef:
         _check(name)
@@ -286,81 +353,11 @@ class ByName:
         # What a listing has shown opens, even if the service's filter does not find it.
         return holder or self._holder(key, name)
 
-    # -- files -------------------------------------------------------------------------------------
-
-    async def files(self, owner: AssetRef | EventRef) -> dict[str, AttachmentRef]:
-        """Return the links in an asset's or event's directory, in the order of their names.
-
-        Raises:
-            AttachfsError: the record, or an `/info` that a name needs, could not be asked for.
-        """
-        return (await self._files(owner, None))[0]
-
-    async def _file(self, owner: AssetRef | EventRef, name: str) -> AttachmentRef:
-        _check(name)
-        files, failure = await self._files(owner, name)
-        if name not in files:
-            # What has no usable /info may be called so by one that is: that is not "does not exist".
-            raise failure or NotFound(f"{owner.path}: no file is called {name!a}")
-        return files[name]
-
-    async def _files(
-        self, owner: AssetRef | EventRef, wanted: str | None
-    ) -> tuple[dict[str, AttachmentRef], BadAnswer | None]:
-        """Return the links, and an `/info` that was not usable. `wanted`: only that name need be right."""
-        if isinstance(owner, AssetRef):
-            attachments = (await self._ledger.asset(owner)).attachments
-        else:
-            attachments = (await self._ledger.event(owner)).attachments
-        mentioned = {(_file_base(one), one.id) for one in attachments}
-        if wanted is not None:
-            # Who has an extension already, or may come to be called so, or have the same with a suffix.
-            mentioned = {
-                (base, one)
-                for base, one in mentioned
-                if names.extension(base) or wanted.startswith(base[:_ALIKE])
-            }
-        bare = sorted({one for base, one in mentioned if not names.extension(base)})
-        types = await self._mime_types([_attached(owner, one) for one in bare])
-        named = []
-        for base, one in mentioned:
-            known = types.get(one, "")
-            ending = names.extension_for(known) if isinstance(known, str) else ""
-            named.append((names.with_extension(base, ending) if ending else base, one))
-        reserved = (EVENTS,) if isinstance(owner, AssetRef) else ()
-        failures = (known for known in types.values() if isinstance(known, BadAnswer))
-        files = {name: _attached(owner, one) for name, one in names.distinct(named, reserved).items()}
-        return files, next(failures, None)
-
-    async def _mime_types(self, files: list[AttachmentRef]) -> dict[str, str | AttachfsError]:
-        """Ask for `/info`s side by side; return MIME types, or why there is none, by identity."""
-        types: dict[str, str | AttachfsError] = {}
-
-        async def ask(file: AttachmentRef) -> None:
-            try:
-                types[file.attachment] = (await self._ledger.info(file)).mime_type
-            except AttachfsError as error:
-                types[file.attachment] = error
-
-        async with trio.open_nursery() as nursery:
-            for file in files:
-                nursery.start_soon(ask, file)
-        for file in files:
-            outcome = types[file.attachment]
-            if isinstance(outcome, AttachfsError) and not isinstance(outcome, _ANSWERED):
-                raise outcome
-        return types
-
 
 def _check(name: str) -> None:
     """Refuse what cannot be a name here, before anything is asked."""
     if names.safe(name) != name:
         raise NotFound(f"{name!a} cannot be a name below {TOP}")
-
-
-def _attached(owner: AssetRef | EventRef, attachment: str) -> AttachmentRef:
-    event = owner.event if isinstance(owner, EventRef) else None
-    return AttachmentRef(owner.realm, owner.asset, event, attachment)
 
 
 def _asset_slot(asset: Asset) -> tuple[str, str, int]:
@@ -398,10 +395,3 @@ def _minute(name: str) -> datetime | None:
         return datetime.strptime(found[1], "%Y-%m-%d %H%M").replace(tzinfo=UTC) if found else None
     except ValueError:
         return None
-
-
-def _file_base(attachment: Attachment) -> str:
-    """Return what a file is called, before it has got an extension."""
-    display_name = "" if attachment.display_name == _PRIMARY else attachment.display_name
-    called = (names.safe_file(text) for text in (attachment.file_name, display_name, attachment.key))
-    return next(filter(None, called), attachment.id)

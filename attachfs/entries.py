@@ -13,8 +13,9 @@ from pyfuse3 import InodeT, ModeT
 
 from attachfs.believed import Believed
 from attachfs.inodes import InodeTable
-from attachfs.ledger import Known, Ledger
+from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Info
+from attachfs.tables import Known
 from attachfs.tree import Attributes, Node, Tree
 
 IO_SIZE = 128 * 1024  # bytes; what the kernel asks for at a time, and cp with it

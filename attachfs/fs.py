@@ -9,6 +9,7 @@ import functools
 import logging
 import math
 import os
+import stat
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, XAttrNameT
+from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
 from attachfs.blobs import Blobs
 from attachfs.entries import IO_SIZE, Entries, Ownership
@@ -35,7 +36,7 @@ from attachfs.inodes import HandleTable, InodeTable
 from attachfs.model import AttachmentRef
 from attachfs.openblob import OpenBlob
 from attachfs.readahead import ReadAhead
-from attachfs.tree import Directory, Place, Tree, parent_of, path_of
+from attachfs.tree import Directory, Node, Place, Tree, parent_of, path_of
 from attachfs.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LARGEST_READ = 2**20  # bytes; no kernel asks for more at a time
-_MANY = 200_000  # inodes, some 350 bytes each, above which the kernel is asked to let go of unused ones
+_MANY = 100_000  # inodes, some 400 bytes each, above which the kernel is asked to let go of unused ones
 _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
 _FOREIGN_XATTRS = (b"security.", b"system.", b"trusted.")
@@ -243,37 +244,41 @@ class Filesystem(pyfuse3.Operations):
 
     @_handler
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
-        with self._waiting.wait(ctx.pid, self._timeout):
-            node = self.inodes[inode].node
-            self._readahead.entered(node)
-            directory = await self._tree.open_directory(node)
+        node = self.inodes[inode].node
+        self._readahead.entered(node)
+        directory = self._tree.known_directory(node)
+        if directory is None:
+            with self._waiting.wait(ctx.pid, self._timeout):
+                directory = await self._tree.open_directory(node)
         return FileHandleT(self.directories.add(directory))
 
     @_handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self.directories[fh]
-        position = start_id
-        while position < _DOTS:
-            node = directory.node if position == 0 else parent_of(directory.node)
-            attributes = self._tree.known_attributes(node)
-            name = b"." if position == 0 else b".."
-            entry = self.entries.make(self.inodes.number(node), attributes, 0)
-            if not pyfuse3.readdir_reply(token, FileNameT(name), entry, position + 1):
-                return
-            position += 1
-        index = position - _DOTS
+        if start_id < _DOTS and not self._reply_dots(directory.node, start_id, token):
+            return
+        first = max(0, start_id - _DOTS)
         # A reply goes out as soon as there is something in it: the first page shows while the next is
         # being fetched. Only an empty reply means the end.
-        if index >= directory.available and start_id >= _DOTS:
+        if first >= directory.available and start_id >= _DOTS and not directory.complete:
             try:
                 with self._waiting.wait(0, self._timeout):
-                    await directory.reach(index)
+                    await directory.reach(first)
             except NotFound as error:
                 # To readdir(3), ENOENT is the end of the directory: what is missing would never be missed.
                 raise BadAnswer(error.reason) from error
+        self._reply_entries(directory, first, token)
+        if len(self.inodes) > self._many:
+            self._crowded.set()
+        if first < directory.available or not first:
+            self._readahead.listed(directory.behind or directory)
+
+    def _reply_entries(self, directory: Directory, index: int, token: pyfuse3.ReaddirToken) -> None:
+        """Reply with the entries from `index` on that are available and fit."""
+        entry, told = None, None
         owner = self._tree.known_attributes(directory.node)
         while index < directory.available:
-            name_text, node = directory[index]
+            name, node = directory[index]
             number = self.inodes.number(node)
             attributes = self._tree.known_attributes(node)
             valid_for = attributes.valid_for
@@ -284,15 +289,27 @@ class Filesystem(pyfuse3.Operations):
                 live = self.inodes.peek(number)
                 if live is not None and live.attributes is not None:
                     attributes = live.attributes._replace(valid_for=0)
-            entry = self.entries.make(number, attributes, valid_for)
+            if entry is not None and attributes is told:
+                entry.st_ino = InodeT(number)  # files of which nothing is known yet are told alike
+            else:
+                entry, told = self.entries.make(number, attributes, valid_for), attributes
             index += 1
-            if not pyfuse3.readdir_reply(token, FileNameT(name_text.encode()), entry, index + _DOTS):
+            if not pyfuse3.readdir_reply(token, FileNameT(name.encode()), entry, index + _DOTS):
                 break
             _, inode = self.inodes.remember(node, number)
             inode.tell(attributes)
-        if len(self.inodes) > self._many:
-            self._crowded.set()
-        self._readahead.listed(directory.behind or directory)
+
+    def _reply_dots(self, node: Node, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
+        """Reply with "." and ".."; of these the kernel takes numbers and nothing else."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_mode = ModeT(stat.S_IFDIR)
+        entry.entry_timeout = entry.attr_timeout = 0
+        for position, (name, its) in enumerate(((b".", node), (b"..", parent_of(node))), 1):
+            if position > start_id:
+                entry.st_ino = InodeT(self.inodes.number(its))
+                if not pyfuse3.readdir_reply(token, FileNameT(name), entry, position):
+                    return False
+        return True
 
     @_handler
     async def releasedir(self, fh: FileHandleT) -> None:

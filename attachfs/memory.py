@@ -20,13 +20,14 @@ import trio
 
 from attachfs.download import Chunks
 from attachfs.errors import Unreachable, UsageError
-from attachfs.ledger import Page, Source
+from attachfs.listings import Page, Source
 from attachfs.model import AssetRef, AttachmentRef, EventRef
 
 log = logging.getLogger(__name__)
 
 _MAX_BYTES = 256 * 2**20  # of answers; about 250,000 records
 _WRITE_EVERY = 1.0  # seconds
+_WRITE_SOON = 2 * 2**20  # bytes waiting, above which they are written down at once
 _WRITE_AT_ONCE = 16 * 2**20  # bytes waiting, above which new answers are dropped: the disk is too slow
 _NO_FILTERS: Mapping[str, str] = MappingProxyType({})
 _SCHEMA = """
@@ -61,6 +62,7 @@ class Memory:
         self._waiting: dict[str, tuple[bytes, float]] = {}
         self._waiting_bytes = 0
         self._wake = trio.Event()
+        self._much = trio.Event()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(mode=0o600)
@@ -90,6 +92,8 @@ class Memory:
             self._waiting[key] = (body, self._clock())
             self._waiting_bytes += len(body)
             self._wake.set()
+            if self._waiting_bytes > _WRITE_SOON:
+                self._much.set()
 
     def figures(self) -> dict[str, Any]:
         """Return how many answers there are, and the ages of the oldest and newest in seconds."""
@@ -133,8 +137,9 @@ class Memory:
         """Write down what comes, for as long as this runs."""
         while True:
             await self._wake.wait()
-            await trio.sleep(_WRITE_EVERY)
-            self._wake = trio.Event()
+            with trio.move_on_after(_WRITE_EVERY):
+                await self._much.wait()
+            self._wake, self._much = trio.Event(), trio.Event()
             await trio.to_thread.run_sync(self.write)
 
     def close(self) -> None:
@@ -197,6 +202,7 @@ class OfflineSource:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
+        self._all_events: dict[str, list[str]] | None = None
 
     async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
         """Return one page of all assets that pass the filters."""
@@ -206,7 +212,20 @@ class OfflineSource:
         self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = _NO_FILTERS
     ) -> Page:
         """Return one page of an asset's events that pass the filters."""
-        return await self._page(_page_key(_events(asset), token, filters))
+        key = _page_key(_events(asset), token, filters)
+        if asset is None or token or filters:
+            return await self._page(key)
+        others = await self._of_all_events(asset)
+        if not others:
+            return await self._page(key)
+        try:
+            page = await self._page(key)
+        except Unreachable:
+            return StoredPage(others, "")
+        # Events are never taken away: what either listing has was there.
+        known = {record.get("identity") for record in page.records}
+        more = [record for record in others if record["identity"] not in known]
+        return StoredPage(page.records + ([] if page.next_token else more), page.next_token)
 
     async def asset(self, ref: AssetRef) -> bytes:
         """Return an asset's record."""
@@ -215,7 +234,15 @@ class OfflineSource:
     async def event(self, ref: EventRef) -> bytes:
         """Return an event's record."""
         owner = AssetRef(ref.realm, ref.asset)
-        return await self._answer(ref.path, lambda: self._listed(_events(owner), ref.path))
+
+        async def listed() -> bytes | None:
+            found = await self._listed(_events(owner), ref.path)
+            if found is None:
+                others = await self._of_all_events(owner)
+                found = next((msgspec.json.encode(r) for r in others if r["identity"] == ref.path), None)
+            return found
+
+        return await self._answer(ref.path, listed)
 
     async def info(self, ref: AttachmentRef) -> bytes:
         """Return an attachment's `/info`."""
@@ -241,6 +268,33 @@ class OfflineSource:
         body = await self._answer(key)
         return msgspec.json.decode(body, type=StoredPage)
 
+    async def _of_all_events(self, asset: AssetRef) -> list[dict[str, Any]]:
+        """Return an asset's events from the listing of all assets' events, if that was read to its end."""
+        if self._all_events is None:
+            self._all_events = await trio.to_thread.run_sync(self._find_all_events)
+        found = []
+        for token in self._all_events.get(asset.path, ()):
+            page = await self._page(_page_key(_events(None), token))
+            found += [record for record in page.records if _owner(record) == asset.path]
+        return found
+
+    def _find_all_events(self) -> dict[str, list[str]]:
+        """Return on which pages each asset's events are. May wait for the disk."""
+        found: dict[str, list[str]] = {}
+        token, seen = "", set[str]()
+        while token not in seen:
+            seen.add(token)
+            body = self._memory.get(_page_key(_events(None), token))
+            if body is None:
+                return {}
+            page = msgspec.json.decode(body, type=StoredPage)
+            for owner in dict.fromkeys(map(_owner, page.records)):
+                found.setdefault(owner, []).append(token)
+            token = page.next_token
+            if not token:
+                return found
+        return {}
+
     async def _listed(self, listing: str, identity: str) -> bytes | None:
         """Return a record that only a listing has brought."""
         token, seen = "", set[str]()
@@ -257,6 +311,12 @@ class OfflineSource:
             if not token:
                 return None
         return None
+
+
+def _owner(event: dict[str, Any]) -> str:
+    """Return the path of the asset that an event's record says it is of."""
+    identity = event.get("identity")
+    return identity.partition("/events/")[0] if isinstance(identity, str) else ""
 
 
 def _events(asset: AssetRef | None) -> str:

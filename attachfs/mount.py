@@ -147,11 +147,12 @@ async def _filesystem(
             return _status(control.config, about, client, ledger, memory, blobs, cache, filesystem)
 
         inodes = InodeTable()
+        tree = Tree(ledger, config.url, born)
         filesystem = Filesystem(
-            Tree(ledger, config.url, born),
+            tree,
             blobs,
             inodes,
-            ReadAhead(ledger, blobs, tasks, inodes.number, config.cache_size),
+            ReadAhead(tree, ledger, blobs, tasks, inodes.number, config.cache_size),
             waiting,
             FaultLog(trio.current_time),
             Ownership(config.uid, config.gid, config.umask),

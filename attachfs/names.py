@@ -201,6 +201,8 @@ class Slots:
     which moves on: in any case exactly one name is new, and none that was given out is ever withdrawn.
     """
 
+    __slots__ = ("holders",)
+
     def __init__(self) -> None:
         self.holders: dict[str, str] = {}
 

@@ -14,16 +14,17 @@ from typing import Any, Protocol
 
 import trio
 
+from attachfs.byname import Named
 from attachfs.errors import AttachfsError
 from attachfs.ledger import Ledger
 from attachfs.model import AssetRef, Attachment, AttachmentRef, EventRef
-from attachfs.tree import Directory, EventsDir, Node, Place
+from attachfs.tours import Renewal, Tour
+from attachfs.tree import Directory, EventsDir, Node, Place, Tree
 from attachfs.walks import Walk
 
 _DIRECTORIES = 256  # listed directories remembered
 _WINDOW = 512  # attachments whose /info is asked for ahead in one directory; an event has at most about 150
-_FILES_AHEAD = 64
-_ASSETS_AHEAD = 64
+_DOUBLINGS = 6  # of what is asked ahead in a walk: at most 64 files or assets
 _FEW = 2  # steps in one order before bytes are fetched ahead
 _SMALL = 4 * 2**20  # bytes; a larger file is fetched when it is opened
 _BUDGET = 64 * 2**20  # bytes fetched ahead and not opened yet
@@ -47,7 +48,15 @@ class _Files:
         self.looked = 0  # files looked at since it was listed
         self.asked = False
         self.size = directory.available
-        self.walk = Walk(self.files, (number, lambda file: file.attachment))
+        self._number = number
+        self._walk: Walk[AttachmentRef] | None = None
+
+    @property
+    def walk(self) -> Walk[AttachmentRef]:
+        """The walk over its files."""
+        if self._walk is None:
+            self._walk = Walk(self.files, (self._number, lambda file: file.attachment))
+        return self._walk
 
     @property
     def files(self) -> list[AttachmentRef]:
@@ -60,6 +69,7 @@ class ReadAhead:
     """Watches what programs do, and asks ahead.
 
     Args:
+        tree: knows what entries stand for.
         ledger: is asked for listings and `/info`s; keeps the answers, whatever they are.
         blobs: fetches and verifies; keeps what is right.
         nursery: where requests ahead run.
@@ -69,22 +79,22 @@ class ReadAhead:
 
     def __init__(
         self,
+        tree: Tree,
         ledger: Ledger,
         blobs: Prefetcher,
         nursery: trio.Nursery,
         number: Callable[[Node], int],
         room: int,
     ) -> None:
+        self._tree = tree
         self._ledger = ledger
         self._blobs = blobs
         self._nursery = nursery
         self._number = number
         self._budget = min(_BUDGET, room // 4)
         self._directories: OrderedDict[Node, _Files] = OrderedDict()
-        self._assets: Walk[AssetRef] = Walk([])
-        self._assets_of: Directory | None = None  # whose entries that walk goes through, and how many
-        self._assets_known = 0
-        self._listed_assets: Directory | None = None
+        self._renewal = Renewal(ledger, tree, nursery)
+        self._tours: dict[Node, Tour] = {}  # by the directory of assets
         self._does = _LISTS
         self._walking: AssetRef | None = None
         self._fetched: OrderedDict[AttachmentRef, int] = OrderedDict()  # ahead, and not opened yet
@@ -93,8 +103,10 @@ class ReadAhead:
 
     def listed(self, directory: Directory) -> None:
         """Take note of a directory whose entries have been read."""
-        if directory.node is Place.ASSETS:
-            self._listed_assets = directory
+        if directory.node in (Place.ASSETS, Place.BY_NAME):
+            tour = self._tours.get(directory.node)
+            if tour is None or tour.directory.names is not directory.names:
+                self._tours[directory.node] = Tour(directory, self._number, self._ledger.clock)
             return
         if not isinstance(directory.node, AssetRef | EventRef):
             return
@@ -132,35 +144,43 @@ class ReadAhead:
             return
         streak = files.walk.step(file)
         if streak >= _FEW:
-            for ahead in files.walk.ahead(min(_FILES_AHEAD, 2**streak)):
+            for ahead in files.walk.ahead(2 ** min(streak, _DOUBLINGS)):
                 self._start(self._bytes, ahead)
 
     def entered(self, node: Node) -> None:
         """Take note of a directory that is being opened."""
-        if not isinstance(node, EventsDir) or self._listed_assets is None or node.realm != "assets":
+        if isinstance(node, EventsDir) and node.realm == "assets":
+            tour, name = self._tours.get(Place.ASSETS), node.asset
+        elif isinstance(node, Named) and node.is_events:
+            tour, name = self._tours.get(Place.BY_NAME), node.parts[0]
+        else:
             return
-        asset = AssetRef(node.realm, node.asset)
-        assets = self._walk_of_assets()
-        streak = assets.step(asset)
+        if tour is None:
+            return
+        streak = tour.step(name)
         if not streak:
             self._does = _LISTS
-        self._walking = asset
-        for ahead in assets.ahead(min(_ASSETS_AHEAD, 2**streak)):
-            self._start(self._asset, ahead)
+        self._walking = self._tree.known_asset(node)
+        if self._does == _LISTS and self._walking is not None:
+            tour.asked += not self._ledger.knows_events(self._walking)
+        for ahead in tour.walk.ahead(2 ** min(streak, _DOUBLINGS)):
+            asset = self._tree.known_asset(tour.directory.child(ahead))
+            if asset is not None:
+                self._ask_ahead(asset, tour)
+        if tour.done:
+            del self._tours[tour.directory.node]  # with all that it knows of the order
+        else:
+            self._renewal.consider(tour)
 
     # -- what is asked ahead -----------------------------------------------------------------------
 
-    def _walk_of_assets(self) -> Walk[AssetRef]:
-        assert self._listed_assets is not None
-        if self._assets_of is not self._listed_assets:
-            self._assets_of = self._listed_assets
-            self._assets_known = 0
-            self._assets = Walk([], (self._number, lambda ref: ref.asset))
-        if self._assets_known != self._listed_assets.available:
-            self._assets_known = self._listed_assets.available
-            nodes = (self._listed_assets[i].node for i in range(self._assets_known))
-            self._assets.extend([node for node in nodes if isinstance(node, AssetRef)])
-        return self._assets
+    def _ask_ahead(self, asset: AssetRef, tour: Tour) -> None:
+        """Ask for what a walk will want of an asset, unless it is known or about to be."""
+        known = self._ledger.knows_events(asset)
+        if self._does == _LISTS and (known or self._renewal.reads_events):
+            return
+        tour.asked += not known
+        self._start(self._asset, asset)
 
     def _on_the_way(self, file: AttachmentRef, does: int) -> None:
         """Take note of what a walk from asset to asset does with the files of the asset it is at."""
@@ -200,7 +220,7 @@ class ReadAhead:
         except AttachfsError:
             self._fetched.pop(file, None)
             raise
-        while len(self._fetched) > 4 * _FILES_AHEAD:
+        while len(self._fetched) > 4 * 2**_DOUBLINGS:
             self._fetched.popitem(last=False)  # the walk went elsewhere, and nobody came for it
 
     def _start(self, ask: Callable[[Any], Awaitable[None]], what: object) -> None:

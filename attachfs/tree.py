@@ -16,8 +16,10 @@ from attachfs import model
 from attachfs.byname import TOP as BY_NAME
 from attachfs.byname import ByName, Named
 from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
-from attachfs.ledger import Known, Ledger, Listing
+from attachfs.ledger import Ledger
+from attachfs.listings import Listing
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, Realm, is_uuid
+from attachfs.tables import Known
 from attachfs.xattrs import FileXattrs, encoded, fitting, of_file_is_possible
 
 EVENTS = "events"
@@ -81,9 +83,23 @@ class Directory:
         self._listing = listing
 
     @property
+    def names(self) -> list[str]:
+        """What its listing has brought so far; it grows."""
+        return self._listing.ids if self._listing else []
+
+    def child(self, name: str) -> Node:
+        """Return the node of an entry that its listing brings."""
+        return _child(self.node, name)
+
+    @property
     def available(self) -> int:
         """How many entries can be had without waiting."""
         return len(self._head) + (len(self._listing.ids) if self._listing else 0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are no more entries than those available."""
+        return self._listing is None or self._listing.complete
 
     async def reach(self, index: int) -> bool:
         """Wait until the entry at `index` is available; False if the directory ends before it.
@@ -140,9 +156,10 @@ class Tree:
 
     def __init__(self, ledger: Ledger, base_url: str, born_ns: int, *, fixed_ttl: float = 3600) -> None:
         self._ledger = ledger
-        self._by_name = ByName(ledger)
+        self.by_name = ByName(ledger)
         self._born_ns = born_ns
         self._fixed_ttl = fixed_ttl
+        self._unknown = Attributes(False, 0, born_ns, 0, size_known=False)
         self._file_xattrs = FileXattrs(ledger, base_url)
 
     @property
@@ -158,8 +175,9 @@ class Tree:
             AttachfsError: it could not be asked.
         """
         node = self._named(parent, name)
-        if isinstance(node, Named) and not node.is_events:
-            await self._by_name.resolve(node)
+        if isinstance(node, Named):
+            if not node.is_events and self.by_name.settled(node) is None:
+                await self.by_name.resolve(node)
         elif isinstance(node, AttachmentRef):
             return node, await self.attributes(node)
         if isinstance(node, AssetRef | EventRef):
@@ -168,6 +186,17 @@ class Tree:
             with suppress(AccessDenied):
                 await (self._ledger.asset(node) if isinstance(node, AssetRef) else self._ledger.event(node))
         return node, self.known_attributes(node)
+
+    def known_asset(self, node: Node) -> AssetRef | None:
+        """Return which asset a directory of assets' entry is, or an `events` directory's, without asking."""
+        if isinstance(node, AssetRef):
+            return node
+        if isinstance(node, EventsDir):
+            return AssetRef(node.realm, node.asset)
+        if isinstance(node, Named):
+            owner = self.by_name.known_owner(Named(node.parts[:1]))
+            return owner if isinstance(owner, AssetRef) else None
+        return None
 
     def known_file(self, parent: Node, name: str) -> tuple[Node, Attributes] | None:
         """Return the file that `name` would be below `parent`, and what is known of it without asking."""
@@ -184,10 +213,38 @@ class Tree:
             AttachfsError: it could not be asked.
         """
         if isinstance(node, Named) and node.is_link:
-            file = await self._by_name.resolve(node)
+            file = await self.by_name.resolve(node)
             if isinstance(file, AttachmentRef):
                 return node.target(file)
         raise NotFound(f"{path_of(node)} is no symbolic link")
+
+    def known_directory(self, node: Node) -> Directory | None:
+        """Return a directory to be read, if nothing has to be asked for it."""
+        if isinstance(node, AssetRef | EventRef):
+            record = self._ledger.fresh_record(node)
+            return None if record is None else _of_record(node, record.attachments)
+        if isinstance(node, Named):
+            return self._known_named(node)
+        if isinstance(node, AttachmentRef):
+            return None
+        head: list[Entry] = []
+        listing: Listing | None = None
+        if isinstance(node, EventsDir):
+            listing = self._ledger.events(AssetRef(node.realm, node.asset))
+        elif node is Place.ROOT:
+            head = [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS, Place.BY_NAME)]
+        elif node is not Place.PUBLICASSETS:
+            listing = (self.by_name if node is Place.BY_NAME else self._ledger).assets()
+        return Directory(node, head, listing)
+
+    def _known_named(self, node: Named) -> Directory | None:
+        owner = self.by_name.settled(node)
+        if owner is None:
+            return None
+        if node.is_events and isinstance(owner, AssetRef):
+            return Directory(node, [], self.by_name.events(owner))
+        files = self.by_name.files.known(owner)
+        return None if files is None else _of_links(node, owner, files)
 
     async def open_directory(self, node: Node) -> Directory:
         """Return a directory to be read.
@@ -196,46 +253,28 @@ class Tree:
             NotDirectory: `node` is a file.
             AttachfsError: its contents could not be asked.
         """
-        if isinstance(node, Named):
-            return await self._open_named(node)
-        return await self._open(node)
-
-    async def _open(self, node: Node) -> Directory:
+        known = self.known_directory(node)
+        if known is not None:
+            return known
         match node:
-            case Place.ROOT:
-                head = [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS, Place.BY_NAME)]
-                return Directory(node, head, None)
-            case Place.ASSETS | Place.BY_NAME:
-                names = self._by_name if node is Place.BY_NAME else self._ledger
-                return Directory(node, [], names.assets())
-            case Place.PUBLICASSETS:
-                return Directory(node, [], None)
-            case EventsDir():
-                return Directory(node, [], self._ledger.events(AssetRef(node.realm, node.asset)))
             case AssetRef():
-                asset = await self._ledger.asset(node)
-                events = Entry(EVENTS, EventsDir(node.realm, node.asset))
-                return Directory(node, [events, *_attachments(node, asset.attachments)], None)
+                return _of_record(node, (await self._ledger.asset(node)).attachments)
             case EventRef():
-                event = await self._ledger.event(node)
-                return Directory(node, _attachments(node, event.attachments), None)
+                return _of_record(node, (await self._ledger.event(node)).attachments)
             case AttachmentRef():
                 raise NotDirectory(f"{node.path} is a file")
+            case Named():
+                return await self._open_named(node)
         raise NotFound(path_of(node))
 
     async def _open_named(self, node: Named) -> Directory:
-        owner = await self._by_name.resolve(node)
+        owner = await self.by_name.resolve(node)
         if isinstance(owner, AttachmentRef):
             raise NotDirectory(f"{node.path} is a symbolic link")
         if node.is_events:
             assert isinstance(owner, AssetRef)
-            return Directory(node, [], self._by_name.events(owner))
-        files = await self._by_name.files(owner)
-        head = [Entry(name, _child(node, name)) for name in files]
-        if isinstance(owner, AssetRef):
-            head.insert(0, Entry(EVENTS, _child(node, EVENTS)))
-        behind = Directory(owner, [Entry(file.attachment, file) for file in files.values()], None)
-        return Directory(node, head, None, behind)
+            return Directory(node, [], self.by_name.events(owner))
+        return _of_links(node, owner, await self.by_name.files.all(owner))
 
     async def attributes(self, node: Node) -> Attributes:
         """Return a node's attributes, asking for `/info` where a file's is not known.
@@ -266,7 +305,7 @@ class Tree:
     def attributes_of(self, known: Known[Info] | None) -> Attributes:
         """Return the attributes of a file of which this is known."""
         if known is None or not isinstance(known.value, Info):
-            return Attributes(False, 0, self._born_ns, 0, size_known=False)
+            return self._unknown
         return self._of_file(known.value, known.expires)
 
     def left(self, expires: float) -> float:
@@ -275,7 +314,7 @@ class Tree:
 
     def _named_attributes(self, node: Named) -> Attributes:
         """Return the owner's time, for a directory and for the links in it."""
-        record = self._by_name.known_record(node)
+        record = self.by_name.known_record(node)
         size = node.link_size if node.is_link else 0
         found = Attributes(not node.is_link, size, self._born_ns, 0, is_link=node.is_link)
         if record is None or isinstance(record.value, Exception):
@@ -340,7 +379,7 @@ class Tree:
     async def _recorded(self, node: Node) -> Node:
         """Return whose record a node's extended attributes are: a named directory has its owner's."""
         if isinstance(node, Named) and _record_prefix(node) is not None:
-            return await self._by_name.resolve(node)
+            return await self.by_name.resolve(node)
         return node
 
     async def _xattrs(self, node: Node) -> dict[str, bytes]:
@@ -388,6 +427,21 @@ def _child(parent: Node, name: str) -> Node:
         case Place.BY_NAME | Named():
             return Named((*(parent.parts if isinstance(parent, Named) else ()), name))
     raise NotFound(f"{path_of(parent)}/{name}")
+
+
+def _of_record(node: AssetRef | EventRef, attachments: tuple[model.Attachment, ...]) -> Directory:
+    files = _attachments(node, attachments)
+    if isinstance(node, AssetRef):
+        files.insert(0, Entry(EVENTS, EventsDir(node.realm, node.asset)))
+    return Directory(node, files, None)
+
+
+def _of_links(node: Named, owner: AssetRef | EventRef, files: dict[str, AttachmentRef]) -> Directory:
+    head = [Entry(name, _child(node, name)) for name in files]
+    if isinstance(owner, AssetRef):
+        head.insert(0, Entry(EVENTS, _child(node, EVENTS)))
+    behind = Directory(owner, [Entry(file.attachment, file) for file in files.values()], None)
+    return Directory(node, head, None, behind)
 
 
 def _attachments(owner: AssetRef | EventRef, attachments: tuple[model.Attachment, ...]) -> list[Entry]:

@@ -1,30 +1,43 @@
 """Recognising a walk: a program that goes through a directory's entries in an order, and what comes next.
 
 Sync and pure. Programs walk in one of three orders: as listed (find, ls, tar), by inode number (cp sorts
-what it has read so, find does for large directories) or by name (rsync, file managers).
+what it has read so, find does for large directories) or by name (rsync, file managers). A directory can have
+a hundred thousand entries: an order is kept as positions in the listing, and the listing is not copied.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 _LARGEST = 200_000  # entries above which only the order of the listing is looked for: sorting takes time
+_POSITION = "q"  # an array's kind of number
 
 
-class _Order(Generic[T]):
-    """One order of the entries, and how far a walk has followed it."""
+class _Order:
+    """One order of the entries, and how far a walk has followed it.
 
-    def __init__(self, items: Sequence[T]) -> None:
-        self.items = items
-        self.index = {item: position for position, item in enumerate(items)}
+    Args:
+        positions: the entries' positions in the listing, in this order; None: as listed.
+    """
+
+    def __init__(self, positions: list[int] | None = None) -> None:
+        self.positions = None if positions is None else array(_POSITION, positions)
+        self._ranks = None if positions is None else array(_POSITION, bytes(8 * len(positions)))
+        for rank, position in enumerate(positions or ()):
+            assert self._ranks is not None
+            self._ranks[position] = rank
         self.last = -1
         self.streak = 0  # steps in this order, one after another
-        self.asked = 0  # position up to which entries were given out by `ahead`
+        self.asked = 0  # rank up to which entries were given out by `ahead`
 
-    def step(self, item: T) -> None:
-        position = self.index.get(item)
-        if position is None or position == self.last:
+    def step(self, position: int) -> None:
+        if self._ranks is not None:
+            if position >= len(self._ranks):
+                return
+            position = self._ranks[position]
+        if position == self.last:
             return
         self.streak = self.streak + 1 if position == self.last + 1 and self.last >= 0 else 0
         self.last = position
@@ -43,19 +56,15 @@ class Walk(Generic[T]):
     def __init__(self, items: Sequence[T], keys: Iterable[Callable[[T], int | str]] = ()) -> None:
         self._keys = tuple(keys)
         self._first: T | None = None
-        self._orders: list[_Order[T]] = []
+        self._orders: list[_Order] = []
+        self._positions: dict[T, int] = {}
         self._items = items
 
     def extend(self, items: Sequence[T]) -> None:
-        """Take note of a listing that has grown."""
-        if len(items) == len(self._items):
-            return
+        """Take note of a listing that has grown; what was in it is where it was."""
         self._items = items
         if self._orders:
-            old = self._orders[0]
-            new = _Order(items)
-            new.last, new.streak, new.asked = old.last, old.streak, old.asked
-            self._orders[0] = new
+            self._find_positions()
 
     def step(self, item: T) -> int:
         """Take note that the walk has come to `item`; return how many steps it has kept to one order."""
@@ -64,26 +73,55 @@ class Walk(Generic[T]):
             return 0
         if not self._orders:
             self._build()
-        for order in self._orders:
-            order.step(item)
+        position = self._positions.get(item)
+        if position is not None:
+            for order in self._orders:
+                order.step(position)
         return max(order.streak for order in self._orders)
 
     def ahead(self, count: int) -> list[T]:
         """Return those of the next `count` entries that were not returned before, in the walk's order."""
-        if not self._orders:
+        order = self._order
+        if order is None or not order.streak:
             return []
-        order = max(self._orders, key=lambda order: order.streak)
-        if not order.streak:
-            return []
-        start, end = max(order.asked, order.last + 1), min(order.last + 1 + count, len(order.items))
+        length = self._length(order)
+        start, end = max(order.asked, order.last + 1), min(order.last + 1 + count, length)
         order.asked = max(order.asked, end)
-        return list(order.items[start:end])
+        if order.positions is None:
+            return [self._items[position] for position in range(start, end)]
+        return [self._items[position] for position in order.positions[start:end]]
+
+    @property
+    def left(self) -> int:
+        """How many entries are still to come, if the walk keeps to its order."""
+        order = self._order
+        return 0 if order is None else self._length(order) - order.last - 1
+
+    @property
+    def _order(self) -> _Order | None:
+        """The order that the walk keeps to; of two as likely, one that goes on."""
+        if len(self._orders) < 2:
+            return self._orders[0] if self._orders else None
+        return max(self._orders, key=lambda order: (order.streak, order.last + 1 < self._length(order)))
+
+    def _length(self, order: _Order) -> int:
+        return len(self._positions) if order.positions is None else len(order.positions)
 
     def _build(self) -> None:
         """Sort, now that there is a second step: a directory that is looked into once costs nothing."""
-        self._orders = [_Order(self._items)]
-        if len(self._items) <= _LARGEST:
-            self._orders += [_Order(sorted(self._items, key=key)) for key in self._keys]
-        for order in self._orders:
-            assert self._first is not None
-            order.step(self._first)
+        self._find_positions()
+        count = len(self._positions)
+        self._orders = [_Order()]
+        if count <= _LARGEST:
+            for key in self._keys:
+                keys = [key(self._items[position]) for position in range(count)]
+                self._orders.append(_Order(sorted(range(count), key=keys.__getitem__)))
+        assert self._first is not None
+        first = self._positions.get(self._first)
+        if first is not None:
+            for order in self._orders:
+                order.step(first)
+
+    def _find_positions(self) -> None:
+        for position in range(len(self._positions), len(self._items)):
+            self._positions[self._items[position]] = position

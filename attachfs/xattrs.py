@@ -5,8 +5,9 @@ from collections import OrderedDict
 from attachfs import model
 from attachfs.believed import Believed
 from attachfs.errors import NoAttribute
-from attachfs.ledger import Known, Ledger
+from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Info
+from attachfs.tables import Known
 
 # The kernel's limits (include/uapi/linux/limits.h): a longer name or value cannot be told.
 _NAME_MAX = 255

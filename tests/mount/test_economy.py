@@ -92,3 +92,38 @@ def test_ls_lr_and_cp_r_of_many_assets_ask_for_each_thing_once_and_ahead(
         mounted.sh("cp -r assets ../copy")  # an asset's own attachment is one of its events'
         assert counts(long) == {"assets": 1, "events": 150, "info": 450, "blob": 300}
         assert long.requests()["in_flight_max"]["blob"] >= 4
+
+
+# -- a ledger that takes more than one page ------------------------------------------------------------------
+
+VAST, ON_A_PAGE = 1200, 500
+BEGINNING = 200 + 64 + 32  # assets that a walk asks for by themselves before and while it reads all events
+
+
+@pytest.fixture(scope="module")
+def vast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """Serve assets on three pages, with an event each, and one attachment on each of these."""
+    token = tmp_path_factory.mktemp("vast") / "token"
+    size = ["--bulk", str(VAST), "--events", "1", "--attachments", "1", "--size", "64"]
+    with spawn_server([*size, "--token-file", str(token), "--delay-ms", "5"]) as server:
+        yield server
+
+
+def test_a_walk_over_a_large_ledger_reads_pages_and_over_its_names_nothing_more(
+    vast: DemoServer, tmp_path: Path
+) -> None:
+    pages = -(-VAST // ON_A_PAGE)
+    with run_mount(tmp_path, server=vast) as mounted:
+        vast.reset()
+        found = mounted.sh("find assets").stdout.splitlines()
+        assert len(found) == len(set(found)) == 1 + 5 * VAST
+        asked = counts(vast)
+        assert asked.keys() == {"assets", "events"}
+        assert asked["assets"] == pages
+        # The listing of all events, its first page again, and the last asset on each of its pages.
+        assert asked["events"] <= BEGINNING + pages + 1 + pages
+        vast.reset()
+        found = mounted.sh("find by-name").stdout.splitlines()
+        assert len(found) == len(set(found)) == 1 + 5 * VAST
+        assert counts(vast).keys() <= {"events"}
+        assert counts(vast).get("events", 0) <= pages

@@ -23,7 +23,7 @@ KNOWS = {
     "pyfuse3": {"fs.py", "entries.py", "mount.py"},
     "httpcore": {"wire.py"},
     "httpx": {"api.py", "auth.py", "connections.py", "exchange.py", "transport.py", "wire.py"},
-    "cachetools": {"ledger.py", "cacheindex.py"},
+    "cachetools": {"cacheindex.py"},
 }
 
 

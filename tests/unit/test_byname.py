@@ -24,7 +24,8 @@ from attachfs.errors import (
     TimedOut,
     Unreachable,
 )
-from attachfs.ledger import Ledger, Listing
+from attachfs.ledger import Ledger
+from attachfs.listings import Listing
 from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.tree import Directory, Place, Tree, parent_of, path_of
 from tests.unit.fakes import (
@@ -223,7 +224,7 @@ def test_files_listed_are_opened_unique_and_the_same_in_every_order(
             source.infos[file_ref(0)] = lost
 
         async def listed(by_name: ByName, _: Ledger) -> dict[str, AttachmentRef]:
-            return await by_name.files(ASSET)
+            return await by_name.files.all(ASSET)
 
         found = run(source, listed)
         check_names([*found])
@@ -232,7 +233,7 @@ def test_files_listed_are_opened_unique_and_the_same_in_every_order(
         for name, file in found.items():
 
             async def look(by_name: ByName, _: Ledger, name: str = name) -> AttachmentRef:
-                return await by_name._file(ASSET, name)
+                return await by_name.files.find(ASSET, name)
 
             assert run(source, look) == file
         outcomes.append(found)

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import cachetools
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs import ledger as ledger_module
+from attachfs import records as records_module
 from attachfs.errors import (
     AccessDenied,
     AttachfsError,
@@ -21,6 +21,7 @@ from attachfs.errors import (
 )
 from attachfs.ledger import Ledger
 from attachfs.model import AssetRef, Digest
+from attachfs.tables import Table
 from tests.unit.fakes import (
     FakePage,
     FakeSource,
@@ -420,14 +421,14 @@ class TestListings:
 
 class TestBounds:
     async def test_every_table_is_bounded(self, ledger: Ledger) -> None:
-        tables = [value for value in vars(ledger).values() if isinstance(value, cachetools.Cache)]
-        assert len(tables) == 6
-        assert all(table.maxsize <= 32_768 for table in tables)
+        tables = [value for value in vars(ledger).values() if isinstance(value, Table)]
+        assert len(tables) == 7
+        assert all(table.size <= 32_768 for table in tables)
 
     async def test_the_oldest_go_first(
         self, monkeypatch: pytest.MonkeyPatch, source: FakeSource, nursery: trio.Nursery
     ) -> None:
-        monkeypatch.setattr(ledger_module, "_INFOS", 2)
+        monkeypatch.setattr(records_module, "_INFOS", 2)
         ledger = Ledger(source, nursery)
         for number in (3, 4, 5):
             source.infos[file_ref(number)] = info_body(file_ref(number))

@@ -34,7 +34,9 @@ class World:
         self.ledger = Ledger(source, nursery)
         self.tree = Tree(self.ledger, "https://ledger", 0)
         self.fetched: list[AttachmentRef] = []
-        self.ahead = ReadAhead(self.ledger, self, nursery, lambda node: -int(path_of(node)[-4:], 16), 2**30)
+        self.ahead = ReadAhead(
+            self.tree, self.ledger, self, nursery, lambda node: -int(path_of(node)[-4:], 16), 2**30
+        )
 
     async def prefetch(self, ref: AttachmentRef) -> None:
         self.fetched.append(ref)
