@@ -4,6 +4,7 @@ Lives here and only here: the service's addresses, how listings are paged, how a
 resumed. Records come back as received; model.py parses them.
 """
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from attachfs.connections import open_http
 from attachfs.errors import NotFound
 from attachfs.exchange import Ask, Stats
 from attachfs.model import AssetRef, AttachmentRef, EventRef
-from attachfs.streaming import BlobBody, Chunk, Transfer
+from attachfs.streaming import BlobBody, Chunk, Transfer, brings_just
 from attachfs.transport import Transport, figures
 
 __all__ = ["BlobBody", "Chunk", "Client", "Page", "open_http"]
@@ -31,6 +32,8 @@ _LISTING_STATUSES = frozenset({200, 206})  # 206: there is more than the server'
 _WHOLE = frozenset({200})
 # 200: the range was ignored. 416: the service thinks that there is nothing there.
 _PART = frozenset({200, 206, 416})
+
+_NO_PARTS = 300.0  # seconds for which it is believed that the service does not send parts
 
 _NO_FILTERS: Mapping[str, str] = MappingProxyType({})
 
@@ -74,6 +77,9 @@ class Client:
         self._timeout = timeout
         self._page_size = page_size
         self._clock = clock
+        # Parts are for somebody's convenience: they never take more than half of the places for blobs.
+        self._parts = trio.Semaphore(max(1, self.transport.limiter.bulk_limit // 2))
+        self._no_parts_until = -math.inf
 
     @property
     def stats(self) -> Stats:
@@ -158,9 +164,7 @@ class Client:
             await body.aclose()
 
     @asynccontextmanager
-    async def download(
-        self, ref: AttachmentRef, size: int, *, start: int = 0
-    ) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def download(self, ref: AttachmentRef, size: int, *, start: int = 0) -> AsyncIterator[Transfer]:
         """Stream an attachment's bytes from `start` on, taking up by itself what breaks off.
 
         The chunks follow each other, but for one whose offset is 0 after others: the service sent the
@@ -180,24 +184,52 @@ class Client:
         finally:
             await transfer.aclose()
 
+    @asynccontextmanager
+    async def part(
+        self, ref: AttachmentRef, size: int, /, *, start: int, stop: int
+    ) -> AsyncIterator[BlobBody | None]:
+        """Stream the bytes in [start, stop) of an attachment of `size` bytes.
+
+        None: the service does not send parts. It is not asked again for a while.
+
+        Raises (while iterating too):
+            BadAnswer, TimedOut: it did not come whole.
+        """
+        async with self._parts:
+            if self._clock() < self._no_parts_until:
+                yield None
+                return
+            answer = await self.transport.open(self._ask_blob(ref, f"bytes={start}-{stop - 1}"))
+            try:
+                if brings_just(answer, start, stop, size):
+                    yield BlobBody(answer, _attachment_path(ref), start, size, self._timeout, self._clock)
+                    return
+            finally:
+                await answer.aclose()
+            self._no_parts_until = self._clock() + _NO_PARTS
+            yield None
+
     async def _open_blob(
         self, ref: AttachmentRef, offset: int, size: int | None, patience: float | None = None
     ) -> BlobBody:
-        path = _attachment_path(ref)
-        ask = Ask(
-            "blob",
-            path,
-            headers=(("Range", f"bytes={offset}-"),) if offset else (),
-            accept=_PART if offset else _WHOLE,
-            credentials=_with_credentials(ref),
-            bulk=True,
+        answer = await self.transport.open(
+            self._ask_blob(ref, f"bytes={offset}-" if offset else ""), patience
         )
-        answer = await self.transport.open(ask, patience)
         try:
-            return BlobBody(answer, path, offset, size, self._timeout, self._clock)
+            return BlobBody(answer, _attachment_path(ref), offset, size, self._timeout, self._clock)
         except BaseException:
             await answer.aclose()
             raise
+
+    def _ask_blob(self, ref: AttachmentRef, wanted: str) -> Ask:
+        return Ask(
+            "blob",
+            _attachment_path(ref),
+            headers=(("Range", wanted),) if wanted else (),
+            accept=_PART if wanted else _WHOLE,
+            credentials=_with_credentials(ref),
+            bulk=True,
+        )
 
 
 # -- addresses -----------------------------------------------------------------------------------------

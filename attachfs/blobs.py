@@ -7,11 +7,12 @@ when the attachment was first seen), and, in strict verification, the whole of t
 
 import logging
 import math
+from collections import OrderedDict
 
 import trio
 
-from attachfs.cache import DiskCache
-from attachfs.download import AT_ONCE, WITHHELD, BlobSource, Download, Leaving
+from attachfs.cache import CachedBlob, DiskCache
+from attachfs.download import AT_ONCE, Download, Leaving
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
@@ -19,16 +20,20 @@ from attachfs.errors import (
     NoAttribute,
     ScanRefused,
 )
+from attachfs.handedout import WITHHELD, HandedOut
+from attachfs.jumps import Ahead
 from attachfs.ledger import Ledger
 from attachfs.model import AttachmentRef, Digest, Info, ScanPolicy, Verify
 from attachfs.openblob import OpenBlob
 from attachfs.pins import Pins
 from attachfs.shelves import Key, Shelves
+from attachfs.sources import BlobSource
 
 log = logging.getLogger(__name__)
 
 _REMEMBER_FAILURE = 5.0  # seconds; a failing file is opened again and again by some programs
 _FAILURES = 1024
+_HANDED_OUT = 32  # downloads that came to no good end, and it is known what they handed out
 
 
 class Blobs:
@@ -72,6 +77,8 @@ class Blobs:
         self._downloads: dict[Key, Download] = {}
         self._shelves = Shelves(cache, pins, namespace, self._downloads)
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
+        self._handed_out: OrderedDict[tuple[Digest, int], HandedOut] = OrderedDict()
+        self._contradicted: list[Download] = []  # and somebody still follows them
         self._landed = 0  # downloads that have ended
         self.opened = 0
         self.hits = 0
@@ -103,6 +110,7 @@ class Blobs:
         info = await self._ledger.info(ref)
         self._check_scan(ref, info)
         self._raise_remembered(ref)
+        self._refuse_beside_wrong(ref)
         self.opened += 1
         try:
             return await self._open(ref, info)
@@ -151,19 +159,11 @@ class Blobs:
             raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
         await self._check_anchors(ref, digest)
         key = (digest, None)
-        download = self._following(key)
-        # While one is under way and the record is the pinned one, there is nothing to look for on the disk.
-        while download is None or not self._shelves.confirmed(ref, digest, info.size):
-            landed = self._landed
-            cached = await self._shelves.in_thread(lambda: self._shelves.look(ref, digest, info.size))
-            if cached is not None:
-                self.hits += 1
-                return OpenBlob(ref.path, info.size, cached, digest, self._nursery)
-            # Another opener may have begun while the disk was asked, and may even be done.
-            download = self._following(key)
-            if download is not None or landed == self._landed:
-                break
-        download = download or self._begin(ref, info, key)
+        found = await self._find(ref, info, digest)
+        if isinstance(found, CachedBlob):
+            self.hits += 1
+            return OpenBlob(ref.path, info.size, found, digest, self._nursery)
+        download = found or self._begin(ref, info, key)
         download.refs.add(ref)
         blob = OpenBlob(ref.path, info.size, download, digest)
         try:
@@ -179,6 +179,29 @@ class Blobs:
             blob.close()
             raise
         return blob
+
+    async def _find(self, ref: AttachmentRef, info: Info, digest: Digest) -> CachedBlob | Download | None:
+        """Return what there is of a blob: in the cache, or on its way."""
+        key = (digest, None)
+        download = self._following(key)
+        # While one is under way and the record is the pinned one, there is nothing to look for on the disk.
+        while download is None or not self._shelves.confirmed(ref, digest, info.size):
+            landed = self._landed
+            cached = await self._shelves.in_thread(lambda: self._shelves.look(ref, digest, info.size))
+            # Another opener may have begun while the disk was asked, and may even be done.
+            download = self._following(key)
+            if cached is not None:
+                try:
+                    self._refuse_beside_wrong(ref)
+                except IntegrityError:
+                    cached.close()
+                    raise
+                if download is None:
+                    return cached
+                cached.close()  # what was handed out on its way has yet to be compared with it
+            if download is not None or landed == self._landed:
+                break
+        return download
 
     def _open_unverified(self, ref: AttachmentRef, info: Info) -> OpenBlob:
         """Open an attachment whose bytes nobody vouches for: the user said `--verify=off`."""
@@ -213,7 +236,15 @@ class Blobs:
 
     def _begin(self, ref: AttachmentRef, info: Info, key: Key) -> Download:
         followed = info.size > self._strict_limit
-        download = Download(ref, key[0], info.size, self._leaving, followed=followed)
+        download = Download(
+            ref,
+            key[0],
+            info.size,
+            self._leaving,
+            followed=followed,
+            handed=None if key[0] is None else self._handed_out.pop((key[0], info.size), None),
+            ahead=Ahead(self._source, self._nursery) if followed else None,
+        )
         self._downloads[key] = download
         self._nursery.start_soon(self._fetch, download, key)
         return download
@@ -226,15 +257,41 @@ class Blobs:
                 await download.run(shelf, self._source)
             if download.verified:
                 self.verified_bytes += download.size
-            if isinstance(download.error, IntegrityError | BadAnswer):
+            if download.contradicted:
+                self._contradicted.append(download)
+            elif isinstance(download.error, IntegrityError | BadAnswer):
                 self._remember(download.ref, download.error)
         finally:
+            self._note_handed_out(download)
             if self._downloads.get(key) is download:
                 del self._downloads[key]
             self._landed += 1
             download.landed()
 
+    def _note_handed_out(self, download: Download) -> None:
+        """Keep in mind what was handed out of a blob that was not found right: the next may be as wrong.
+
+        Else somebody who tries again and again would be given the one part now and the other then.
+        """
+        if download.expected is None or download.verified or download.contradicted:
+            return
+        if download.handed.touched:
+            self._handed_out[download.expected, download.size] = download.handed
+            while len(self._handed_out) > _HANDED_OUT:
+                self._handed_out.popitem(last=False)
+
     # -- failures ----------------------------------------------------------------------------------
+
+    def _refuse_beside_wrong(self, ref: AttachmentRef) -> None:
+        """Refuse to open a file while somebody has it open who was given wrong bytes ahead of the stream.
+
+        The right ones would come into the kernel's pages, and be read on from there without an error.
+        """
+        self._contradicted = [one for one in self._contradicted if one.followed]
+        if any(ref in one.refs for one in self._contradicted):
+            raise IntegrityError(
+                f"{ref.path}: a program that has it open was given wrong bytes; close it there"
+            )
 
     def _remember(self, ref: AttachmentRef, error: AttachfsError) -> None:
         if len(self._failures) >= _FAILURES:

@@ -1,8 +1,8 @@
 """One download of one blob: received, and stored as it comes; readers may follow it.
 
-Lives here and only here: how far a follower may read. Bytes become readable as they are stored, except
-the last part, which is withheld until the digest of the whole is right. So no program can read a wrong
-blob to its end without an error.
+Lives here and only here: when a follower may read. Bytes become readable as they are stored, or ahead of that
+(jumps.py), except one part, the last at first (handedout.py), which is withheld until the digest of the whole
+is right. So no program can read a wrong blob to its end without an error.
 
 And here alone: what becomes of a download that nobody follows any more. It stops a little later, and what
 came rests, with the state of its hash, for somebody who wants more of it.
@@ -10,52 +10,26 @@ came rests, with the state of its hash, for somebody who wants more of it.
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
 import trio
 
 from attachfs.cache import CachedBlob, Writer
-from attachfs.errors import AttachfsError, NoRoom, Unexpected, first_of
+from attachfs.errors import AttachfsError, IntegrityError, NoRoom, Unexpected, first_of
+from attachfs.handedout import WITHHELD, HandedOut
 from attachfs.intake import Intake
+from attachfs.jumps import Ahead, Jumps
 from attachfs.model import AttachmentRef, Digest
+from attachfs.sources import BlobSource, Chunk
+
+__all__ = ["AT_ONCE", "WITHHELD", "Download", "Leaving"]
 
 log = logging.getLogger(__name__)
 
-# What is withheld begins at a multiple of this, and so of a page, and a request that touches it waits: no
-# page that the kernel holds before the verdict contains a withheld byte, however far it reads ahead.
-WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
 _BACKLOG = 4 * 2**20  # bytes received and not stored yet, above which the service has to wait
 _SMALL = 2**20  # bytes of a blob that is stored in one go, where nobody may read it before
-
-
-class Chunk(Protocol):
-    """A piece of a blob. `offset` may go back to 0: the transfer began anew."""
-
-    @property
-    def offset(self) -> int:
-        """Where the piece begins."""
-        ...
-
-    @property
-    def data(self) -> bytes:
-        """The piece."""
-        ...
-
-
-Chunks = AsyncIterator[Chunk]
-
-
-class BlobSource(Protocol):
-    """Where bytes come from: today the service; a store that a fleet shares fits here too."""
-
-    def download(
-        self, ref: AttachmentRef, size: int, /, *, start: int = 0
-    ) -> AbstractAsyncContextManager[Chunks]:
-        """Return the attachment's bytes in order, from `start` or from 0 on, at most `size` of them."""
-        ...
 
 
 class Shelf(Protocol):
@@ -110,6 +84,8 @@ class Download:
         size: its recorded length in bytes.
         leaving: when it stops once nobody follows it, and for how long what came is kept.
         followed: whether somebody may read before all is verified.
+        handed: what was handed out of the blob by earlier downloads.
+        ahead: who can be asked for parts ahead of the stream.
     """
 
     def __init__(
@@ -120,6 +96,8 @@ class Download:
         leaving: Leaving = AT_ONCE,
         *,
         followed: bool = True,
+        handed: HandedOut | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self.ref = ref
         self.expected = expected
@@ -127,7 +105,10 @@ class Download:
         self.verified = False
         self.refs: set[AttachmentRef] = {ref}  # all attachments that are read through it
         self.error: AttachfsError | None = None
-        self._limit = size if expected is None else max(0, size - 1) // WITHHELD * WITHHELD
+        self.contradicted = False  # the whole is right, and something else was handed out ahead of it
+        vouched = expected is not None
+        self.handed = handed or HandedOut(size, withholding=vouched)
+        self._jumps = Jumps(ref, size, self.handed, ahead, self._tick, compared=vouched)
         self._in_one_go = expected is not None and not followed and size <= _SMALL
         self.intake = Intake(ref, expected, size)
         self._received = 0  # bytes handed to the thread that stores them, and those it is done with
@@ -156,6 +137,7 @@ class Download:
         self._followers -= 1
         if self._followers:
             return
+        self._jumps.rest()
         if self._leaving == AT_ONCE:
             self.abandoned = True
             self._scope.cancel()
@@ -187,12 +169,41 @@ class Download:
         """The blob that this became, None before it has been verified."""
         return self._cached if self.verified else None
 
+    @property
+    def followed(self) -> bool:
+        """Whether somebody has it open."""
+        return self._followers > 0
+
     def may_read(self, end: int) -> bool:
-        """Whether the bytes before `end` may be handed out now."""
-        return self.verified or (end <= self.written and end <= self._limit)
+        """Whether the bytes before `end` could be handed out in order."""
+        return self.verified or (end <= self.written and end <= self.handed.limit)
+
+    def grant(self, offset: int, end: int) -> bool:
+        """Hand out what is stored; False: it is not, or has to be withheld."""
+        return self.verified or (end <= self.written and self.handed.in_order(offset, end))
+
+    async def obtain(self, offset: int, end: int) -> bytes | None:
+        """Wait until the bytes are handed out. None: as what is stored; else they came ahead of that.
+
+        Raises:
+            AttachfsError: they never will.
+        """
+        if self.error is None and self.grant(offset, end):
+            return None
+        with self._jumps.wish(offset, end) as wish:
+            while self.error is None:
+                if self.grant(offset, end):
+                    return None
+                data = self._jumps.take(wish)
+                if data is not None:
+                    return data
+                self._wanted.set()
+                with trio.move_on_after(self._jumps.ask(wish, self.written)):
+                    await self._progress.wait()
+        raise self.error.with_traceback(None)
 
     async def reach(self, end: int) -> None:
-        """Wait until the bytes before `end` may be handed out.
+        """Wait until the bytes before `end` could be handed out in order.
 
         Raises:
             AttachfsError: they never will.
@@ -230,6 +241,7 @@ class Download:
                 else:
                     await self._fetch(shelf, source)
                 await shelf.settle()
+                await self._compare()
                 # Nobody vouches for bytes without a recorded digest.
                 self.verified = self.expected is not None
         except* Exception as group:
@@ -240,8 +252,10 @@ class Download:
             self.error = error
         finally:
             self.stopped = self._scope.cancelled_caught and not (self.error or self._cached or self.abandoned)
-            if self._cached is None and not self.stopped:
-                self._give_up()
+            if not self.stopped:
+                self._jumps.close()
+                if self._cached is None:
+                    self._give_up()
 
     async def rest(self, *, keep: bool) -> bool:
         """Keep what came before the download was stopped. Return whether it is to run again.
@@ -337,10 +351,12 @@ class Download:
             source.download(self.ref, self.size, start=self.written) as chunks,
             trio.open_nursery() as nursery,
         ):
+            self._jumps.beside(chunks)
             nursery.start_soon(self._store_in_thread, pieces, shelf)
             try:
                 async for chunk in chunks:
                     self._received += len(chunk.data)
+                    self._jumps.came(len(chunk.data))
                     pieces.put(chunk)
                     while self._received - self._stored > _BACKLOG:
                         await self._progress.wait()
@@ -352,6 +368,23 @@ class Download:
             self._cached = self.intake.conclude(shelf.spill)
 
         await trio.to_thread.run_sync(conclude)
+
+    async def _compare(self) -> None:
+        """Compare what was handed out ahead of the stream with the whole, which has been found right.
+
+        Raises:
+            IntegrityError: it was something else: those who follow must not read on as if it had not been.
+        """
+        self._jumps.close()
+        if self._cached is None or not self._jumps.digests:
+            return
+        wrong = await trio.to_thread.run_sync(self._jumps.differing, self._cached.pread)
+        if wrong is None:
+            return
+        self.contradicted = True
+        reason = f"{self.ref.path}: what was read ahead from byte {wrong} on differs from the verified whole"
+        log.warning("%s: whoever has it open can read no more of it", reason)
+        raise IntegrityError(reason)
 
     async def _store_in_thread(self, pieces: SimpleQueue[Chunk | None], shelf: Shelf) -> None:
         """Hash and write what comes, as long as it comes."""

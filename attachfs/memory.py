@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import msgspec
 import trio
 
-from attachfs.download import Chunks
 from attachfs.errors import Unreachable, UsageError
 from attachfs.listings import Page, Source
 from attachfs.model import AssetRef, AttachmentRef, EventRef
+from attachfs.sources import Chunks, Part
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +251,12 @@ class OfflineSource:
     def download(
         self, ref: AttachmentRef, _size: int, /, **_more: object
     ) -> AbstractAsyncContextManager[Chunks]:
+        """Raise Unreachable: no bytes come from here."""
+        raise Unreachable(f"{ref.path}: offline, and not in the cache")
+
+    def part(
+        self, ref: AttachmentRef, _size: int, /, **_more: object
+    ) -> AbstractAsyncContextManager[Part | None]:
         """Raise Unreachable: no bytes come from here."""
         raise Unreachable(f"{ref.path}: offline, and not in the cache")
 

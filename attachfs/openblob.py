@@ -72,7 +72,7 @@ class OpenBlob:
         if isinstance(source, Download):
             if source.error is not None:
                 raise source.error.with_traceback(None)
-            if not source.may_read(end):
+            if not source.grant(offset, end):
                 return None
         data = pread_nowait(source.fd, end - offset, offset, buffer)
         self._check()
@@ -83,7 +83,8 @@ class OpenBlob:
     async def read(self, offset: int, size: int) -> bytes:
         """Return exactly the bytes in [offset, offset + size), cut at the end of the file.
 
-        Waits for a download to come that far, and for its verification where the last part is asked for.
+        Waits for a download to come that far, or to bring them ahead of that, and for its verification where
+        what is withheld is asked for.
 
         Raises:
             AttachfsError: the bytes turned out wrong, or could not be had.
@@ -91,11 +92,13 @@ class OpenBlob:
         end = min(offset + size, self.size)
         if offset >= end:
             return b""
-        source, data = self._source, None
+        source = self._source
+        data: bytes | None = None
         if isinstance(source, Download):
-            await source.reach(end)
-            # What has just been written is in the page cache: a thread would cost more than the read.
-            data = pread_nowait(source.fd, end - offset, offset)
+            data = await source.obtain(offset, end)
+            if data is None:
+                # What has just been written is in the page cache: a thread would cost more than the read.
+                data = pread_nowait(source.fd, end - offset, offset)
         if data is None:
             data = await trio.to_thread.run_sync(source.pread, end - offset, offset)
         self._check()

@@ -129,6 +129,14 @@ class BlobBody:
         await self._answer.aclose()
 
 
+def brings_just(answer: Answer, start: int, stop: int, size: int) -> bool:
+    """Whether an answer brings the bytes in [start, stop) of `size`, and nothing else."""
+    found = _CONTENT_RANGE.fullmatch((answer.header("content-range") or "").strip())
+    if answer.status != 206 or found is None or answer.body.length not in (None, stop - start):
+        return False
+    return found.groups() == (str(start), str(stop - 1), str(size))
+
+
 class _NoSuchRangeError(BadAnswer):
     """416."""
 
@@ -155,6 +163,11 @@ class Transfer:
         self._reached = start + _MIN_PROGRESS  # what lies beyond is progress
         self._patience: float | None = None
         self._ended = start >= size > 0  # nothing is left to ask for; an empty blob is asked for all the same
+
+    @property
+    def etag(self) -> str | None:
+        """The service's name for the version that comes; None: not known yet, or it has none."""
+        return self._etag
 
     def __aiter__(self) -> "Transfer":
         return self

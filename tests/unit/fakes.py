@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from attachfs.download import Chunk, Chunks
 from attachfs.errors import NotFound
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
+from attachfs.sources import Chunk, Chunks, Part
 
 T = TypeVar("T")
 
@@ -174,6 +174,7 @@ class Transfer:
         self.ref = ref
         self.size = size
         self.start = start  # where it was asked to begin
+        self.etag: str | None = None
         self.ended = False  # received to its end, failed, or cancelled
         self._send, self._receive = trio.open_memory_channel[Piece | Exception](1000)
 
@@ -209,12 +210,55 @@ class Transfer:
         self._receive.close()
 
 
+class PartAsked:
+    """One GET of a part: the test sends its pieces, or an exception, and ends it."""
+
+    def __init__(self, start: int, stop: int, etag: str | None) -> None:
+        self.start = start
+        self.stop = stop
+        self.etag = etag
+        self.ended = False  # received to its end, failed, or cancelled
+        self._send, self._receive = trio.open_memory_channel[bytes | Exception](1000)
+
+    def put(self, *items: bytes | Exception) -> "PartAsked":
+        for item in items:
+            self._send.send_nowait(item)
+        return self
+
+    def end(self) -> None:
+        self._send.close()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            item = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.ended = True
+        self._send.close()
+        self._receive.close()
+
+
 class FakeBytes:
-    """Where blobs come from. Those in `contents` arrive whole; for others the test feeds each `Transfer`."""
+    """Where blobs come from. Those in `contents` arrive whole; for others the test feeds each `Transfer`.
+
+    `parts`: what parts are taken from, by themselves; None: only whole blobs can be had; "held": the test
+    feeds each `PartAsked`. An exception is raised.
+    """
 
     def __init__(self) -> None:
         self.contents: dict[AttachmentRef, bytes | Exception] = {}
         self.transfers: list[Transfer] = []
+        self.parts: bytes | Exception | Literal["held"] | None = None
+        self.asked: list[PartAsked] = []
+        self.etag: str | None = None  # of the parts
         self._begun, self._next = trio.open_memory_channel[Transfer](1000)
 
     @property
@@ -239,3 +283,19 @@ class FakeBytes:
             yield transfer
         finally:
             transfer.close()
+
+    @asynccontextmanager
+    async def part(
+        self, _ref: AttachmentRef, _size: int, /, *, start: int, stop: int
+    ) -> AsyncIterator[Part | None]:
+        asked = PartAsked(start, stop, self.etag)
+        self.asked.append(asked)
+        await trio.lowlevel.checkpoint()
+        if isinstance(self.parts, Exception):
+            raise self.parts
+        if isinstance(self.parts, bytes):
+            asked.put(self.parts[start:stop]).end()
+        try:
+            yield None if self.parts is None else asked
+        finally:
+            asked.close()

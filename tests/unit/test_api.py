@@ -531,3 +531,112 @@ async def test_a_client_needs_a_usable_address(clock: MockClock) -> None:
     async with httpx.AsyncClient() as http:
         with pytest.raises(UsageError):
             Client(http, "not an address", NoAuth())
+
+
+# -- one part of a blob by itself ----------------------------------------------------------------------
+
+
+def some(start: int, stop: int, *, total: int | str = SIZE, **headers: str) -> httpx.Response:
+    return part(f"bytes {start}-{stop - 1}/{total}", DATA[start:stop], **headers)
+
+
+async def read_part(client: Client, start: int = 1000, stop: int = 2000) -> bytes | None:
+    async with client.part(FILE, SIZE, start=start, stop=stop) as body:
+        return None if body is None else await read(body)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, SIZE), (1000, 2000), (SIZE - 1, SIZE)])
+async def test_a_part_is_had_by_itself(clock: MockClock, start: int, stop: int) -> None:
+    service = Service(some(start, stop, ETag='"v1"'))
+    async with client_of(service) as client:
+        async with client.part(FILE, SIZE, start=start, stop=stop) as body:
+            assert body is not None
+            assert body.etag == '"v1"'
+            assert await read(body) == DATA[start:stop]
+        assert client.transport.limiter.in_flight == 0
+    assert [request.headers.get("Range") for request in service.requests] == [f"bytes={start}-{stop - 1}"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        whole(DATA),
+        httpx.Response(416),
+        some(1000, 2000, total="*"),
+        some(1000, 2000, total=SIZE + 1),
+        some(1000, 1999),
+        some(999, 2000),
+        some(1000, SIZE),
+        some(1000, 2000, **{"Content-Length": "999"}),
+        part(None, DATA[1000:2000]),
+        part(f"items 1000-1999/{SIZE}", DATA[1000:2000]),
+        part(f"bytes 01000-1999/{SIZE}", DATA[1000:2000]),
+        httpx.Response(206, headers={"Content-Type": "multipart/byteranges; boundary=x"}, content=b"--x"),
+    ],
+)
+async def test_nothing_but_just_that_part_is_taken_for_it_and_a_service_without_is_left_alone_for_a_while(
+    clock: MockClock, answer: httpx.Response
+) -> None:
+    service = Service(answer, some(1000, 2000))
+    async with client_of(service) as client:
+        assert await read_part(client) is None
+        assert await read_part(client) is None
+        assert client.transport.limiter.in_flight == 0
+        assert len(service.requests) == 1
+        clock.jump(301)
+        assert await read_part(client) == DATA[1000:2000]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (httpx.Response(404), NotFound),
+        (httpx.Response(403), AccessDenied),
+        (httpx.Response(500), BadAnswer),
+        (httpx.ConnectError("no"), Unreachable),
+        (part(f"bytes 1000-1999/{SIZE}", DATA[1000:1500]), BadAnswer),
+        (part(f"bytes 1000-1999/{SIZE}", DATA[1000:1500], httpx.ReadError("cut")), BadAnswer),
+        (part(f"bytes 1000-1999/{SIZE}", DATA[1000:2000], **{"Content-Encoding": "gzip"}), BadAnswer),
+        (part(f"bytes 1000-1999/{SIZE}", 1000.0), TimedOut),
+    ],
+)
+async def test_what_goes_wrong_with_a_part_says_nothing_about_parts(
+    clock: MockClock, answer: httpx.Response | Exception, error: type[AttachfsError]
+) -> None:
+    service = Service(answer)
+    async with client_of(service) as client:
+        with pytest.raises(error):
+            await read_part(client)
+        assert client.transport.limiter.in_flight == 0
+        service.script = [some(1000, 2000)]
+        clock.jump(60)
+        assert await read_part(client) == DATA[1000:2000]
+
+
+async def test_parts_leave_places_for_whole_blobs(clock: MockClock) -> None:
+    held = trio.Event()
+
+    async def hold(request: httpx.Request) -> httpx.Response:
+        if "Range" in request.headers:
+            await held.wait()
+            return some(1000, 2000)
+        return whole(DATA)
+
+    async with client_of(Service(hold), max_connections=8) as client:
+        assert client.transport.limiter.bulk_limit == 6
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(read_part, client)
+            with trio.move_on_after(1):
+                await trio.sleep_forever()
+            assert client.transport.limiter.in_flight == 3
+            async with client.blob(FILE, size=SIZE) as body:
+                assert await read(body) == DATA
+            held.set()
+
+
+async def test_a_stream_tells_its_version(clock: MockClock) -> None:
+    async with client_of(Service(ranged)) as client, client.download(FILE, SIZE) as chunks:
+        assert chunks.etag is None
+        await anext(chunks)
+        assert chunks.etag == '"v1"'

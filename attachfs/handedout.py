@@ -1,0 +1,86 @@
+"""What of a blob has been handed out before it was verified, and which part is withheld. Sync; no bytes here.
+
+Lives here and only here: that before the verdict one part of a blob has been handed out to nobody, whatever
+was asked for and in which order. So whoever reads a wrong blob whole meets an error, and the kernel, which
+keeps what it is given, never has all of it.
+
+At first the last part is withheld. It is handed out, ahead of the stream, only if another is untouched;
+that one is withheld then, and all beyond it have been handed out. The stream may be followed up to it.
+"""
+
+# What is withheld begins at a multiple of this, so at the beginning of a page, and a request that touches it
+# waits: no page that the kernel holds before the verdict has a withheld byte, however far it reads ahead.
+WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
+_MOST = 16 * 1024  # parts handed out ahead of a stream; each costs some hundred bytes until the verdict
+
+
+def blocks_of(offset: int, end: int) -> range:
+    """Return the numbers of the parts that hold any of the bytes."""
+    return range(offset // WITHHELD, -(-end // WITHHELD))
+
+
+class HandedOut:
+    """What was handed out of one blob, over all of its downloads until one is verified.
+
+    Whatever is allowed here counts as handed out from that moment on.
+
+    Args:
+        size: the blob's length in bytes.
+        withholding: False: nobody vouches for the bytes, and none is withheld.
+    """
+
+    def __init__(self, size: int, *, withholding: bool = True) -> None:
+        self._size = size
+        self._withholding = withholding
+        self._last = max(0, size - 1) // WITHHELD
+        self._front = 0  # bytes: up to where anything was read that had come in order
+        self._ahead = set[int]()  # parts handed out before, or beyond, that
+        self._withheld = self._last
+
+    @property
+    def limit(self) -> int:
+        """Up to where the stream may be followed, in bytes."""
+        return self._withheld * WITHHELD if self._withholding else self._size
+
+    @property
+    def touched(self) -> bool:
+        """Whether anything was handed out at all."""
+        return bool(self._front or self._ahead)
+
+    def in_order(self, offset: int, end: int) -> bool:
+        """Hand out bytes that have come with the stream; False: they must wait for the verdict."""
+        if end <= self.limit:
+            self._front = max(self._front, end)
+            return True
+        if offset >= self.limit + WITHHELD:
+            return True  # beyond what is withheld all has been handed out before
+        # Where jumps have moved it, what is withheld may lie in the middle, and the verdict far off.
+        return self._withheld != self._last and self.take(blocks_of(offset, end))
+
+    def may_take(self, blocks: range) -> bool:
+        """Whether `take` would hand these parts out."""
+        if not self._withholding:
+            return True
+        if len(self._ahead) + len(blocks) > _MOST:
+            return False
+        return self._withheld not in blocks or self._other(blocks) is not None
+
+    def take(self, blocks: range) -> bool:
+        """Hand out parts, wherever the stream is; False: they must wait for it, or for the verdict."""
+        if not self._withholding:
+            return True
+        if not self.may_take(blocks):
+            return False
+        if self._withheld in blocks:
+            other = self._other(blocks)
+            assert other is not None
+            self._withheld = other
+        self._ahead.update(blocks)
+        return True
+
+    def _other(self, blocks: range) -> int | None:
+        """Return the last part that could be withheld instead: nobody has had any of it, nor will now."""
+        for block in range(self._withheld - 1, -(-self._front // WITHHELD) - 1, -1):
+            if block not in self._ahead and block not in blocks:
+                return block
+        return None
