@@ -334,9 +334,9 @@ def test_matrix(bench_of: Callable[[str], Bench], case: Case) -> None:
     Promise 2: "In strict verification a file opens only once all of its bytes have been fetched and found
     right: a program that meets an error has been given no byte."
 
-    Promise 3: "In stream verification bytes are handed out in order as they arrive, but the last part, of at
-    most 128 KiB, only once the whole has been found right: no program reads a wrong file to its end without
-    an error."
+    Promise 3: "In stream verification bytes are handed out as they arrive, in order or, where the service
+    sends parts, ahead of that, but one part, of at most 128 KiB, only once the whole has been found right and
+    what was handed out ahead found in it: no program reads a wrong file to its end without an error."
 
     Promise 4: "In auto verification files up to the strict limit are treated as in strict verification,
     larger ones as in stream verification."

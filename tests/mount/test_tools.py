@@ -223,8 +223,8 @@ def test_sixteen_readers_of_one_cold_file_cause_one_download(
 ) -> None:
     """Nobody fetches what somebody else is fetching.
 
-    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, and not
-    again while they are in the cache, by a later mount either."
+    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, but for what
+    is read far ahead of a stream, and not again while they are in the cache, by a later mount either."
     """
     path = max(good, key=lambda p: recorded[p].info["size"])
     with mount() as mounted, concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -254,8 +254,8 @@ def test_the_cache_survives_a_remount_and_nothing_is_fetched_twice(
 ) -> None:
     """The second half of what is said of fetching.
 
-    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, and not
-    again while they are in the cache, by a later mount either."
+    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, but for what
+    is read far ahead of a stream, and not again while they are in the cache, by a later mount either."
     """
     path = small(recorded, good)
     with mount() as mounted:
