@@ -166,6 +166,11 @@ class Transport:
         try:
             with trail.scope:
                 try:
+                    return await self._attempt(trail, finish)
+                except _AgainError as error:
+                    failed: _AgainError | None = error
+                try:
+                    # The first attempt has been made: most requests need no second, nor what it takes.
                     async for attempt in stamina.retry_context(
                         on=_AgainError,
                         attempts=_ATTEMPTS,
@@ -175,6 +180,9 @@ class Transport:
                         wait_max=5.0,
                     ):
                         with attempt:
+                            if failed is not None:
+                                first, failed = failed, None
+                                raise first
                             return await self._attempt(trail, finish)
                 except _AgainError as again:
                     raise again.error from again.__cause__
@@ -348,10 +356,8 @@ class Transport:
         trail.sent += 1
         began = self._clock()
         try:
-            request = self._http.build_request(
-                "GET", url, headers=headers, timeout=connections.timeouts(self.timeout)
-            )
-            response = await self._http.send(request, stream=True, auth=None, follow_redirects=False)
+            timeouts = connections.timeouts(self.timeout)
+            response = await connections.exchange(self._http, url, headers, timeouts)
         except wire.LIBRARY_ERRORS as failure:
             raise self._failed(trail, permit, failure) from _harmless(failure)
         took = self._clock() - began
