@@ -1,5 +1,6 @@
 """What each pattern costs in requests: counted, not timed."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,3 +128,17 @@ def test_a_walk_over_a_large_ledger_reads_pages_and_over_its_names_nothing_more(
         assert len(found) == len(set(found)) == 1 + 5 * VAST
         assert counts(vast).keys() <= {"events"}
         assert counts(vast).get("events", 0) <= pages
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set how much the kernel asks for")
+def test_for_root_the_kernel_asks_for_much_at_a_time(wide: DemoServer, tmp_path: Path) -> None:
+    with run_mount(tmp_path, server=wide) as mounted:
+        device = mounted.point.stat().st_dev
+        setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        assert setting.read_text(encoding="ascii").strip() == "512"
+
+
+def test_mounting_connects_and_asks_for_nothing(wide: DemoServer, tmp_path: Path) -> None:
+    wide.reset()
+    with run_mount(tmp_path, server=wide):
+        assert counts(wide) == {"other": 1}  # a HEAD of the address, which opens the connection
