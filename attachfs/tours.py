@@ -45,6 +45,7 @@ class Tour:
         self.streak = 0
         self.asked = 0  # assets whose events were asked for one by one
         self.patience = _LONG
+        self.has_read_events = False
         child = directory.child
         self.walk: Walk[str] = Walk([], (lambda name: number(child(name)), lambda name: name))
 
@@ -91,6 +92,7 @@ class Renewal:
         self._tree = tree
         self._nursery = nursery
         self._took = {"assets": 0.0, "events": 0.0}  # seconds
+        self._not_before = {"assets": 0.0, "events": 0.0}  # after a reading that came to nothing
         self._running = ""
         self._next_look = 0.0
 
@@ -101,16 +103,18 @@ class Renewal:
 
     def consider(self, tour: Tour) -> None:
         """Begin what is worth it; called at each step of a walk."""
-        begins_events = tour.asked >= tour.patience
         now = self._ledger.clock()
+        begins_events = tour.asked >= tour.patience and now >= self._not_before["events"]
         if self._running or tour.streak < _LONG or (now < self._next_look and not begins_events):
             return
         self._next_look = now + min(1.0, self._ledger.ttl / 60)
         soon = tour.soon(self._ledger.ttl)
-        kinds = ("assets", "events")
-        for kind, left, pages in zip(kinds, self._ledger.left(), self._ledger.pages(), strict=True):
-            due = 0 < left < 2 * sum(self._took.values()) + self._ledger.ttl / 10
-            if not due and not (kind == "events" and begins_events and left <= 0):
+        # What is over first comes first: both take their time, one after the other.
+        for left, kind, pages in sorted(
+            zip(self._ledger.left(), ("assets", "events"), self._ledger.pages(), strict=True)
+        ):
+            wanted = kind == "assets" or tour.has_read_events or (begins_events and left <= 0)
+            if not wanted or left >= self._early(kind) or now < self._not_before[kind]:
                 continue
             if soon > _CHEAPER * pages:
                 self._running = kind  # one at a time: each takes room while it runs
@@ -118,6 +122,11 @@ class Renewal:
                 return
             if begins_events:
                 tour.patience = tour.asked * 2
+
+    def _early(self, kind: str) -> float:
+        """Return how many seconds before its time is over a listing is to be read again."""
+        needed = self._took[kind] + sum(self._took.values()) + self._ledger.ttl / 10
+        return min(needed, self._ledger.ttl / 2)
 
     async def _read(self, kind: str, tour: Tour, most: int) -> None:
         begun = self._ledger.clock()
@@ -137,8 +146,11 @@ class Renewal:
             log.debug("a listing could not be read ahead: %s", error.reason)
         finally:
             self._running = ""
-        self._took[kind] = self._ledger.clock() - begun
+        now = self._ledger.clock()
+        self._took[kind] = now - begun
+        self._not_before[kind] = now if done else now + self._ledger.ttl
         if kind == "events":
             tour.patience = _LONG if done else max(tour.asked, _LONG) * _LONGER
             tour.asked = 0 if done else tour.asked
+            tour.has_read_events = done
         log.debug("the listing of all %s: %s, %.1f s", kind, "read" if done else "not read", self._took[kind])
