@@ -113,7 +113,7 @@ class Renewal:
         for left, kind, pages in sorted(
             zip(self._ledger.left(), ("assets", "events"), self._ledger.pages(), strict=True)
         ):
-            wanted = kind == "assets" or tour.has_read_events or (begins_events and left <= 0)
+            wanted = kind == "assets" or left > 0 or tour.has_read_events or begins_events
             if not wanted or left >= self._early(kind) or now < self._not_before[kind]:
                 continue
             if soon > _CHEAPER * pages:
