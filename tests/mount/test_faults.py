@@ -304,6 +304,8 @@ def lengths() -> Iterator[Fault]:
                 0 if right else errno.EIO,
                 "" if right else "[errno 5]",
                 ONCE if right and name != "chunked without an end" else NO_STORM,
+                # A blob is taken up three times, after pauses of up to 0.5, 1 and 2 s.
+                within=4 if on == "blob" and not right else 0,
             )
     for name in ("less than announced", "chunked and cut in a chunk", "chunked without an end"):
         for on in ("info", "events", "blob"):
