@@ -413,6 +413,23 @@ class TestWithheld:
         await rest[-1].done.wait()
         blob.close()
 
+    async def test_stays_when_all_others_were_read_while_it_was_asked_for(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
+        world.bytes.parts = "held"
+        blob, transfer = await opened(world)
+        last = Reading(nursery, blob, LAST)
+        assert await waits(last)
+        transfer.put(piece(0, LAST))
+        assert await get(blob, 0, LAST) == piece(0, LAST)
+        world.bytes.asked[0].put(piece(LAST)).end()
+        await until(lambda: world.bytes.asked[0].ended)
+        assert await waits(last)
+        transfer.put(piece(LAST), offset=LAST * WITHHELD).end()
+        await last.done.wait()
+        assert last.data == piece(LAST)
+        blob.close()
+
     async def test_is_remembered_when_a_download_was_given_up(
         self, world: World, nursery: trio.Nursery
     ) -> None:
