@@ -150,6 +150,15 @@ async def connect(http: httpx.AsyncClient, url: str, done: trio.Event) -> None:
 class _Idle(NamedTuple):
     lane: httpx.AsyncBaseTransport
     since: float
+    stream: Any  # httpcore's AsyncNetworkStream: the connection; None: not known
+
+    def is_over(self, now: float) -> bool:
+        """Whether nobody will use it any more: it is old, or the service has ended its connection."""
+        if self.since < now - _KEEPALIVE:
+            return True
+        # Nothing comes unasked on an idle connection but its end.
+        socket = None if self.stream is None else self.stream.get_extra_info("socket")
+        return socket is not None and (socket.fileno() < 0 or socket.is_readable())
 
 
 class Lanes(httpx.AsyncBaseTransport):
@@ -174,10 +183,11 @@ class Lanes(httpx.AsyncBaseTransport):
         try:
             response = await lane.handle_async_request(request)
         except BaseException:
-            self._put_back(lane)
+            self._put_back(lane, None)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Stream(response.stream, lambda: self._put_back(lane))
+        connection = response.extensions.get("network_stream")
+        response.stream = _Stream(response.stream, lambda: self._put_back(lane, connection))
         return response
 
     async def aclose(self) -> None:
@@ -185,13 +195,13 @@ class Lanes(httpx.AsyncBaseTransport):
         while self._idle:
             await self._idle.pop().lane.aclose()
 
-    def _put_back(self, lane: httpx.AsyncBaseTransport) -> None:
-        self._idle.append(_Idle(lane, self._clock()))
+    def _put_back(self, lane: httpx.AsyncBaseTransport, connection: Any) -> None:
+        self._idle.append(_Idle(lane, self._clock(), connection))
 
     async def _close_old(self) -> None:
         """Close what a burst has left behind: connections that nobody will use any more."""
         with trio.move_on_after(_CLOSING, shield=True):
-            while self._idle and self._idle[0].since < self._clock() - _KEEPALIVE:
+            while self._idle and self._idle[0].is_over(self._clock()):
                 await self._idle.popleft().lane.aclose()
 
 

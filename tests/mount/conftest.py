@@ -138,9 +138,11 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
 def mount(tmp_path: Path, ledger: DemoServer) -> Mount:
     """Return a function that mounts the demo ledger with an empty cache."""
 
-    def start(*options: str, **kwargs: Any) -> contextlib.AbstractContextManager[Mounted]:
-        ledger.reset()
+    @contextlib.contextmanager
+    def start(*options: str, **kwargs: Any) -> Iterator[Mounted]:
         kwargs.setdefault("server", ledger)
-        return run_mount(tmp_path, *options, **kwargs)
+        with run_mount(tmp_path, *options, **kwargs) as mounted:
+            ledger.reset()  # what mounting itself asks is not counted
+            yield mounted
 
     return start

@@ -99,7 +99,8 @@ def test_a_streamed_file_is_handed_out_as_it_comes_but_never_to_its_end_before_i
         gate.set()
         assert last.result() == content[-1:]
         assert os.pread(file.fileno(), len(content), 0) == content
-        assert ledger.counts["blob"] == 1
+        # The whole, and a part asked for ahead of it, which this service does not send.
+        assert ledger.counts["blob"] <= 2
 
 
 def test_ctrl_c_on_a_program_that_waits_for_a_stalled_server_works(tmp_path: Path) -> None:

@@ -378,6 +378,31 @@ async def test_each_request_in_flight_has_a_lane_of_its_own_which_is_used_again(
     assert all(lane.closed for lane in made)
 
 
+async def test_connections_that_the_service_has_ended_do_not_stay(clock: MockClock) -> None:
+    there: list[trio.SocketStream] = []
+    together = trio.Event()
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        there.append(stream)
+        if len(there) == 5:
+            together.set()
+        await together.wait()
+        await stream.send_all(GOOD)
+
+    async with raw_server(answer) as url, open_http() as http:
+        client = Client(http, url, NoAuth())
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(client.info, FILE)
+        idle = http._transport._idle  # type: ignore[attr-defined]
+        assert len(idle) == 5
+        for stream in there:
+            await stream.aclose()
+        await wait_all_tasks_blocked(0.02)
+        assert await client.info(FILE) == b"{}"
+        assert len(idle) == 1
+
+
 async def test_lanes_that_nobody_uses_any_more_are_closed() -> None:
     made: list[Lane] = []
     now = [0.0]
