@@ -395,6 +395,7 @@ def test_only_without_room_for_that_too_there_is_no_space(tmp_path: Path) -> Non
         number, took = fails((mounted.point / case.path).read_bytes)
         assert errno.errorcode[number] == "ENOSPC"
         assert took < SLACK
+        mounted.log.wait_for("[errno 28]")
         assert [line for line in mounted.log.told(case.asset) if "[errno 28]" in line]
         mounted.serves_a_good_file()
 
