@@ -150,6 +150,7 @@ class _Ahead:
         self._nursery = nursery
         self._position = 0  # where the program is
         self._in_order = 0  # reads
+        self._missed = False  # one of them had to wait: what lies ahead is likely to be on the disk as well
         self._until = 0  # up to where was read ahead
         self._active = False
         self._busy = 0
@@ -157,11 +158,12 @@ class _Ahead:
     def note(self, offset: int, end: int, *, missed: bool) -> None:
         """Take note of a read; `missed`: it has to wait for the disk."""
         if abs(offset - self._position) > _STEP:
-            self._in_order, self._position, self._active = 0, end, False
+            self._in_order, self._position, self._missed, self._active = 0, end, missed, False
             return
         self._in_order += 1
         self._position = max(self._position, end)
-        if missed and not self._active and self._in_order >= _IN_ORDER:
+        self._missed |= missed
+        if self._missed and not self._active and self._in_order >= _IN_ORDER:
             self._active, self._until = True, self._position
         self._go_on()
 
