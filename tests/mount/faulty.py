@@ -385,6 +385,9 @@ class Ledger:
             while len(buffer) < length:
                 buffer += sock.recv(65536)
             body, buffer = buffer[:length], buffer[length:]
+            if first.startswith("HEAD "):  # mounting connects; an answer to it has no body
+                sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                continue
             exchange = Exchange(self, sock, first.split(" ")[1], headers, body)
             self.answer(exchange)
             if exchange.ends:
