@@ -1,5 +1,5 @@
 """`python -m attachfs` is the same as `attachfs`."""
 
-from attachfs.cli import main
+from attachfs.cli.main import main
 
 main()

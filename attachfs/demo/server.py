@@ -25,7 +25,13 @@ from hypercorn.config import Config
 from hypercorn.typing import Framework
 from starlette.types import ASGIApp
 
-from attachfs.demo.app import CLIENT_ID, CLIENT_SECRET, PAGE_LIMIT, TOKEN_LIFETIME, create_app
+from attachfs.demo.app import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    PAGE_LIMIT,
+    TOKEN_LIFETIME,
+    create_app,
+)
 from attachfs.demo.bulk import BulkLedger
 from attachfs.demo.records import Ledger
 from attachfs.demo.store import Store

@@ -14,7 +14,15 @@ from typing import Any, BinaryIO
 import msgspec
 
 from attachfs.demo.query import Query
-from attachfs.demo.records import ISSUER, TENANT, Blob, Page, Source, bytes_source, file_source
+from attachfs.demo.records import (
+    ISSUER,
+    TENANT,
+    Blob,
+    Page,
+    Source,
+    bytes_source,
+    file_source,
+)
 from attachfs.demo.sniff import HEAD, sniff
 
 _PIECE = 1 << 20

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 
-from attachfs import config, daemon
+from attachfs.config import settings as config_settings
 from attachfs.demo.spawn import DemoServer, spawn_server
 from attachfs.errors import UsageError
+from attachfs.mount import daemon
 
 
 def run(mountpoint: Path | None) -> int:
@@ -44,7 +45,7 @@ def run(mountpoint: Path | None) -> int:
             "log_file": str(kept / "log"),
             "config": os.devnull,
         }
-        settings = dataclasses.replace(config.load(given, environ={}), state_dir=kept / "state")
+        settings = dataclasses.replace(config_settings.load(given, environ={}), state_dir=kept / "state")
         code = daemon.run_foreground(settings, point, lambda: _show(point, server, kept / "log"))
         click.echo(f"\nUnmounted {point}; the demo ledger has ended and its files are gone.")
         return code

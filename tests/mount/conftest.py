@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from attachfs.demo.spawn import DemoServer, spawn_server
-from attachfs.mounts import mount_at
+from attachfs.mount.mountinfo import mount_at
 from tests.mount.scripted import Served
 
 ENDS_WITHIN = 30  # seconds

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from attachfs import unmounting
 from attachfs.demo.spawn import DemoServer
 from attachfs.errors import AttachfsError
-from attachfs.mounts import mount_at
-from attachfs.tree import Place
-from attachfs.unmounting import State
+from attachfs.mount import unmount
+from attachfs.mount.mountinfo import mount_at
+from attachfs.mount.unmount import State
+from attachfs.namespace.nodes import Place
 from tests.mount.conftest import ENDS_WITHIN, Mount, Mounted
 
 TOP = sorted(place.value for place in Place if place.value)
@@ -99,7 +99,7 @@ class TestUnmounting:
             assert busy.returncode == 1
             assert f"used by cat (pid {holder.pid}, its working directory)" in busy.stderr
             assert f"attachfs umount --lazy {point}" in busy.stderr
-            assert [user.pid for user in unmounting.users(there)] == [holder.pid]
+            assert [user.pid for user in unmount.users(there)] == [holder.pid]
             assert attachfs("umount", "--lazy", point).returncode == 0
             assert mount_at(point) is None
             assert holder.stdin is not None
@@ -113,11 +113,11 @@ class TestUnmounting:
             there = mount_at(point)
             assert there is not None
             with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=()) as other:
-                users = unmounting.users(there)
+                users = unmount.users(there)
                 assert other.pid not in [user.pid for user in users]
             with file.open("rb") as inherited, subprocess.Popen(["sleep", "1000"], stdin=inherited) as holder:
                 assert f"open: {file}" in [
-                    user.what for user in unmounting.users(there) if user.pid == holder.pid
+                    user.what for user in unmount.users(there) if user.pid == holder.pid
                 ]
                 holder.kill()
         assert attachfs("umount", point).returncode == 0
@@ -134,10 +134,10 @@ class TestUnmounting:
         pid = daemon_of(point)
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert unmounting.ask(point, within=0.2)[0] is State.HUNG
-            monkeypatch.setattr(unmounting, "_ANSWERS_WITHIN", 0.2)
+            assert unmount.ask(point, within=0.2)[0] is State.HUNG
+            monkeypatch.setattr(unmount, "_ANSWERS_WITHIN", 0.2)
             with pytest.raises(AttachfsError, match="does not answer"):
-                unmounting.unmount(point)
+                unmount.unmount(point)
         finally:
             os.kill(pid, signal.SIGCONT)
         assert attachfs("umount", point).returncode == 0
@@ -167,7 +167,7 @@ class TestDeadMounts:
         pid = daemon_of(point)
         os.kill(pid, signal.SIGKILL)
         gone(pid)
-        assert unmounting.ask(point)[0] is State.DEAD
+        assert unmount.ask(point)[0] is State.DEAD
 
     def test_our_own_is_replaced(self, tmp_path: Path, point: Path, ledger: DemoServer) -> None:
         self.crash(tmp_path, point, ledger)
@@ -188,9 +188,9 @@ class TestDeadMounts:
     def test_of_another_kind_or_alive_is_left_alone(
         self, tmp_path: Path, point: Path, ledger: DemoServer
     ) -> None:
-        assert not unmounting.clear_dead(point, ledger.url)
+        assert not unmount.clear_dead(point, ledger.url)
         assert background(tmp_path, ledger).returncode == 0
-        assert not unmounting.clear_dead(point, ledger.url)
+        assert not unmount.clear_dead(point, ledger.url)
         again = background(tmp_path, ledger)
         assert again.returncode == 2
         assert "mounted already" in again.stderr

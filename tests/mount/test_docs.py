@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attachfs import config
+from attachfs.config import settings
 from attachfs.demo.spawn import DemoServer
 from tests.mount.conftest import ENDS_WITHIN, Mount
 from tests.mount.oracle import directories_and_files
@@ -188,7 +188,7 @@ def test_the_manuals_configuration_and_fstab_lines_are_understood(tmp_path: Path
     lines = re.findall(r"^\S+ \S+ attachfs (\S+) 0 0$", fstab + "\n" + README, re.MULTILINE)
     assert len(lines) >= 4
     for words in lines:
-        assert set(config.parse_o_words(words)) <= {"allow_other"}
+        assert set(settings.parse_o_words(words)) <= {"allow_other"}
 
 
 @pytest.mark.parametrize("picture", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))

@@ -9,7 +9,7 @@ import pytest
 
 import attachfs
 from attachfs.demo.spawn import DemoServer
-from attachfs.tree import Place
+from attachfs.namespace.nodes import Place
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root for a mount namespace")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from attachfs import cli, helper
-from attachfs.config import FILE_KEYS, OPTIONS
+from attachfs.cli import main as cli_main
+from attachfs.cli import mount_helper
+from attachfs.config.options import FILE_KEYS, OPTIONS
 from attachfs.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def options() -> dict[str, set[str]]:
             if isinstance(parameter, click.Option)
             for word in [*parameter.opts, *parameter.secondary_opts]
         }
-        for name, command in commands(cli.main)
+        for name, command in commands(cli_main.main)
     }
 
 
@@ -92,7 +93,7 @@ def test_the_defaults_in_the_pages_are_the_programs() -> None:
 
 def test_the_helpers_options_are_in_its_page() -> None:
     with pytest.raises(UsageError):
-        helper.parse(["-?"])
+        mount_helper.parse(["-?"])
     assert flags(page("mount.attachfs.8")) >= {"-s", "-f", "-n", "-v", "-r", "-w", "-N", "-t", "-o"}
 
 

@@ -1,4 +1,4 @@
-"""The scripts parse and say what is missing; CONTRIBUTING's module table and the layering are true."""
+"""The scripts parse and say what is missing; the packages stand in their order."""
 
 import ast
 import os
@@ -18,12 +18,27 @@ SCRIPTS = sorted(path for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci" /
 BASH_SCRIPTS = [path for path in SCRIPTS if "bash" in path.read_text(encoding="utf-8").partition("\n")[0]]
 NOBODY = 65534
 
-# Who may import what: the linter forbids these imports everywhere and excuses whole files; this is exact.
+# Which package may import which; below all of them stand errors, model and units. CONTRIBUTING shows it as a picture.
+BELOW = {
+    "cli": {"demo", "mount", "blobs", "cache", "service", "config"},
+    "demo": {"mount", "config"},
+    "mount": {"fuse", "namespace", "blobs", "ledger", "cache", "service", "config"},
+    "fuse": {"namespace", "blobs", "ledger"},
+    "namespace": {"ledger"},
+    "blobs": {"ledger", "cache"},
+    "ledger": set(),
+    "cache": set(),
+    "service": set(),
+    "config": set(),
+}
+FOUNDATION = {"errors", "model", "units", "__version__"}
+
+# Which package may know which library. The linter forbids them everywhere and excuses these files.
 KNOWS = {
-    "pyfuse3": {"fs.py", "entries.py", "mount.py"},
-    "httpcore": {"wire.py"},
-    "httpx": {"api.py", "auth.py", "connections.py", "exchange.py", "transport.py", "wire.py"},
-    "cachetools": {"cacheindex.py"},
+    "pyfuse3": {"fuse", "mount/serve.py"},
+    "httpcore": {"service"},
+    "httpx": {"service"},
+    "cachetools": {"cache/index.py"},
 }
 
 
@@ -148,17 +163,7 @@ def test_setup_refreshes_package_lists_only_if_needed(sandbox: Sandbox, known: b
     assert "fuse3" in install.split()
 
 
-# CONTRIBUTING's module table: complete, and in the order of the layers.
-
-
-def modules_in_table() -> list[str]:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    return re.findall(r"^\| `([a-z_]+(?:\.py|/))` \|", text, re.MULTILINE)
-
-
-def modules_in_package() -> set[str]:
-    files = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
-    return files | {path.parent.name + "/" for path in PACKAGE.glob("*/__init__.py")}
+# The packages and their order.
 
 
 def imported(path: Path) -> set[str]:
@@ -175,36 +180,56 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def test_module_table_names_every_module_and_no_other() -> None:
-    listed = modules_in_table()
-    assert len(listed) == len(set(listed))
-    assert set(listed) == modules_in_package(), "add the module's row to CONTRIBUTING.md, or remove it"
+def packages() -> set[str]:
+    return {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 
-def test_imports_go_down_the_module_table() -> None:
-    listed = modules_in_table()
+def test_packages_import_only_those_below_them() -> None:
     upward = []
-    for row, module in enumerate(listed):
-        files = [PACKAGE / module] if module.endswith(".py") else sorted((PACKAGE / module).glob("*.py"))
-        higher = {"attachfs." + other.removesuffix(".py").removesuffix("/"): other for other in listed[:row]}
-        for file in filter(Path.exists, files):  # what is missing is the other test's business
-            upward += [f"{file.name} imports {higher[name]}" for name in imported(file) if name in higher]
-    assert upward == [], "a module imports only modules in rows below its own"
+    for package, below in BELOW.items():
+        for file in sorted((PACKAGE / package).glob("*.py")):
+            parts = [name.split(".") for name in imported(file)]
+            used = {name[1] for name in parts if name[0] == "attachfs" and len(name) > 1}
+            upward += [
+                f"{file.relative_to(ROOT)} imports {name}" for name in used - below - FOUNDATION - {package}
+            ]
+    assert upward == []
+    assert set(BELOW) == packages(), "say here what a new package may import"
 
 
-def test_only_the_named_modules_know_the_libraries() -> None:
+def test_no_package_stands_above_itself() -> None:
+    def reach(package: str, seen: frozenset[str] = frozenset()) -> None:
+        assert package not in seen, f"a circle: {seen}"
+        for other in BELOW[package]:
+            reach(other, seen | {package})
+
+    for package in BELOW:
+        reach(package)
+
+
+def test_contributing_has_one_line_for_each_package() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([a-z_]+)/` \|", text, re.MULTILINE)
+    assert sorted(listed) == sorted(packages())
+
+
+def test_at_most_six_modules_stand_beside_the_packages() -> None:
+    assert len([path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]) <= 6
+
+
+def test_only_the_named_packages_know_the_libraries() -> None:
     for library, allowed in KNOWS.items():
-        knowing = {
-            str(path.relative_to(PACKAGE))
-            for path in PACKAGE.rglob("*.py")
-            if any(name.split(".")[0] == library for name in imported(path))
-        }
-        assert knowing <= allowed, library
+        for path in PACKAGE.rglob("*.py"):
+            if any(name.split(".")[0] == library for name in imported(path)):
+                where = path.relative_to(PACKAGE)
+                assert {str(where), where.parts[0]} & allowed, f"{where} imports {library}"
 
 
-def test_the_linter_names_the_same_modules() -> None:
+def test_the_linter_names_the_same_packages() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         lint = tomllib.load(file)["tool"]["ruff"]["lint"]
     assert set(lint["flake8-tidy-imports"]["banned-api"]) == set(KNOWS)
-    excused = {name for name, rules in lint["per-file-ignores"].items() if "TID251" in rules}
-    assert excused - {"tests/*"} == {f"attachfs/{name}" for names in KNOWS.values() for name in names}
+    excused = {
+        name.removesuffix("/*") for name, rules in lint["per-file-ignores"].items() if "TID251" in rules
+    }
+    assert excused - {"tests"} == {f"attachfs/{name}" for names in KNOWS.values() for name in names}

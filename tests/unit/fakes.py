@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from attachfs.blobs.source import Chunk, Chunks, Part
 from attachfs.errors import NotFound
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
-from attachfs.sources import Chunk, Chunks, Part
 
 T = TypeVar("T")
 

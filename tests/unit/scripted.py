@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import trio
 
-from attachfs.api import Client, open_http
-from attachfs.auth import Auth, NoAuth
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
+from attachfs.service.auth import Auth, NoAuth
+from attachfs.service.client import Client, open_http
 
 ONE = "11111111-1111-4111-8111-111111111111"
 TWO = "22222222-2222-4222-8222-222222222222"

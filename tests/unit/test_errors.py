@@ -5,7 +5,15 @@ import errno
 import pytest
 
 from attachfs import errors
-from attachfs.errors import AttachfsError, BadAnswer, IntegrityError, NotFound, TimedOut, errno_of, first_of
+from attachfs.errors import (
+    AttachfsError,
+    BadAnswer,
+    IntegrityError,
+    NotFound,
+    TimedOut,
+    errno_of,
+    first_of,
+)
 
 TABLE = {
     errors.NotFound: "ENOENT",

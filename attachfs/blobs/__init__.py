@@ -1,0 +1,1 @@
+"""A blob from open to close: downloaded, verified, withheld until verified, pinned."""

@@ -1,0 +1,331 @@
+"""Reads far ahead of a stream: answered with parts that are asked for by themselves, and compared in the end.
+
+Lives here and only here: which read is a jump, how much is asked for at a time, what is kept of it in memory,
+and what of it was handed out, so that it can be compared with the whole once that has been found right.
+
+Nothing here can fail a stream, and nobody has to wait for it: who is not answered here is by the stream.
+"""
+
+import hashlib
+import logging
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import trio
+
+from attachfs.blobs.source import BlobSource, Chunks
+from attachfs.blobs.withholding import WITHHELD, HandedOut, blocks_of
+from attachfs.errors import AttachfsError, BadAnswer
+from attachfs.model import AttachmentRef
+
+log = logging.getLogger(__name__)
+
+_NEAR = 2**20  # bytes ahead of the stream; whoever reads in order, and the kernel ahead of them, stays within
+_SOON = 0.25  # seconds: about a round trip; what the stream will have brought by then is not asked for
+_MOST = 32  # blocks asked for at a time, once reads follow each other
+_KEPT = 64  # blocks kept in memory: 8 MiB for each download
+_FLIGHTS = 2  # requests at once for each download
+_RUNS = 4  # places at which reads follow each other
+_FIRST_PAUSE = 5.0  # seconds in which nothing is asked for after a failure, doubling
+_LAST_PAUSE = 300.0
+
+
+class Ahead(NamedTuple):
+    """Who can be asked for parts, and where that runs."""
+
+    source: BlobSource
+    nursery: trio.Nursery
+
+
+class Wish:
+    """A read that waits, since when, and for which blocks."""
+
+    def __init__(self, offset: int, end: int) -> None:
+        self.offset = offset
+        self.end = end
+        self.blocks = blocks_of(offset, end)
+        self.since = trio.current_time()
+
+
+class _Flight:
+    """A request for some blocks; `next` is the first that has not come yet."""
+
+    def __init__(self, blocks: range) -> None:
+        self.first = self.next = blocks.start
+        self.stop = blocks.stop
+        self.scope = trio.CancelScope()
+
+    def brings(self, block: int) -> bool:
+        """Whether the block is still to come."""
+        return self.next <= block < self.stop
+
+    def is_for(self, wish: Wish) -> bool:
+        """Whether anything of what is wished is still to come."""
+        return wish.blocks.start < self.stop and self.next < wish.blocks.stop
+
+
+class _Run:
+    """Reads that follow each other: where the next would be, and how many blocks were last asked for."""
+
+    def __init__(self, after: int, amount: int) -> None:
+        self.after = after
+        self.amount = amount
+
+
+class Jumps:
+    """What is read ahead of one download.
+
+    Args:
+        ref: the attachment that is fetched.
+        size: its recorded length in bytes.
+        handed: what was handed out of it.
+        ahead: where parts come from; None: nothing is read ahead.
+        tell: is called when blocks have come, or will not.
+        compared: whether what was handed out will be compared with the whole.
+    """
+
+    def __init__(
+        self,
+        ref: AttachmentRef,
+        size: int,
+        handed: HandedOut,
+        ahead: Ahead | None,
+        tell: Callable[[], None],
+        *,
+        compared: bool,
+    ) -> None:
+        self._ref = ref
+        self._size = size
+        self._handed = handed
+        self._ahead = ahead
+        self._tell = tell
+        self._compared = compared
+        self.digests: dict[int, bytes] = {}  # of the blocks handed out from here
+        self._kept: OrderedDict[int, bytes] = OrderedDict()  # last used last
+        self._wishes = set[Wish]()
+        self._flights: list[_Flight] = []
+        self._runs = deque[_Run](maxlen=_RUNS)
+        self._stream: Chunks | None = None
+        self._etag: str | None = None  # of the parts
+        self._queue = 0  # bytes: up to where reads that wait for the stream follow each other
+        self._pace = _Pace()
+        self._pause = _FIRST_PAUSE
+        self._not_before = -math.inf
+
+    # -- the stream --------------------------------------------------------------------------------
+
+    def beside(self, stream: Chunks) -> None:
+        """Take note of the stream that parts are read ahead of."""
+        self._stream = stream
+
+    def came(self, amount: int) -> None:
+        """Take note of how much came with the stream."""
+        self._pace.note(amount)
+
+    def rest(self) -> None:
+        """Let go of everything but what has to be compared: nobody reads."""
+        self._kept.clear()
+        for flight in self._flights:
+            flight.scope.cancel()
+
+    def close(self) -> None:
+        """Hand out nothing more."""
+        self._ahead = None
+        self.rest()
+
+    def differing(self, read: Callable[[int, int], bytes]) -> int | None:
+        """Return where something else was handed out than is in the whole, None if nowhere. In a thread.
+
+        Args:
+            read: returns so many of its bytes, from an offset on.
+        """
+        for block, digest in sorted(self.digests.items()):
+            if hashlib.sha256(read(self._length(block), block * WITHHELD)).digest() != digest:
+                return block * WITHHELD
+        return None
+
+    # -- reads -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def wish(self, offset: int, end: int) -> Iterator[Wish]:
+        """Tell of a read that has to wait."""
+        wish = Wish(offset, end)
+        self._wishes.add(wish)
+        try:
+            yield wish
+        finally:
+            self._wishes.remove(wish)
+            for flight in self._flights:
+                if flight.next == flight.first and not self._wanted(flight):
+                    flight.scope.cancel()  # it was killed, or the stream was there first
+
+    def take(self, wish: Wish) -> bytes | None:
+        """Hand out what was wished for, if it is here and may be."""
+        if self._ahead is None or not self._kept or any(block not in self._kept for block in wish.blocks):
+            return None
+        if self._etags_differ():
+            self._stop("its parts are of another version than the whole")
+            return None
+        if not self._handed.take(wish.blocks):
+            return None
+        pieces = []
+        for block in wish.blocks:
+            data = self._kept[block]
+            self._kept.move_to_end(block)
+            if self._compared and block not in self.digests:
+                self.digests[block] = hashlib.sha256(data).digest()
+            begin = block * WITHHELD
+            pieces.append(memoryview(data)[max(0, wish.offset - begin) : wish.end - begin])
+        return b"".join(pieces)
+
+    def ask(self, wish: Wish, written: int) -> float:
+        """See to it that what is wished for comes ahead of the stream, if that is worth a request.
+
+        Returns:
+            For how long to wait before this is called again, if nothing happens meanwhile.
+        """
+        if self._ahead is None:
+            return math.inf
+        if wish.offset <= max(written + _NEAR, self._queue):
+            if wish.offset <= max(written, self._queue):
+                self._queue = max(self._queue, wish.end)
+            return math.inf
+        missing = [block for block in wish.blocks if block not in self._kept and not self._coming(block)]
+        if not missing or not self._handed.may_take(wish.blocks):
+            return math.inf
+        now = trio.current_time()
+        ready = self._not_before
+        if wish.end - written <= self._pace.within(now):
+            ready = max(ready, wish.since + _SOON)  # the stream is as fast
+        if now < ready:
+            return ready - now
+        for block in missing:
+            if not self._coming(block):
+                self._launch(self._ahead, range(block, wish.blocks.stop))
+        return math.inf
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def _coming(self, block: int) -> bool:
+        return any(flight.brings(block) for flight in self._flights)
+
+    def _wanted(self, flight: _Flight) -> bool:
+        return any(flight.is_for(wish) for wish in self._wishes)
+
+    def _launch(self, ahead: Ahead, blocks: range) -> None:
+        """Ask for some blocks, and for more if reads follow each other there; else wait for a place."""
+        while len(self._flights) >= _FLIGHTS:
+            idle = next((flight for flight in self._flights if not self._wanted(flight)), None)
+            if idle is None:
+                return
+            self._flights.remove(idle)
+            idle.scope.cancel()
+        run = next((run for run in self._runs if run.after == blocks.start), None)
+        if run is None:
+            run = _Run(blocks.start, 0)
+            self._runs.append(run)
+        run.amount = min(max(2 * run.amount, len(blocks)), _MOST)
+        stop = min(blocks.start + run.amount, blocks_of(0, self._size).stop)
+        for block in range(blocks.start + 1, stop):
+            if block in self._kept or self._coming(block):
+                stop = block  # from there on it is here already, or comes
+                break
+        run.after = stop
+        flight = _Flight(range(blocks.start, stop))
+        self._flights.append(flight)
+        ahead.nursery.start_soon(self._fly, ahead.source, flight)
+
+    async def _fly(self, source: BlobSource, flight: _Flight) -> None:
+        try:
+            with flight.scope:
+                await self._receive(source, flight)
+                self._pause = _FIRST_PAUSE
+        except AttachfsError as error:
+            log.debug("%s: nothing is read ahead for %g s: %s", self._ref.path, self._pause, error.reason)
+            self._not_before = trio.current_time() + self._pause
+            self._pause = min(2 * self._pause, _LAST_PAUSE)
+        except Exception:
+            log.exception("%s: reading ahead failed for a reason of its own", self._ref.path)
+            self.close()
+        finally:
+            if flight in self._flights:
+                self._flights.remove(flight)
+            self._tell()
+
+    async def _receive(self, source: BlobSource, flight: _Flight) -> None:
+        start, stop = flight.first * WITHHELD, min(flight.stop * WITHHELD, self._size)
+        async with source.part(self._ref, self._size, start=start, stop=stop) as part:
+            if part is None:
+                self._stop("the service does not send parts")
+                return
+            if self._etags_differ(part.etag):
+                self._stop("the part is of another version than the whole")
+                return
+            buffer = bytearray()
+            async for piece in part:
+                buffer += piece
+                while flight.next < flight.stop and len(buffer) >= (length := self._length(flight.next)):
+                    self._keep(flight.next, bytes(buffer[:length]))
+                    del buffer[:length]
+                    flight.next += 1
+                    self._tell()
+                if self._ahead is None:
+                    return
+                if flight.next == flight.stop and buffer:
+                    break
+            if flight.next < flight.stop or buffer:
+                raise BadAnswer(f"{self._ref.path}: a part of another length came than was asked for")
+
+    def _keep(self, block: int, data: bytes) -> None:
+        handed_out = self.digests.get(block)
+        if handed_out is not None and hashlib.sha256(data).digest() != handed_out:
+            self._stop("the service sent other bytes the second time")  # the verdict tells which are wrong
+            return
+        if self._ahead is None:
+            return
+        self._kept[block] = data
+        self._kept.move_to_end(block)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+
+    def _etags_differ(self, etag: str | None = None) -> bool:
+        """Whether the stream or an earlier part is known to be of another version; `etag`: a new part's."""
+        known = {self._etag, etag, self._stream.etag if self._stream is not None else None} - {None}
+        self._etag = self._etag or etag
+        return len(known) > 1
+
+    def _stop(self, reason: str) -> None:
+        if self._ahead is not None:
+            log.info("%s is read in order only: %s", self._ref.path, reason)
+        self.close()
+
+    def _length(self, block: int) -> int:
+        return min(WITHHELD, self._size - block * WITHHELD)
+
+
+class _Pace:
+    """How much came with a stream within the time that a request would take."""
+
+    def __init__(self) -> None:
+        self._since = -math.inf
+        self._amount = 0
+        self._before = 0
+
+    def note(self, amount: int) -> None:
+        """Take note of what came."""
+        self._turn(trio.current_time())
+        self._amount += amount
+
+    def within(self, now: float) -> int:
+        """Return how much came of late, within so long."""
+        self._turn(now)
+        return max(self._amount, self._before)
+
+    def _turn(self, now: float) -> None:
+        if now - self._since < _SOON:
+            return
+        self._before = self._amount if now - self._since < 2 * _SOON else 0
+        self._since, self._amount = now, 0

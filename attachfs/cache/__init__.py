@@ -1,0 +1,1 @@
+"""Verified blobs on disk by their digest, and the quarantine of those that did not match."""

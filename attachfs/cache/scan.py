@@ -1,0 +1,178 @@
+"""What lies in the cache's directory: listed, and learnt into the index at the start.
+
+Lives here and only here: the walk over the folders of blobs, and when one is due: at the start, and when
+another directory has taken the place of the one that was walked.
+"""
+
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from attachfs.cache import files
+from attachfs.cache.directory import CacheDirectory
+from attachfs.cache.index import Blobs, File, Folder
+from attachfs.cache.store import Store
+from attachfs.errors import NoRoom, Unexpected, UsageError
+from attachfs.model import Digest
+
+_WAIT = 10.0  # seconds that a writer waits for the index before it goes without the cache
+_FOLDER_RE = re.compile("[0-9a-f]{2}")
+
+
+class Walked(NamedTuple):
+    """One folder of blobs as it lies on the disk; `charge` is the room it takes itself."""
+
+    folder: Folder
+    charge: int
+    blobs: list[tuple[Digest, os.stat_result]]
+
+
+def walk(home: CacheDirectory) -> Iterator[Walked]:
+    """Yield the folders of blobs on disk; whatever else lies there is passed over.
+
+    Raises:
+        OSError: one cannot be listed.
+    """
+    with suppress(FileNotFoundError), home.below("blobs") as blobs_fd:
+        for alg in files.ALGORITHMS:
+            for name in _names(blobs_fd, alg):
+                if _FOLDER_RE.fullmatch(name):
+                    yield from _walk_folder(blobs_fd, (alg, name))
+
+
+def listed(home: CacheDirectory) -> list[tuple[Digest, os.stat_result]]:
+    """Return the blobs on disk.
+
+    Raises:
+        Unexpected: the directory cannot be listed.
+    """
+    try:
+        return [blob for walked in walk(home) for blob in walked.blobs]
+    except OSError as error:
+        raise Unexpected(f"the cache in {home.root} cannot be listed: {error.strerror}") from error
+
+
+def _names(blobs_fd: int, alg: str) -> list[str]:
+    try:
+        with files.folder(blobs_fd, alg) as alg_fd:
+            return files.names(alg_fd)
+    except OSError as error:
+        if files.is_planted(error) or isinstance(error, FileNotFoundError):
+            return []
+        raise
+
+
+def _walk_folder(blobs_fd: int, folder: Folder) -> Iterator[Walked]:
+    """Yield the folder if it is one, and is still there."""
+    alg, start = folder
+    blobs = []
+    try:
+        with files.folder(blobs_fd, *folder) as fd:
+            charge = files.charge_stat(os.fstat(fd))
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    digest = Digest(alg, entry.name)
+                    if not entry.name.startswith(start) or not files.is_digest(digest):
+                        continue
+                    with suppress(FileNotFoundError):
+                        st = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(st.st_mode):
+                            blobs.append((digest, st))
+    except OSError as error:
+        if files.is_planted(error) or isinstance(error, FileNotFoundError):
+            return
+        raise
+    yield Walked(folder, charge, blobs)
+
+
+class Indexer:
+    """Keeps the index one of the directory that is there. Thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._home = store.home
+        self._walking = threading.Lock()
+
+    def run(self) -> None:
+        """Remove left-over temporary files, learn what there is, hold it to the bound; once."""
+        store, home = self._store, self._home
+        with self._walking:
+            with store.lock:
+                root = home.identity()
+                if store.indexed.is_set() and root == store.index.root:
+                    return
+                store.index.begin_walk()
+            try:
+                if home.exclusive:
+                    home.sweep()
+                store.quarantine.scan(trim=home.exclusive)
+                self._learn(root)
+            except OSError as error:
+                store.trouble("directory", f"the cache in {home.root} cannot be listed: {error.strerror}")
+            finally:
+                with store.lock:
+                    store.index.end_walk()
+                store.indexed.set()
+        store.shrink()
+
+    def wait(self) -> None:
+        """Wait for the first walk; if nobody has begun it, do it.
+
+        Raises:
+            NoRoom: it takes too long.
+        """
+        if self._store.indexed.is_set():
+            return
+        if self._walking.acquire(blocking=False):
+            self._walking.release()
+            self.run()  # nobody has begun
+        elif not self._store.indexed.wait(_WAIT):
+            raise NoRoom(f"the cache in {self._home.root} is still being indexed")
+
+    def attach_again(self) -> None:
+        """Have a directory that can be written to, made again if it was deleted, and its index.
+
+        Raises:
+            NoRoom: there is none.
+            OSError: it cannot be made.
+        """
+        try:
+            with self._store.lock:
+                same = self._attach_again()
+        except UsageError as error:
+            self._store.trouble("directory", error.reason)
+            raise NoRoom(error.reason) from error
+        if not same:
+            self.run()  # another directory than before, or one that could not be listed
+            if self._store.index.root is None:
+                raise NoRoom(f"the cache in {self._home.root} cannot be listed")
+
+    def _attach_again(self) -> bool:
+        """Return whether the directory is the one that was walked; if not, empty the index."""
+        if not self._home.exclusive:
+            raise NoRoom("this cache was opened to look at, not to write")
+        self._home.attach_again()
+        if not self._home.writable:
+            raise NoRoom(f"the cache directory {self._home.root} cannot be written")
+        if self._home.identity() == self._store.index.root:
+            return True
+        self._store.index.clear()
+        return False
+
+    def _learn(self, root: tuple[int, int] | None) -> None:
+        fresh = Blobs()
+        found: list[tuple[Digest, os.stat_result]] = []
+        for walked in walk(self._home):
+            fresh.measure(walked.folder, walked.charge)
+            found += walked.blobs
+        for digest, st in sorted(found, key=lambda blob: blob[1].st_atime_ns):
+            fresh.add(digest, File.found(st))
+        with self._store.lock:
+            self._store.index.take_over(fresh, root)
+            for folder in filter(fresh.is_empty, list(fresh.folders)):
+                with suppress(OSError), self._home.below("blobs", folder[0]) as alg_fd:
+                    self._store.drop_folder(folder, alg_fd)

@@ -1,0 +1,1 @@
+"""Commands, what they print, and the helper for mount(8)."""

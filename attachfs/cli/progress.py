@@ -1,0 +1,97 @@
+"""How far a long command has come: a bar on a terminal, else a line from time to time. To standard error."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bar
+
+from attachfs.cli import output
+from attachfs.units import format_size
+
+_EVERY = 10.0  # seconds between plain lines
+
+
+class Progress:
+    """Bytes and files done, of so many. `advance` may be called from any thread.
+
+    Args:
+        what: the work, in a word.
+        size: bytes in all.
+        files: files in all.
+        clock: seconds.
+    """
+
+    def __init__(self, what: str, size: int, files: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what = what
+        self._size = size
+        self._files = files
+        self._clock = clock
+        self._began = self._told = clock()
+        self._lock = threading.Lock()
+        self.bytes_done = 0
+        self.files_done = 0
+        self._bar: Bar | None = None
+        if sys.stderr.isatty():
+            self._bar = Bar(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TextColumn("{task.fields[files]}", markup=False),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),  # lines of results go above the bar, files stay files
+            )
+            self._task = self._bar.add_task(what, total=size, files=self._of_files())
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return self._clock() - self._began
+
+    def advance(self, size: int = 0, files: int = 0) -> None:
+        """Count bytes and files that are done."""
+        with self._lock:
+            self.bytes_done += size
+            self.files_done += files
+            if self._bar is not None:
+                self._bar.update(self._task, advance=size, files=self._of_files())
+            elif self._clock() - self._told >= _EVERY:
+                self._told = self._clock()
+                output.note(f"{self._what}: {self.line()}")
+
+    def line(self) -> str:
+        """Return where it stands in words: `3 of 7 files, 1 MiB of 9 MiB, 500 KiB/s, 16 s left`."""
+        rate = self.bytes_done / max(self.seconds, 1e-9)
+        left = f", {(self._size - self.bytes_done) / rate:.0f} s left" if rate else ""
+        return (
+            f"{self._of_files()}, {format_size(self.bytes_done)} of {format_size(self._size)}, "
+            f"{format_size(int(rate))}/s{left}"
+        )
+
+    def _of_files(self) -> str:
+        return f"{self.files_done:,} of {output.count(self._files, 'file')}"

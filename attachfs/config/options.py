@@ -1,0 +1,271 @@
+"""The table of options: names, defaults, parsers, help."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from attachfs.units import parse_min_free, parse_size
+
+DEFAULT_URL = "https://app.datatrails.ai"
+
+
+# Words that mount(8) and fstab(5) put into -o and that mean nothing to this program.
+_MOUNT_WORDS = frozenset(
+    (
+        *("ro", "rw", "auto", "noauto", "nofail", "fail", "_netdev", "defaults", "default_permissions"),
+        *("user", "nouser", "users", "nousers", "group", "nogroup", "owner", "noowner"),
+        *("exec", "noexec", "dev", "nodev", "suid", "nosuid", "symfollow", "nosymfollow"),
+        *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"),
+        *("strictatime", "nostrictatime", "lazytime", "nolazytime"),
+        *("async", "sync", "dirsync", "iversion", "noiversion", "mand", "nomand", "silent", "loud"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its name as on the command line, its parser, and its words in the help."""
+
+    name: str
+    parse: Callable[[str], Any]
+    help: str
+    default: str | None = None
+    env: tuple[str, ...] = ()
+    metavar: str = "VALUE"
+    flag: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name as an identifier, as in `Config` and the TOML file."""
+        return self.name.replace("-", "_")
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables that set it, the first one set winning."""
+        return (f"ATTACHFS_{self.key.upper()}", *self.env)
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{text!r} is not one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86_400 * 365:
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _timeout(text: str) -> float:
+    if not (value := _seconds(text)) >= 1:
+        raise ValueError(f"{text!r} is less than a second")
+    return value
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _id(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) >= 2**32 - 1:
+        raise ValueError(f"{text!r} is not a numeric user or group id")
+    return int(text)
+
+
+def _umask(text: str) -> int:
+    if not re.fullmatch("[0-7]{1,4}", text):
+        raise ValueError(f"{text!r} is not an octal mask such as 022")
+    return int(text, 8) & 0o777
+
+
+def _bool(text: str) -> bool:
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if text.lower() not in words:
+        raise ValueError(f"{text!r} is neither yes nor no")
+    return words[text.lower()]
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError("an empty path")
+    return Path(text).expanduser().absolute()
+
+
+def _printable(text: str) -> str:
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("not a word of printable ASCII")
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}", text):
+        raise ValueError(f"{text!r} is not a name of letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _source_name(text: str) -> str:
+    if not text.isprintable() or not 0 < len(text) <= 512:
+        raise ValueError("not a line of printable text")
+    return text
+
+
+def _url(text: str) -> str:
+    if "@" in text or "?" in text or "#" in text:
+        # Not quoted: what stands before an @ may be a password.
+        raise ValueError("the address must not hold credentials, a query or a fragment")
+    parts = urlsplit(text)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{text!r} has an impossible port") from error
+    plain = re.fullmatch(r"[!-~]+", text) is not None and "\\" not in text
+    if not plain or parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(f"{text!r} is not an http or https address such as {DEFAULT_URL}")
+    return text.rstrip("/")
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("url", _url, "The ledger's address.", DEFAULT_URL, ("DATATRAILS_URL",), "URL"),
+    Option(
+        "token-file",
+        _path,
+        "File with a bearer token, bare or as a whole 'Authorization: Bearer …' line; mode 0600.",
+        "~/.datatrails/bearer-token.txt",
+        metavar="FILE",
+    ),
+    Option(
+        "client-id",
+        _printable,
+        "Log in as this application, with the secret in --client-secret-file or $DATATRAILS_CLIENT_SECRET.",
+        env=("DATATRAILS_CLIENT_ID",),
+        metavar="ID",
+    ),
+    Option("client-secret-file", _path, "File with the application's secret; mode 0600.", metavar="FILE"),
+    Option("no-auth", _bool, "Send no credentials: public assets only.", "no", flag=True),
+    Option(
+        "ca-file", _path, "Trust these certificate authorities (PEM) instead of the system's.", metavar="FILE"
+    ),
+    Option("cache-dir", _path, "Where verified bytes are kept. One mount at a time uses it.", metavar="DIR"),
+    Option("cache-size", parse_size, "What the cache may take on the disk.", "10G", metavar="SIZE"),
+    Option(
+        "cache-min-free",
+        parse_min_free,
+        "What the cache leaves free there (size or percent).",
+        "5%",
+        metavar="SIZE",
+    ),
+    Option(
+        "verify",
+        _choice("auto", "strict", "stream", "off"),
+        "When bytes are handed out: 'strict', once the whole file is verified, at open; 'stream', as they "
+        "come, the last part once the whole is verified; 'auto', strict up to --strict-limit, else stream; "
+        "'off', unverified.",
+        "auto",
+        metavar="auto|strict|stream|off",
+    ),
+    Option("strict-limit", parse_size, "Up to what size --verify=auto is strict.", "32M", metavar="SIZE"),
+    Option(
+        "scan-policy",
+        _choice("off", "warn", "block-bad", "require-ok"),
+        "Which results of the ledger's virus scan let a file open.",
+        "block-bad",
+        metavar="off|warn|block-bad|require-ok",
+    ),
+    Option("max-connections", _number(1, 1000), "Requests in flight at once.", "32", metavar="N"),
+    Option(
+        "timeout",
+        _timeout,
+        "Seconds without progress after which a program gets an error.",
+        "60",
+        metavar="SECONDS",
+    ),
+    Option(
+        "metadata-ttl",
+        _seconds,
+        "Seconds for which names and attributes are remembered.",
+        "60",
+        metavar="SECONDS",
+    ),
+    Option(
+        "stale-ttl",
+        _seconds,
+        "Seconds for which names and attributes may be told while the ledger cannot be reached.",
+        "3600",
+        metavar="SECONDS",
+    ),
+    Option(
+        "offline",
+        _bool,
+        "Make no requests: show what was seen before, and the files that are in the cache.",
+        "no",
+        flag=True,
+    ),
+    Option("negative-ttl", _seconds, "Seconds for which absences are remembered.", "5", metavar="SECONDS"),
+    Option(
+        "allow-other",
+        _bool,
+        "Let other users read the mount (see user_allow_other in fuse.conf).",
+        "no",
+        flag=True,
+    ),
+    Option("uid", _id, "Owner of everything (default: you).", metavar="ID"),
+    Option("gid", _id, "Group of everything (default: yours).", metavar="ID"),
+    Option("umask", _umask, "Permission bits to take away.", "0", metavar="OCTAL"),
+    Option(
+        "fsname", _source_name, "What df and mount show as the source (default: the address).", metavar="NAME"
+    ),
+    Option(
+        "log-level",
+        _choice("debug", "info", "warning", "error"),
+        "How much is logged.",
+        "info",
+        metavar="debug|info|warning|error",
+    ),
+    Option("log-file", _path, "Log here instead of to stderr (-f) or syslog.", metavar="FILE"),
+    Option(
+        "log-format",
+        _choice("text", "json"),
+        "Lines for people, or one JSON object a line.",
+        "text",
+        metavar="text|json",
+    ),
+    Option("profile", _name, "Use this profile of the configuration file.", metavar="NAME"),
+    Option(
+        "config",
+        _path,
+        "The configuration file (default: $XDG_CONFIG_HOME/attachfs/config.toml).",
+        metavar="FILE",
+    ),
+)
+
+
+_BY_KEY = {option.key: option for option in OPTIONS}
+
+
+# What the configuration file may hold: all but where it is, and which profile is used (see config/file.py).
+FILE_KEYS = tuple(option.name for option in OPTIONS if option.name not in ("config", "profile"))

@@ -1,0 +1,185 @@
+"""The configuration: one table of options, where each value came from, and the frozen result.
+
+The command line (with its `-o` words) wins, then the environment, then the configuration file's
+profile, then its top level, then the defaults. Every layer gives text, and one parser an option turns it
+into a value, so that a mistake is told the same way wherever it was made.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from attachfs.config.file import APP, ConfigFile, Given, default_path
+from attachfs.config.options import _BY_KEY, _MOUNT_WORDS, FILE_KEYS, OPTIONS, Option, _path
+from attachfs.errors import UsageError
+from attachfs.model import ScanPolicy, Verify
+from attachfs.units import MinFree
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a mount runs with. Sizes in bytes, times in seconds."""
+
+    url: str
+    token_file: Path
+    client_id: str | None
+    client_secret_file: Path | None
+    no_auth: bool
+    ca_file: Path | None
+    cache_dir: Path
+    cache_size: int
+    cache_min_free: MinFree
+    verify: Verify
+    strict_limit: int
+    scan_policy: ScanPolicy
+    max_connections: int
+    timeout: float
+    metadata_ttl: float
+    negative_ttl: float
+    stale_ttl: float
+    offline: bool
+    allow_other: bool
+    uid: int
+    gid: int
+    umask: int
+    fsname: str | None
+    log_level: str
+    log_file: Path | None
+    log_format: str
+    profile: str | None
+    config: Path | None
+    state_dir: Path
+    origins: Mapping[str, str]
+
+    @property
+    def source(self) -> str:
+        """What the kernel shows as the mount's source."""
+        return self.fsname or self.url
+
+    @property
+    def host_name(self) -> str:
+        """The ledger's host and port, fit for a file's name."""
+        return file_name(self.url)
+
+    @property
+    def host(self) -> str:
+        """The ledger's host and port, as in the names of directories and of pins."""
+        return urlsplit(self.url).netloc
+
+
+def file_name(url: str) -> str:
+    """Return an address's host and port, fit for a file's name."""
+    return re.sub("[^A-Za-z0-9.-]", "_", urlsplit(url).netloc)
+
+
+def parse_o_words(words: str, *, sloppy: bool = False) -> dict[str, str]:
+    """Return the options in the argument of `-o`: `name=value`, a flag's name, mount(8)'s own words.
+
+    A value may be quoted ("…") to hold a comma; `-` and `_` are the same in names; `x-…` is ignored.
+
+    Raises:
+        UsageError: a word is not known (unless `sloppy`), or lacks its value.
+    """
+    options: dict[str, str] = {}
+    for word in re.findall(r'(?:[^,"]|"[^"]*"?)+', words):
+        name, equals, value = word.strip().partition("=")
+        key = name.replace("-", "_")
+        option = _BY_KEY.get(key)
+        if option is not None and (equals or option.flag):
+            options[key] = value.strip('"') if equals else "yes"
+        elif name in _MOUNT_WORDS or name.startswith(("x-", "X-")) or name in ("", "comment"):
+            continue
+        elif option is not None:
+            raise UsageError(f"-o {name} needs a value: -o {name}=…")
+        elif not sloppy:
+            raise UsageError(f"-o {name}: no such option; see 'attachfs mount --help'")
+    return options
+
+
+def load(
+    command_line: Mapping[str, str],
+    o_words: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    cwd: Path | None = None,
+) -> Config:
+    """Return the configuration from all its layers.
+
+    Args:
+        command_line: option key to text, as given.
+        o_words: the same from `-o`, which the command line's own options override.
+        environ: the environment.
+        cwd: what relative paths are relative to, the current directory if None. Those in the file are
+            relative to the file.
+
+    Raises:
+        UsageError: a value cannot be used; the message names where it was given.
+    """
+    cwd = cwd or Path.cwd()
+    layers = (command_line, o_words or {}, environ)
+    file, profile = _file(layers, cwd)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    in_file = file.layer(profile.text if profile else None, FILE_KEYS)
+    for option in OPTIONS:
+        given, base = _first(option, *layers), cwd
+        if option.name == "profile":
+            given = profile
+        elif given is None and option.key in in_file:
+            given, base = in_file[option.key], file.path.parent
+        if given is None and option.default is not None:
+            given = Given(option.default, "default")
+        origins[option.key] = given.origin if given is not None else "default"
+        values[option.key] = _parse(option, given, base) if given is not None else None
+    host = re.sub("[^A-Za-z0-9.-]", "_", urlsplit(values["url"]).netloc)
+    values["cache_dir"] = values["cache_dir"] or platformdirs.user_cache_path(APP) / (
+        values["profile"] or host
+    )
+    values["config"] = file.path if file.found else None
+    if values["uid"] is None:
+        values["uid"] = os.getuid()
+    if values["gid"] is None:
+        values["gid"] = os.getgid()
+    return Config(**values, state_dir=platformdirs.user_state_path(APP), origins=origins)
+
+
+def _file(
+    layers: tuple[Mapping[str, str], Mapping[str, str], Mapping[str, str]], cwd: Path
+) -> tuple[ConfigFile, Given | None]:
+    """Return the configuration file, and the profile that is used."""
+    named, profile = _first(_BY_KEY["config"], *layers), _first(_BY_KEY["profile"], *layers)
+    path = _parse(_BY_KEY["config"], named, cwd) if named is not None else default_path()
+    file = ConfigFile(path, required=named is not None)
+    if profile is None:
+        profile = file.default_profile
+    if profile is not None:
+        _parse(_BY_KEY["profile"], profile, cwd)
+    return file, profile
+
+
+def _parse(option: Option, given: Given, base: Path) -> Any:
+    text = given.text
+    try:
+        if option.parse is _path and text and "\0" not in text:
+            text = str(base / Path(text).expanduser())
+        return option.parse(text)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: ~somebody who is not there
+        raise UsageError(f"{given.origin}: {error}") from error
+
+
+def _first(
+    option: Option, command_line: Mapping[str, str], o_words: Mapping[str, str], environ: Mapping[str, str]
+) -> Given | None:
+    if option.key in command_line:
+        return Given(command_line[option.key], f"--{option.name}")
+    if option.key in o_words:
+        return Given(o_words[option.key], f"-o {option.key}")
+    for variable in option.variables:
+        if environ.get(variable):
+            return Given(environ[variable], variable)
+    return None

@@ -1,0 +1,158 @@
+"""A walk from asset to asset, below `assets` or `by-name`: what comes next, and what is worth reading whole.
+
+A walk over a large ledger outlives the records that it goes by, and would ask for each asset's events by
+itself. From some length on it is cheaper to read the listing of all assets anew before its time is over, and
+the listing of all events instead of one for each asset: 500 records a request. Both are done in the
+background, for as long as the walk goes on, and only if they cost a fraction of the requests that the rest
+of the walk would make at its pace.
+"""
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from attachfs.errors import AttachfsError
+from attachfs.fuse.access_order import Walk
+from attachfs.ledger.view import Ledger
+from attachfs.namespace.directory import Directory
+from attachfs.namespace.nodes import Node, Place
+from attachfs.namespace.tree import Tree
+
+log = logging.getLogger(__name__)
+
+_LONG = 200  # events of single assets that a walk has asked for before all of them are read
+_LONGER = 8  # by how much longer it has to be once that was of no use
+_CHEAPER = 4  # times fewer requests have to be made
+_STEPS = 4  # the walk has stopped if it has not moved for as long as so many steps took
+_PAUSE = 0.5  # seconds, at least
+
+
+class Tour:
+    """A walk over the entries of a directory of assets.
+
+    Args:
+        directory: the directory.
+        number: an inode's number, which some programs sort by.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, directory: Directory, number: Callable[[Node], int], clock: Callable[[], float]
+    ) -> None:
+        self.directory = directory
+        self._clock = clock
+        self._begun = 0.0
+        self._moved = 0.0  # when it made its last step
+        self.streak = 0
+        self.asked = 0  # assets whose events were asked for one by one
+        self.patience = _LONG
+        self.has_read_events = False
+        child = directory.child
+        self.walk: Walk[str] = Walk([], (lambda name: number(child(name)), lambda name: name))
+
+    def step(self, name: str) -> int:
+        """Take note that the walk has come to an entry; return how many steps it has kept to one order."""
+        self.walk.extend(self.directory.names)
+        self.streak = self.walk.step(name)
+        self._moved = self._clock()
+        if not self.streak:
+            self._begun = self._moved
+            self.asked = 0
+        return self.streak
+
+    def soon(self, seconds: float) -> float:
+        """Return how many entries the walk will come to within a time, at its pace."""
+        return min(self.walk.left, seconds / max(self._step_takes, 1e-6))
+
+    @property
+    def done(self) -> bool:
+        """Whether the walk has come to the last entry."""
+        return self.streak > 0 and self.directory.complete and not self.walk.left
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the walk still moves."""
+        return self._clock() - self._moved <= max(_PAUSE, _STEPS * self._step_takes)
+
+    @property
+    def _step_takes(self) -> float:
+        return (self._moved - self._begun) / max(self.streak, 1)
+
+
+class Renewal:
+    """Reads the listings of all assets and of all events for a walk.
+
+    Args:
+        ledger: keeps what is read.
+        tree: knows the names.
+        nursery: where the reading runs.
+    """
+
+    def __init__(self, ledger: Ledger, tree: Tree, nursery: trio.Nursery) -> None:
+        self._ledger = ledger
+        self._tree = tree
+        self._nursery = nursery
+        self._took = {"assets": 0.0, "events": 0.0}  # seconds
+        self._not_before = {"assets": 0.0, "events": 0.0}  # after a reading that came to nothing
+        self._running = ""
+        self._next_look = 0.0
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether the listing of all events is being read."""
+        return self._running == "events"
+
+    def consider(self, tour: Tour) -> None:
+        """Begin what is worth it; called at each step of a walk."""
+        now = self._ledger.clock()
+        begins_events = tour.asked >= tour.patience and now >= self._not_before["events"]
+        if self._running or tour.streak < _LONG or (now < self._next_look and not begins_events):
+            return
+        self._next_look = now + min(1.0, self._ledger.ttl / 60)
+        soon = tour.soon(self._ledger.ttl)
+        # What is over first comes first: both take their time, one after the other.
+        for left, kind, pages in sorted(
+            zip(self._ledger.left(), ("assets", "events"), self._ledger.pages(), strict=True)
+        ):
+            wanted = kind == "assets" or left > 0 or tour.has_read_events or begins_events
+            if not wanted or left >= self._early(kind) or now < self._not_before[kind]:
+                continue
+            if soon > _CHEAPER * pages:
+                self._running = kind  # one at a time: each takes room while it runs
+                self._nursery.start_soon(self._read, kind, tour, int(soon / _CHEAPER) + 1)
+                return
+            if begins_events:
+                tour.patience = tour.asked * 2
+
+    def _early(self, kind: str) -> float:
+        """Return how many seconds before its time is over a listing is to be read again."""
+        needed = self._took[kind] + sum(self._took.values()) + self._ledger.ttl / 10
+        return min(needed, self._ledger.ttl / 2)
+
+    async def _read(self, kind: str, tour: Tour, most: int) -> None:
+        begun = self._ledger.clock()
+
+        def go_on(pages: int) -> bool:
+            return tour.goes_on and pages < most
+
+        done = False
+        try:
+            if kind == "events":
+                done = await self._ledger.read_all_events(go_on)
+            else:
+                done = await self._ledger.renew_assets(go_on)
+                if done and tour.directory.node is Place.BY_NAME:
+                    await self._tree.by_name.renew(lambda _: True)
+        except AttachfsError as error:
+            log.debug("a listing could not be read ahead: %s", error.reason)
+        finally:
+            self._running = ""
+        now = self._ledger.clock()
+        self._took[kind] = now - begun
+        self._not_before[kind] = now if done else now + self._ledger.ttl
+        if kind == "events":
+            tour.patience = _LONG if done else max(tour.asked, _LONG) * _LONGER
+            tour.asked = 0 if done else tour.asked
+            tour.has_read_events = done
+        log.debug("the listing of all %s: %s, %.1f s", kind, "read" if done else "not read", self._took[kind])

@@ -1,0 +1,100 @@
+"""What went wrong, told once: each fault is logged with its path and reason, repeats are counted."""
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from attachfs.errors import (
+    AttachfsError,
+    IntegrityError,
+    Interrupted,
+    IsDirectory,
+    NoAttribute,
+    NotDirectory,
+    NotFound,
+    errno_of,
+)
+
+log = logging.getLogger(__name__)
+
+_QUIET = (NotFound, NoAttribute, Interrupted, IsDirectory, NotDirectory)  # part of ordinary life
+_KEPT = 1024  # faults remembered
+_AGAIN = 300  # seconds after which the same fault is told again
+_LATEST = 10  # of them shown in a mount's figures
+_SHOWN = 500  # characters of a reason there
+
+
+class _Told:
+    __slots__ = ("count", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.count = 0
+
+
+class FaultLog:
+    """A bounded memory of the faults that have been told.
+
+    Args:
+        clock: seconds, monotonic.
+        wall: seconds since 1970.
+    """
+
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._told: OrderedDict[tuple[str, str], _Told] = OrderedDict()
+        self._latest: deque[dict[str, Any]] = deque(maxlen=_LATEST)
+
+    def record(self, operation: str, path: str, error: AttachfsError) -> None:
+        """Log a fault, unless the same one was logged lately; then count it."""
+        if isinstance(error, _QUIET):
+            log.debug("%s %s: %s", operation, path, error.reason)
+            return
+        key = (path, error.reason)
+        told = self._told.get(key)
+        now = self._clock()
+        self._latest.append(
+            {
+                "time": round(self._wall()),
+                "operation": operation,
+                "path": path,
+                "reason": error.reason[:_SHOWN],
+                "errno": errno_of(error),
+            }
+        )
+        if told is not None and now - told.since < _AGAIN:
+            told.count += 1
+            return
+        repeats = f" (and {told.count} times more before)" if told is not None and told.count else ""
+        self._told[key] = _Told(now)
+        self._told.move_to_end(key)
+        if len(self._told) > _KEPT:
+            (_, reason), oldest = self._told.popitem(last=False)
+            if oldest.count:
+                log.warning("%s (%d times more)", reason, oldest.count)
+        level = logging.ERROR if isinstance(error, IntegrityError) else logging.WARNING
+        number = errno_of(error)
+        log.log(
+            level,
+            "%s %s: %s [errno %d]%s",
+            operation,
+            path,
+            error.reason,
+            number,
+            repeats,
+            extra={"path": path, "errno": number},
+        )
+
+    def latest(self) -> list[dict[str, Any]]:
+        """Return the last faults, the newest last, ready for JSON."""
+        return list(self._latest)
+
+    def flush(self) -> None:
+        """Tell the counts that were not told."""
+        for (path, reason), told in self._told.items():
+            if told.count:
+                log.warning("%s: %s (%d times more)", path, reason, told.count)
+        self._told.clear()

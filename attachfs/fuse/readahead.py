@@ -1,0 +1,242 @@
+"""What to ask for before it is asked for.
+
+A program that looks at a directory's files one after another (`ls -l`, a file manager) gets all their
+`/info`s asked for side by side. One that opens a directory's files in an order (`cp -r`, `tar`) gets the
+next small ones fetched and verified before it opens them. One that goes from asset to asset (`find`,
+`rsync`) gets the next assets' events asked for, and, if it looks at files or opens them on its way, their
+`/info`s or bytes as well. Windows grow while a guess is right and close when it is not: opening one file
+fetches one file.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import trio
+
+from attachfs.errors import AttachfsError
+from attachfs.fuse.access_order import Walk
+from attachfs.fuse.crawl import Renewal, Tour
+from attachfs.ledger.view import Ledger
+from attachfs.model import AssetRef, Attachment, AttachmentRef, EventRef
+from attachfs.namespace.directory import Directory
+from attachfs.namespace.nodes import EventsDir, Named, Node, Place
+from attachfs.namespace.tree import Tree
+
+_DIRECTORIES = 256  # listed directories remembered
+_WINDOW = 512  # attachments whose /info is asked for ahead in one directory; an event has at most about 150
+_DOUBLINGS = 6  # of what is asked ahead in a walk: at most 64 files or assets
+_FEW = 2  # steps in one order before bytes are fetched ahead
+_SMALL = 4 * 2**20  # bytes; a larger file is fetched when it is opened
+_BUDGET = 64 * 2**20  # bytes fetched ahead and not opened yet
+# What a walk from asset to asset does in the directories it comes to.
+_LISTS, _LOOKS, _OPENS = range(3)
+
+
+class Prefetcher(Protocol):
+    """What fetches and verifies bytes ahead."""
+
+    async def prefetch(self, ref: AttachmentRef) -> None:
+        """Have a file's bytes at hand, verified."""
+        ...
+
+
+class _Files:
+    """A listed directory, and what programs do with its files."""
+
+    def __init__(self, directory: Directory, number: Callable[[Node], int]) -> None:
+        self.directory = directory
+        self.looked = 0  # files looked at since it was listed
+        self.asked = False
+        self.size = directory.available
+        self._number = number
+        self._walk: Walk[AttachmentRef] | None = None
+
+    @property
+    def walk(self) -> Walk[AttachmentRef]:
+        """The walk over its files."""
+        if self._walk is None:
+            self._walk = Walk(self.files, (self._number, lambda file: file.attachment))
+        return self._walk
+
+    @property
+    def files(self) -> list[AttachmentRef]:
+        """The files listed, in the listing's order."""
+        nodes = (self.directory[i].node for i in range(self.directory.available))
+        return [node for node in nodes if isinstance(node, AttachmentRef)]
+
+
+class ReadAhead:
+    """Watches what programs do, and asks ahead.
+
+    Args:
+        tree: knows what entries stand for.
+        ledger: is asked for listings and `/info`s; keeps the answers, whatever they are.
+        blobs: fetches and verifies; keeps what is right.
+        nursery: where requests ahead run.
+        number: an inode's number, which some programs sort by.
+        room: bytes the cache may hold at most; no more than a quarter of it is fetched ahead.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        ledger: Ledger,
+        blobs: Prefetcher,
+        nursery: trio.Nursery,
+        number: Callable[[Node], int],
+        room: int,
+    ) -> None:
+        self._tree = tree
+        self._ledger = ledger
+        self._blobs = blobs
+        self._nursery = nursery
+        self._number = number
+        self._budget = min(_BUDGET, room // 4)
+        self._directories: OrderedDict[Node, _Files] = OrderedDict()
+        self._renewal = Renewal(ledger, tree, nursery)
+        self._tours: dict[Node, Tour] = {}  # by the directory of assets
+        self._does = _LISTS
+        self._walking: AssetRef | None = None
+        self._fetched: OrderedDict[AttachmentRef, int] = OrderedDict()  # ahead, and not opened yet
+
+    # -- what programs do --------------------------------------------------------------------------
+
+    def listed(self, directory: Directory) -> None:
+        """Take note of a directory whose entries have been read."""
+        if directory.node in (Place.ASSETS, Place.BY_NAME):
+            tour = self._tours.get(directory.node)
+            if tour is None or tour.directory.names is not directory.names:
+                self._tours[directory.node] = Tour(directory, self._number, self._ledger.clock)
+            return
+        if not isinstance(directory.node, AssetRef | EventRef):
+            return
+        known = self._directories.get(directory.node)
+        if known is None or known.directory is not directory or known.size != directory.available:
+            self._directories[directory.node] = _Files(directory, self._number)
+        self._directories.move_to_end(directory.node)
+        if len(self._directories) > _DIRECTORIES:
+            self._directories.popitem(last=False)
+
+    def stat(self, file: Node) -> None:
+        """Take note of a file whose attributes are wanted and not known."""
+        if not isinstance(file, AttachmentRef):
+            return
+        self._on_the_way(file, _LOOKS)
+        files = self._directories.get(file.owner)
+        if files is None or files.asked:
+            return
+        files.looked += 1
+        siblings = files.files
+        # The first one listed, or a second one: a walk. One in the middle: somebody looks at that one.
+        if files.looked == 1 and siblings and siblings[0] != file:
+            return
+        files.asked = True
+        for sibling in siblings[:_WINDOW]:
+            if sibling != file and self._ledger.known_info(sibling) is None:
+                self._start(self._info, sibling)
+
+    def opened(self, file: AttachmentRef) -> None:
+        """Take note of a file that is being opened."""
+        self._fetched.pop(file, None)
+        self._on_the_way(file, _OPENS)
+        files = self._directories.get(file.owner)
+        if files is None:
+            return
+        streak = files.walk.step(file)
+        if streak >= _FEW:
+            for ahead in files.walk.ahead(2 ** min(streak, _DOUBLINGS)):
+                self._start(self._bytes, ahead)
+
+    def entered(self, node: Node) -> None:
+        """Take note of a directory that is being opened."""
+        if isinstance(node, EventsDir) and node.realm == "assets":
+            tour, name = self._tours.get(Place.ASSETS), node.asset
+        elif isinstance(node, Named) and node.is_events:
+            tour, name = self._tours.get(Place.BY_NAME), node.parts[0]
+        else:
+            return
+        if tour is None:
+            return
+        streak = tour.step(name)
+        if not streak:
+            self._does = _LISTS
+        self._walking = self._tree.known_asset(node)
+        if self._does == _LISTS and self._walking is not None:
+            tour.asked += not self._ledger.knows_events(self._walking)
+        for ahead in tour.walk.ahead(2 ** min(streak, _DOUBLINGS)):
+            asset = self._tree.known_asset(tour.directory.child(ahead))
+            if asset is not None:
+                self._ask_ahead(asset, tour)
+        if tour.done:
+            del self._tours[tour.directory.node]  # with all that it knows of the order
+        else:
+            self._renewal.consider(tour)
+
+    # -- what is asked ahead -----------------------------------------------------------------------
+
+    def _ask_ahead(self, asset: AssetRef, tour: Tour) -> None:
+        """Ask for what a walk will want of an asset, unless it is known or about to be."""
+        known = self._ledger.knows_events(asset)
+        if self._does == _LISTS and (known or self._renewal.reads_events):
+            return
+        tour.asked += not known
+        self._start(self._asset, asset)
+
+    def _on_the_way(self, file: AttachmentRef, does: int) -> None:
+        """Take note of what a walk from asset to asset does with the files of the asset it is at."""
+        if self._walking == AssetRef(file.realm, file.asset):
+            self._does = max(self._does, does)
+
+    async def _asset(self, asset: AssetRef) -> None:
+        """Ask for an asset's events, and for as much of their files as the walk looks at."""
+        record = await self._ledger.asset(asset)
+        listing = self._ledger.events(asset)
+        await listing.reach(0)
+        if self._does == _LISTS:
+            return
+        files = _refs(asset, record.attachments)
+        for one in listing.ids:
+            event = EventRef(asset.realm, asset.asset, one)
+            files += _refs(event, (await self._ledger.event(event)).attachments)
+        for file in files:
+            self._start(self._bytes if self._does == _OPENS else self._info, file)
+
+    async def _info(self, file: AttachmentRef) -> None:
+        await self._ledger.info(file)
+
+    async def _bytes(self, file: AttachmentRef) -> None:
+        """Fetch and verify a small file, if the budget allows."""
+        if file in self._fetched:
+            return
+        self._fetched[file] = 0
+        try:
+            size = (await self._ledger.info(file)).size
+            if size > _SMALL or sum(self._fetched.values()) + size > self._budget:
+                self._fetched.pop(file, None)
+                return
+            if file in self._fetched:  # nobody has opened it meanwhile
+                self._fetched[file] = size
+                await self._blobs.prefetch(file)
+        except AttachfsError:
+            self._fetched.pop(file, None)
+            raise
+        while len(self._fetched) > 4 * 2**_DOUBLINGS:
+            self._fetched.popitem(last=False)  # the walk went elsewhere, and nobody came for it
+
+    def _start(self, ask: Callable[[Any], Awaitable[None]], what: object) -> None:
+        self._nursery.start_soon(self._quietly, ask, what)
+
+    async def _quietly(self, ask: Callable[[Any], Awaitable[None]], what: object) -> None:
+        try:
+            await ask(what)
+        except AttachfsError:
+            return  # whoever asks for it is told; nobody has yet
+
+
+def _refs(owner: AssetRef | EventRef, attachments: tuple[Attachment, ...]) -> list[AttachmentRef]:
+    event = owner.event if isinstance(owner, EventRef) else None
+    return [
+        AttachmentRef(owner.realm, owner.asset, event, one)
+        for one in dict.fromkeys(attachment.id for attachment in attachments)
+    ]

@@ -1,0 +1,160 @@
+"""Assets and events packed into bytes, so that many of them take little memory."""
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from attachfs.ledger.ttl_cache import Known, Table
+from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
+
+
+class EventTable(Table[EventRef, Event]):
+    """Events: those that were asked for or have been used lately, and what else knows of them.
+
+    Args:
+        size: how many are kept.
+        clock: seconds, monotonic.
+        others: where others are looked up.
+    """
+
+    def __init__(
+        self, size: int, clock: Callable[[], float], others: Callable[[EventRef], Known[Event] | None]
+    ) -> None:
+        super().__init__(size, clock)
+        self._others = others
+
+    def _otherwise(self, key: EventRef, /) -> Known[Event] | None:
+        return self._others(key)
+
+
+class AssetTable(Table[AssetRef, Asset]):
+    """Assets: those that were asked for one by one or have been used lately, and packed those listed.
+
+    Args:
+        size: how many are kept as they are.
+        listed: how many are kept packed.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, size: int, listed: int, clock: Callable[[], float]) -> None:
+        super().__init__(size, clock)
+        self._listed = listed
+        self._packed: dict[str, bytes] = {}
+
+    def _otherwise(self, key: AssetRef, /) -> Known[Asset] | None:
+        packed = self._packed.get(key.asset) if key.realm == "assets" else None
+        return None if packed is None else _unpack_asset(key.asset, packed)
+
+    def put(self, key: AssetRef, known: Known[Asset]) -> None:
+        """Remember something."""
+        super().put(key, known)
+        if key.realm == "assets" and key.asset in self._packed:
+            if isinstance(known.value, Asset):
+                self._packed[key.asset] = _pack_asset(known.value, known.expires, known.stale_until)
+            else:
+                del self._packed[key.asset]
+
+    def put_listed(self, assets: Iterable[Asset], expires: float, stale_until: float) -> None:
+        """Remember what a page of a listing brought."""
+        for asset in assets:
+            self._known.pop(AssetRef("assets", asset.id), None)
+            self._packed.pop(asset.id, None)
+            self._packed[asset.id] = _pack_asset(asset, expires, stale_until)
+            if len(self._packed) > self._listed:
+                del self._packed[next(iter(self._packed))]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self._packed.clear()
+
+
+class _Attachment(msgspec.Struct, array_like=True, gc=False):
+    id: bytes
+    key: str
+    file_name: str
+    display_name: str
+    alg: str
+    hash: bytes
+
+
+class _Asset(msgspec.Struct, array_like=True, gc=False):
+    expires: float
+    stale_until: float
+    time_ns: int
+    display_name: str
+    attachments: list[_Attachment]
+
+
+class _Event(msgspec.Struct, array_like=True, gc=False):
+    id: bytes
+    time_ns: int
+    display_type: str
+    attachments: list[_Attachment]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_asset = msgspec.msgpack.Decoder(_Asset).decode
+_decode_event = msgspec.msgpack.Decoder(_Event).decode
+_LENGTH = 4  # bytes before each packed event, which say how long it is
+
+
+def pack_id(identity: str) -> bytes:
+    """Return the 16 bytes of a UUID in canonical form."""
+    return bytes.fromhex(identity.replace("-", ""))
+
+
+def pack_event(event: Event) -> bytes:
+    """Return an event in a form to which that of another can be added."""
+    packed = _encode(
+        _Event(pack_id(event.id), event.time_ns, event.display_type, _pack_attachments(event.attachments))
+    )
+    return len(packed).to_bytes(_LENGTH, "big") + packed
+
+
+def unpack_events(packed: bytes) -> list[Event]:
+    """Return the events that were packed, in their order."""
+    events, start = [], 0
+    while start < len(packed):
+        end = start + _LENGTH + int.from_bytes(packed[start : start + _LENGTH], "big")
+        one = _decode_event(packed[start + _LENGTH : end])
+        attachments = tuple(_unpack_attachment(a) for a in one.attachments)
+        events.append(Event(_unpack_id(one.id), one.time_ns, one.display_type, attachments))
+        start = end
+    return events
+
+
+def _pack_asset(asset: Asset, expires: float, stale_until: float) -> bytes:
+    attachments = _pack_attachments(asset.attachments)
+    return _encode(_Asset(expires, stale_until, asset.time_ns, asset.display_name, attachments))
+
+
+def _unpack_asset(identity: str, packed: bytes) -> Known[Asset]:
+    one = _decode_asset(packed)
+    attachments = tuple(_unpack_attachment(a) for a in one.attachments)
+    asset = Asset(identity, one.time_ns, one.display_name, attachments)
+    return Known(asset, one.expires, one.stale_until)
+
+
+def _pack_attachments(attachments: tuple[Attachment, ...]) -> list[_Attachment]:
+    return [
+        _Attachment(
+            pack_id(one.id),
+            one.key,
+            one.file_name,
+            one.display_name,
+            one.anchor.alg if one.anchor else "",
+            bytes.fromhex(one.anchor.hex) if one.anchor else b"",
+        )
+        for one in attachments
+    ]
+
+
+def _unpack_attachment(one: _Attachment) -> Attachment:
+    anchor = Digest(one.alg, one.hash.hex()) if one.alg else None
+    return Attachment(_unpack_id(one.id), one.key, one.file_name, one.display_name, anchor)
+
+
+def _unpack_id(packed: bytes) -> str:
+    digits = packed.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

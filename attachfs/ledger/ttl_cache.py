@@ -1,0 +1,97 @@
+"""Tables of what is known: values with their times, and records in a form that takes little room. Sync.
+
+A table holds so many values, and the one that was learnt first goes first: as all are good for the same
+time, that is the one which would be asked for again soonest. The assets that pages of listings bring are
+kept packed beside it, some 300 bytes each with an attachment: a walk over a ledger comes back for each
+of them long after they were listed, and in an order of its own.
+"""
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from attachfs.errors import AttachfsError
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+class Known(NamedTuple, Generic[T]):
+    """A value (or the error that stands for it) and the time, on the ledger's clock, it is good until.
+
+    Until `stale_until` it may still be told when the service cannot be asked.
+    """
+
+    value: T | AttachfsError
+    expires: float
+    stale_until: float = 0.0
+
+    def get(self) -> T:
+        """Return the value, or raise the remembered error."""
+        if isinstance(self.value, AttachfsError):
+            raise self.value.with_traceback(None)
+        return self.value
+
+
+class Table(Generic[K, T]):
+    """What is known under each key.
+
+    Args:
+        size: how many values are kept.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, size: int, clock: Callable[[], float]) -> None:
+        self.size = size
+        self._clock = clock
+        self._known: dict[K, Known[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: K) -> Known[T] | None:
+        """Return what is known, be it old, for as long as it may be told at all."""
+        now = self._clock()
+        known = self._known.get(key)
+        if known is None or now >= known.expires:
+            other = self._otherwise(key)
+            if other is not None and (known is None or other.expires > known.expires):
+                self._keep(key, other)
+                known = other
+        if known is None or now < known.expires or now < known.stale_until:
+            return known
+        self._known.pop(key, None)
+        return None
+
+    def fresh(self, key: K) -> Known[T] | None:
+        """Return what is known and need not be asked again."""
+        now = self._clock()
+        known = self._known.get(key)
+        if known is not None and now < known.expires:
+            return known
+        known = self.get(key)
+        return known if known is not None and now < known.expires else None
+
+    def put(self, key: K, known: Known[T]) -> None:
+        """Remember something."""
+        self._keep(key, known)
+
+    def items(self) -> list[tuple[K, Known[T]]]:
+        """Return all that is known, with its keys."""
+        return list(self._known.items())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._known.clear()
+
+    def _keep(self, key: K, known: Known[T]) -> None:
+        self._known.pop(key, None)
+        self._known[key] = known
+        if len(self._known) > self.size:
+            del self._known[next(iter(self._known))]
+
+    def _otherwise(self, _key: K, /) -> Known[T] | None:
+        """Return what is known of a value that is not in the table, or old."""
+        return None
+
+
+# -- packed records ----------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""A mount as a process: in the foreground, or in the background with its outcome told by the parent."""
+
+import logging
+import os
+import select
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from attachfs.config.settings import Config
+from attachfs.errors import AttachfsError, UsageError, first_of
+from attachfs.mount import log as mount_log
+from attachfs.mount import unmount
+from attachfs.mount.mountinfo import mount_at
+
+log = logging.getLogger(__name__)
+
+_READY = b"ready\n"
+_PREDECESSOR_ENDS_WITHIN = 10.0  # seconds
+
+Reload = Callable[[], Config]
+
+
+def run_foreground(
+    config: Config,
+    mountpoint: Path,
+    ready: Callable[[], None] = lambda: None,
+    reload: Reload | None = None,
+) -> int:
+    """Mount and serve until it ends; return the exit code, having told what went wrong.
+
+    Args:
+        config: the settings.
+        mountpoint: an absolute path.
+        ready: called once the mount answers.
+        reload: reads the settings again, on SIGHUP.
+    """
+    try:
+        mount_log.set_up(config, background=False)
+        _serve(config, mountpoint, ready, reload)
+    except AttachfsError as error:
+        click.echo(f"attachfs: {error.reason}", err=True)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def run_background(config: Config, mountpoint: Path, reload: Reload | None = None) -> int:
+    """Mount in a process of its own; return once the mount answers or has failed, with the exit code."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(reading)
+        os._exit(_child(config, mountpoint, writing, reload))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    if said == _READY:
+        return 0
+    code, _, reason = said.decode("utf-8", "replace").partition(" ")
+    click.echo(f"attachfs: {reason or 'the mount process ended without a word; try -f'}", err=True)
+    return int(code) if code.isdigit() else 1
+
+
+def _serve(config: Config, mountpoint: Path, ready: Callable[[], None], reload: Reload | None) -> None:
+    import trio
+
+    from attachfs.mount.serve import serve
+
+    unmount.clear_dead(mountpoint, config.source)
+    _let_predecessor_end(config, mountpoint)
+    try:
+        trio.run(serve, config, mountpoint, ready, reload)
+    except BaseExceptionGroup as group:
+        error = first_of(group)
+        if isinstance(error, AttachfsError):
+            raise error from group
+        raise
+
+
+def _let_predecessor_end(config: Config, mountpoint: Path) -> None:
+    """Wait for the process of a mount that was just unmounted here, which still holds the cache.
+
+    umount(8) returns as soon as the mount has left the tree, and `umount X && mount X` is what people do.
+    """
+    try:
+        pid, _, holder = (config.cache_dir / "lock").read_text(encoding="utf-8").partition("\n")
+        if holder.strip() != f"the mount {mountpoint}" or mount_at(mountpoint) is not None:
+            return
+        watch = os.pidfd_open(int(pid))
+    except (OSError, ValueError):
+        return  # there is no such process, or no such cache
+    try:
+        select.select([watch], [], [], _PREDECESSOR_ENDS_WITHIN)
+    finally:
+        os.close(watch)
+
+
+def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -> int:
+    """Be the background process; say on `pipe` how the mount went."""
+    os.setsid()
+    os.chdir("/")
+
+    def ready() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        os.close(null)
+        os.write(pipe, _READY)
+        os.close(pipe)
+
+    try:
+        mount_log.set_up(config, background=True)
+        _serve(config, mountpoint, ready, reload)
+    except AttachfsError as error:
+        log.error("%s", error.reason)  # noqa: TRY400 - the sentence is what matters
+        _tell(pipe, 2 if isinstance(error, UsageError) else 1, error.reason)
+        return 1
+    except BaseException as error:
+        log.exception("the mount process failed")
+        _tell(pipe, 1, f"{type(first_of(error)).__name__}: {first_of(error)}")
+        return 1
+    return 0
+
+
+def _tell(pipe: int, code: int, reason: str) -> None:
+    try:
+        os.write(pipe, f"{code} {reason}".encode())
+    except OSError:
+        return  # the mount had been up: the parent has gone, and the log has it

@@ -1,0 +1,234 @@
+"""The composition root: everything is made here, handed to what needs it, and taken down in reverse."""
+
+import functools
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from attachfs.blobs.download import Leaving
+from attachfs.blobs.pins import Pins
+from attachfs.blobs.source import UnreachableSource
+from attachfs.blobs.store import Blobs
+from attachfs.cache.disk_cache import DiskCache
+from attachfs.config.settings import Config
+from attachfs.errors import (
+    BadAnswer,
+    RateLimited,
+    TimedOut,
+    Unexpected,
+    Unreachable,
+    first_of,
+)
+from attachfs.fuse.deadlines import WaitingRoom
+from attachfs.fuse.entries import Ownership
+from attachfs.fuse.fault_log import FaultLog
+from attachfs.fuse.inodes import InodeTable
+from attachfs.fuse.operations import Filesystem
+from attachfs.fuse.readahead import ReadAhead
+from attachfs.ledger.offline import Memory, OfflineSource, RememberingSource
+from attachfs.ledger.view import Ledger
+from attachfs.mount import credentials
+from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
+from attachfs.mount.signals import Control
+from attachfs.mount.status import _status
+from attachfs.mount.systemd import Notifier
+from attachfs.namespace.tree import Tree
+from attachfs.service.auth import Auth, ClientCredentials
+from attachfs.service.client import Client, open_http
+from attachfs.service.connections import connect
+from attachfs.service.secret_file import Secret
+
+log = logging.getLogger(__name__)
+
+# Handlers at once. Each slow read occupies one, and the network has a limit of its own; pyfuse3's default
+# of 99 would let a hundred slow reads hold up every stat.
+_MAX_TASKS = 1024
+_IDLE_TASKS = 8
+# What the kernel asks for at a time when a program reads in order: with its 128 KiB, a quarter of the time of
+# reading a large blob goes into asking. A FUSE connection takes up to 1 MiB.
+_READ_AHEAD_KIB = 512
+_CONNECTING = 0.3  # seconds that mounting waits for a connection to the ledger, at most
+
+
+async def serve(
+    config: Config,
+    mountpoint: Path,
+    ready: Callable[[], None],
+    reload: Callable[[], Config] | None = None,
+) -> None:
+    """Mount, call `ready` once the mount answers, and serve until it is unmounted or a signal comes.
+
+    Args:
+        config: the settings.
+        mountpoint: an absolute path.
+        ready: called once the mount answers.
+        reload: reads the settings again, on SIGHUP.
+
+    Raises:
+        UsageError: the mount point, the cache or the credentials cannot be used.
+        Unexpected: the kernel refuses the mount.
+    """
+    kept = {
+        "the cache": config.cache_dir,
+        "the token file": config.token_file,
+        "the client secret file": config.client_secret_file,
+        "the log file": config.log_file,
+        "the state directory": config.state_dir,
+    }
+    check_mountpoint(mountpoint, kept)
+    with ExitStack() as disk:
+        cache = DiskCache(config.cache_dir, config.cache_size, config.cache_min_free)
+        cache.start(f"the mount {mountpoint}")
+        disk.callback(cache.close)
+        pins = Pins(config.state_dir / "pins.sqlite")
+        disk.callback(pins.close)
+        async with _filesystem(config, mountpoint, cache, pins, reload) as (filesystem, control, tasks):
+            tasks.start_soon(functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True))
+            tasks.start_soon(filesystem.thin_out, mountpoint)
+            await _mounted(filesystem, control, config, mountpoint, ready)
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _filesystem(
+    config: Config, mountpoint: Path, cache: DiskCache, pins: Pins, reload: Callable[[], Config] | None
+) -> AsyncIterator[tuple[Filesystem, Control, trio.Nursery]]:
+    """Make every layer, each from those below it."""
+    born = time.time_ns()
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(
+            open_http(ca_file=config.ca_file, max_connections=config.max_connections)
+        )
+        tasks = await stack.enter_async_context(trio.open_nursery())
+        connected = trio.Event()
+        if not config.offline:
+            tasks.start_soon(connect, http, config.url, connected)
+
+        def log_in(client_id: str, secret: Path | Secret) -> Auth:
+            return ClientCredentials(client_id, secret, config.url, http)
+
+        auth = credentials.choose(config, log_in)
+        try:
+            if not config.offline:
+                await auth.header()  # credentials that cannot be used are told before the mount is there
+        except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
+            log.warning("mounting all the same: %s", error.reason)  # a laptop may be without a network
+        client = Client(
+            http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections
+        )
+        memory = Memory(config.state_dir / f"{config.host_name}.sqlite")
+        stack.callback(memory.close)
+        source = OfflineSource(memory) if config.offline else RememberingSource(client, memory)
+        tasks.start_soon(memory.keep_writing)
+        ledger = Ledger(
+            source,
+            tasks,
+            metadata_ttl=config.metadata_ttl,
+            negative_ttl=config.negative_ttl,
+            stale_ttl=config.stale_ttl,
+        )
+        blobs = Blobs(
+            ledger,
+            UnreachableSource() if config.offline else client,
+            cache,
+            pins,
+            tasks,
+            namespace=config.host,
+            verify=config.verify,
+            strict_limit=config.strict_limit,
+            scan_policy=config.scan_policy,
+            leaving=Leaving(),
+        )
+        waiting = WaitingRoom()
+        tasks.start_soon(waiting.watch)
+
+        def figures() -> bytes:
+            about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
+            return _status(control.config, about, client, ledger, memory, blobs, cache, filesystem)
+
+        inodes = InodeTable()
+        tree = Tree(ledger, config.url, born)
+        filesystem = Filesystem(
+            tree,
+            blobs,
+            inodes,
+            ReadAhead(tree, ledger, blobs, tasks, inodes.number, config.cache_size),
+            waiting,
+            FaultLog(trio.current_time),
+            Ownership(config.uid, config.gid, config.umask),
+            timeout=config.timeout,
+            negative_ttl=config.negative_ttl,
+            status=figures,
+        )
+        control = Control(
+            config,
+            mountpoint,
+            reload,
+            log_in,
+            client=client,
+            ledger=ledger,
+            blobs=blobs,
+            filesystem=filesystem,
+            notifier=Notifier(),
+            figures=figures,
+        )
+        if not config.offline:
+            with trio.move_on_after(_CONNECTING):  # the first answer is a round trip nearer then
+                await connected.wait()
+        try:
+            yield filesystem, control, tasks
+        finally:
+            filesystem.close()
+            tasks.cancel_scope.cancel()
+
+
+async def _mounted(
+    filesystem: Filesystem, control: Control, config: Config, mountpoint: Path, ready: Callable[[], None]
+) -> None:
+    source = config.source.replace("\\", r"\\").replace(",", r"\,")
+    options = {"ro", "default_permissions", f"fsname={source}", f"subtype={SUBTYPE}"}
+    if config.allow_other:
+        options.add("allow_other")
+    try:
+        pyfuse3.init(filesystem, str(mountpoint), options)
+    except RuntimeError as error:
+        raise Unexpected(
+            f"the kernel refuses to mount on {mountpoint}: is /dev/fuse there and open to you, is fuse3 "
+            f"installed, and is user_allow_other set in /etc/fuse.conf if --allow-other is used?"
+        ) from error
+    if config.verify == "off":
+        log.warning("--verify=off: bytes are served without being compared with the ledger")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(control.run, nursery.cancel_scope)
+            nursery.start_soon(_announce, mountpoint, control, ready)
+            await pyfuse3.main(_IDLE_TASKS, _MAX_TASKS)
+            nursery.cancel_scope.cancel()
+    except* OSError as group:
+        raise Unexpected(f"the mount ended: {first_of(group)}") from group
+    finally:
+        # Whoever still waits is answered with an error; open files and working directories of others
+        # do not keep the mount from leaving the tree.
+        pyfuse3.close(unmount=True)
+    log.info("%s is unmounted", mountpoint)
+
+
+async def _announce(mountpoint: Path, control: Control, ready: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(_see, mountpoint, abandon_on_cancel=True)
+    log.info("%s is mounted", mountpoint)
+    ready()
+    control.ready()
+
+
+def _see(mountpoint: Path) -> None:
+    """Wait until the mount answers, and have the kernel ask for more at a time, which only root may."""
+    device = mountpoint.stat().st_dev
+    with suppress(OSError):
+        setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        setting.write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")

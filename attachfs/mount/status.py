@@ -1,0 +1,53 @@
+"""A running mount's figures as JSON."""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from attachfs import __version__
+from attachfs.blobs.store import Blobs
+from attachfs.cache.disk_cache import DiskCache
+from attachfs.config.settings import Config
+from attachfs.fuse.operations import Filesystem
+from attachfs.ledger.offline import Memory
+from attachfs.ledger.view import Ledger
+from attachfs.mount import credentials
+from attachfs.service.client import Client
+
+
+def _status(
+    config: Config,
+    about: dict[str, Any],
+    client: Client,
+    ledger: Ledger,
+    memory: Memory,
+    blobs: Blobs,
+    cache: DiskCache,
+    filesystem: Filesystem,
+) -> bytes:
+    """Return the running mount's figures as JSON."""
+    figures: dict[str, Any] = {
+        "version": __version__,
+        "pid": os.getpid(),
+        **about,
+        "url": config.url,
+        "profile": config.profile,
+        "credentials": credentials.describe(config),
+        "scan_policy": config.scan_policy,
+        "verify": config.verify,
+        "open_files": len(filesystem.files),
+        "open_directories": len(filesystem.directories),
+        "inodes": len(filesystem.inodes),
+        "opened": blobs.opened,
+        "cache_hits": blobs.hits,
+        "downloading": blobs.downloading,
+        "verified_bytes": blobs.verified_bytes,
+        "offline": config.offline,
+        "stale": ledger.stale,
+        "memory": memory.figures(),
+        "cache": dataclasses.asdict(cache.stats()),
+        "requests": client.figures(),
+        "last_errors": filesystem.faults.latest(),
+    }
+    return json.dumps(figures).encode()

@@ -1,0 +1,215 @@
+"""Taking a mount down: who uses it, within which time, and dead ones that a crash left behind.
+
+A mount whose daemon hangs would hang whoever touches it. So nothing here touches one but for a child
+process that can be left behind; everything else is read from /proc.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from attachfs.errors import AttachfsError, UsageError
+from attachfs.mount.mountinfo import Mount, mount_at, mounts
+
+log = logging.getLogger(__name__)
+
+_ANSWERS_WITHIN = 5.0  # seconds; figures come from memory
+_UNMOUNTS_WITHIN = 20.0
+_ENDS_WITHIN = 20.0  # seconds a daemon may take to close its files once it has been unmounted
+_NAMED = 5  # processes named in a message
+_STATUS = "user.attachfs.status"
+_BIGGEST = 65_536  # bytes of an extended attribute
+
+
+class State(Enum):
+    """How a mount answers."""
+
+    ALIVE = "alive"
+    DEAD = "dead"  # its daemon is gone
+    HUNG = "hung"  # there is a daemon, and it does not answer
+
+
+class User(NamedTuple):
+    """A process that keeps a mount busy, and what with."""
+
+    pid: int
+    name: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid}, {self.what})"
+
+
+def ask(point: Path, within: float = _ANSWERS_WITHIN) -> tuple[State, bytes]:
+    """Ask a mount for its figures, for a bounded time; return its state and what it said.
+
+    What it said is empty where it does not tell us, as another user's does not.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer = b"!"
+        try:
+            os.statvfs(point)
+            answer = b"+" + os.getxattr(point, _STATUS)
+        except OSError as error:
+            # Whatever else it says, somebody said it.
+            answer = b"-" if error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV) else b"+"
+        finally:
+            with contextlib.suppress(OSError):
+                os.write(writing, answer)
+            os._exit(0)
+    os.close(writing)
+    try:
+        if not select.select([reading], [], [], within)[0]:
+            os.kill(pid, signal.SIGKILL)  # may take effect only once the daemon answers
+            return State.HUNG, b""
+        said = os.read(reading, _BIGGEST + 1)
+        os.waitpid(pid, 0)
+    finally:
+        os.close(reading)
+    return (State.ALIVE, said[1:]) if said.startswith(b"+") else (State.DEAD, b"")
+
+
+def users(mount: Mount) -> list[User]:
+    """Return the processes that keep a mount busy, as far as we may look into them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                what = next(_uses(entry, mount), None)
+                if what is not None:
+                    name = (entry / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                    found.append(User(int(entry.name), _plain(name), what))
+    return sorted(found)
+
+
+def _uses(process: Path, mount: Mount) -> Iterator[str]:
+    """Yield what a process uses of a mount, without touching the mount."""
+    for link, what in (
+        ("cwd", "its working directory"),
+        ("root", "its root directory"),
+        ("exe", "its program"),
+    ):
+        with contextlib.suppress(OSError):
+            if _below(str((process / link).readlink()), mount.point):
+                yield what
+    with contextlib.suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                info = (process / "fdinfo" / descriptor.name).read_text(encoding="ascii", errors="replace")
+                if re.search(rf"^mnt_id:\s*{mount.mount_id}$", info, re.MULTILINE):
+                    yield f"open: {_plain(str(descriptor.readlink()))}"
+    with contextlib.suppress(OSError):
+        device = f"{mount.device_major:02x}:{mount.device_minor:02x}"
+        for line in (process / "maps").read_text(encoding="utf-8", errors="replace").split("\n"):
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[3] == device and _below(fields[5], mount.point):
+                yield f"mapped: {_plain(fields[5])}"
+
+
+def _below(path: str, point: Path) -> bool:
+    return Path(path.removesuffix(" (deleted)")).is_relative_to(point)
+
+
+def _plain(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)[:200]
+
+
+def who(found: Sequence[User]) -> str:
+    """Return a clause that names the processes; "" if there are none."""
+    if not found:
+        return ""
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"used by {', '.join(str(user) for user in found[:_NAMED])}{more}"
+
+
+def unmount(point: Path, *, lazy: bool = False) -> None:
+    """Take down the attachfs mount at `point` and wait for its daemon to end, for a bounded time.
+
+    Raises:
+        UsageError: no attachfs mount is there.
+        AttachfsError: it is busy, or may not be unmounted.
+    """
+    there = mount_at(point)
+    if there is None or not there.is_ours:
+        raise UsageError(f"{point} is not an attachfs mount")
+    watch = None
+    if not lazy:
+        state, said = ask(there.point)
+        if state is State.HUNG:
+            raise AttachfsError(
+                f"{point} does not answer; detach it with: attachfs umount --lazy {point}. To free the "
+                f"programs that wait for it: echo 1 >/sys/fs/fuse/connections/{there.device_minor}/abort"
+            )
+        watch = _watch(said)
+    try:
+        reason = _detach(there, lazy=lazy)
+        if reason:
+            found = who(users(there))
+            hint = "" if lazy else f"; to detach it all the same: attachfs umount --lazy {point}"
+            raise AttachfsError(f"cannot unmount {point}: {found or reason}{hint}")
+        if watch is not None and not select.select([watch], [], [], _ENDS_WITHIN)[0]:
+            raise AttachfsError(f"{point} is unmounted, but its process has not ended yet")
+    finally:
+        if watch is not None:
+            os.close(watch)
+
+
+def clear_dead(point: Path, source: str) -> bool:
+    """Take away what a mount of `source` left at `point` when its daemon was killed; return whether.
+
+    Nothing else is touched: no other filesystem, no other source, no other user's, nothing that answers.
+    """
+    cleared = False
+    while (there := mount_at(point)) is not None and there.is_ours and there.source == source:
+        mine = os.getuid() in (0, there.user_id)
+        if not mine or ask(there.point)[0] is not State.DEAD or _detach(there, lazy=True):
+            break
+        log.warning("%s held a dead mount of %s, which is replaced", point, source)
+        cleared = True
+    return cleared
+
+
+def ours() -> list[Mount]:
+    """Return attachfs' mounts, each directory's uppermost."""
+    return list({mount.point: mount for mount in mounts() if mount.is_ours}.values())
+
+
+def _detach(mount: Mount, *, lazy: bool) -> str:
+    """Unmount; return why it could not be done, "" if it was."""
+    if os.getuid() == 0:
+        # -i: no helper, -n: no mtab; -c would not help, as the path is one from mountinfo.
+        command = ["umount", "-i", *(["-l"] if lazy else []), str(mount.point)]
+    else:
+        tool = shutil.which("fusermount3") or shutil.which("fusermount") or "fusermount3"
+        command = [tool, "-u", *(["-z"] if lazy else []), "--", str(mount.point)]
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603 - fixed words and a path
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    try:
+        _, said = process.communicate(timeout=_UNMOUNTS_WITHIN)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return f"{command[0]} did not end within {_UNMOUNTS_WITHIN:g} s"
+    return "" if process.returncode == 0 else said.strip() or f"{command[0]} exited with {process.returncode}"
+
+
+def _watch(status: bytes) -> int | None:
+    """Return a descriptor that becomes readable once the daemon has ended."""
+    found = re.search(rb'"pid":\s*(\d{1,10})', status)
+    try:
+        return os.pidfd_open(int(found[1])) if found else None
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""Paths, nodes, attributes and names, as if there were no kernel."""

@@ -1,0 +1,114 @@
+"""What stands in the tree: the kinds of node, their paths, and which child a name means.
+
+A node is an identity and nothing else. What is known about it lives in the ledger view.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+from attachfs.errors import NotFound
+from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
+
+BY_NAME = "by-name"
+EVENTS = "events"
+
+
+class Place(Enum):
+    """The directories that are there on every ledger."""
+
+    ROOT = ""
+    ASSETS = "assets"
+    PUBLICASSETS = "publicassets"
+    BY_NAME = BY_NAME
+
+
+class EventsDir(NamedTuple):
+    """An asset's `events` directory. `name` keeps it apart from the asset's own node."""
+
+    realm: Realm
+    asset: str
+    name: str = EVENTS
+
+
+class Named(NamedTuple):
+    """A node below `by-name`: nothing but its path, as who is meant by it is settled when it is used."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """The path below the mount, without a leading slash."""
+        return "/".join((BY_NAME, *self.parts))
+
+    @property
+    def parent(self) -> "Named | None":
+        """The directory it is in; None for `by-name` itself."""
+        return Named(self.parts[:-1]) if len(self.parts) > 1 else None
+
+    @property
+    def is_events(self) -> bool:
+        """Whether it is an asset's `events` directory: no file is called so."""
+        return len(self.parts) == 2 and self.parts[1] == EVENTS
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it is a symbolic link."""
+        return len(self.parts) == 4 or (len(self.parts) == 2 and not self.is_events)
+
+    @property
+    def link_size(self) -> int:
+        """The length of the link's target: all identities have the same."""
+        nobody = "0" * 36
+        event = nobody if len(self.parts) == 4 else None
+        return len(self.target(AttachmentRef("assets", nobody, event, nobody)))
+
+    def target(self, file: AttachmentRef) -> str:
+        """Return the link's target."""
+        return "../" * len(self.parts) + file.path
+
+
+Node = Place | AssetRef | EventsDir | EventRef | AttachmentRef | Named
+
+
+ROOT = Place.ROOT
+
+
+def path_of(node: Node) -> str:
+    """Return the canonical path below the mount, without a leading slash."""
+    if isinstance(node, Place):
+        return node.value
+    if isinstance(node, EventsDir):
+        return f"{node.realm}/{node.asset}/{EVENTS}"
+    return node.path
+
+
+def parent_of(node: Node) -> Node:
+    """Return the directory that holds `node`; the root's is the root."""
+    if isinstance(node, Place):
+        return ROOT
+    if isinstance(node, AssetRef):
+        return Place(node.realm)
+    if isinstance(node, EventsDir):
+        return AssetRef(node.realm, node.asset)
+    if isinstance(node, EventRef):
+        return EventsDir(node.realm, node.asset)
+    if isinstance(node, Named):
+        return node.parent or Place.BY_NAME
+    return node.owner
+
+
+def _child(parent: Node, name: str) -> Node:
+    match parent:
+        case Place.ASSETS:
+            return AssetRef("assets", name)
+        case Place.PUBLICASSETS:
+            return AssetRef("publicassets", name)
+        case EventsDir():
+            return EventRef(parent.realm, parent.asset, name)
+        case AssetRef():
+            return AttachmentRef(parent.realm, parent.asset, None, name)
+        case EventRef():
+            return AttachmentRef(parent.realm, parent.asset, parent.event, name)
+        case Place.BY_NAME | Named():
+            return Named((*(parent.parts if isinstance(parent, Named) else ()), name))
+    raise NotFound(f"{path_of(parent)}/{name}")

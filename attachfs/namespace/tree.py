@@ -1,0 +1,313 @@
+"""The namespace without FUSE: nodes, lookup, children, attributes, extended attributes.
+
+    /assets/<asset>/<attachment>                         a file
+    /assets/<asset>/events/<event>/<attachment>          a file
+    /publicassets/<asset>/…                              the same; entered by name, never listed
+    /by-name/<asset name>/…                              symbolic links to the files; see by_name.py
+
+A node is an identity and nothing else. What is known about it lives in the ledger view.
+"""
+
+from contextlib import suppress
+from typing import NamedTuple
+
+from attachfs import model
+from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
+from attachfs.ledger.listings import Listing
+from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.view import Ledger
+from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, is_uuid
+from attachfs.namespace.by_name import ByName
+from attachfs.namespace.directory import Directory, Entry, _of_links, _of_record
+from attachfs.namespace.nodes import EVENTS, ROOT, EventsDir, Named, Node, Place, _child, path_of
+from attachfs.namespace.xattrs import FileXattrs, encoded, fitting, of_file_is_possible
+
+
+class Attributes(NamedTuple):
+    """What `stat` tells: `size` in bytes (0 for directories), time in ns, seconds for which it is good.
+
+    `size_known` is False where the size is not known yet: such attributes must not be kept by anybody.
+    """
+
+    is_dir: bool
+    size: int
+    time_ns: int
+    valid_for: float
+    size_known: bool = True
+    is_link: bool = False
+
+
+class Tree:
+    """The tree over a ledger.
+
+    Args:
+        ledger: the ledger view.
+        base_url: the service's address, for `user.xdg.origin.url`.
+        born_ns: the time shown for directories that have none of their own.
+        fixed_ttl: seconds for which the directories that are always there may be remembered.
+    """
+
+    def __init__(self, ledger: Ledger, base_url: str, born_ns: int, *, fixed_ttl: float = 3600) -> None:
+        self._ledger = ledger
+        self.by_name = ByName(ledger)
+        self._born_ns = born_ns
+        self._fixed_ttl = fixed_ttl
+        self._unknown = Attributes(False, 0, born_ns, 0, size_known=False)
+        self._file_xattrs = FileXattrs(ledger, base_url)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What it is a tree of."""
+        return self._ledger
+
+    async def lookup(self, parent: Node, name: str) -> tuple[Node, Attributes]:
+        """Return the child called `name` and its attributes, having made sure that it exists.
+
+        Raises:
+            NotFound: it does not exist; no request is made for a name that cannot.
+            AttachfsError: it could not be asked.
+        """
+        node = self._named(parent, name)
+        if isinstance(node, Named):
+            if not node.is_events and self.by_name.settled(node) is None:
+                await self.by_name.resolve(node)
+        elif isinstance(node, AttachmentRef):
+            return node, await self.attributes(node)
+        if isinstance(node, AssetRef | EventRef):
+            # Policies work per attribute: an attachment below may be readable although its owner's record is
+            # not. As with a directory without r, one can pass through but not list it.
+            with suppress(AccessDenied):
+                await (self._ledger.asset(node) if isinstance(node, AssetRef) else self._ledger.event(node))
+        return node, self.known_attributes(node)
+
+    def known_asset(self, node: Node) -> AssetRef | None:
+        """Return which asset a directory of assets' entry is, or an `events` directory's, without asking."""
+        if isinstance(node, AssetRef):
+            return node
+        if isinstance(node, EventsDir):
+            return AssetRef(node.realm, node.asset)
+        if isinstance(node, Named):
+            owner = self.by_name.known_owner(Named(node.parts[:1]))
+            return owner if isinstance(owner, AssetRef) else None
+        return None
+
+    def known_file(self, parent: Node, name: str) -> tuple[Node, Attributes] | None:
+        """Return the file that `name` would be below `parent`, and what is known of it without asking."""
+        if isinstance(parent, AssetRef | EventRef) and is_uuid(name):
+            node = _child(parent, name)
+            return node, self.known_attributes(node)
+        return None
+
+    async def link_target(self, node: Node) -> str:
+        """Return where a symbolic link leads.
+
+        Raises:
+            NotFound: it is none, or no file has this name any more.
+            AttachfsError: it could not be asked.
+        """
+        if isinstance(node, Named) and node.is_link:
+            file = await self.by_name.resolve(node)
+            if isinstance(file, AttachmentRef):
+                return node.target(file)
+        raise NotFound(f"{path_of(node)} is no symbolic link")
+
+    def known_directory(self, node: Node) -> Directory | None:
+        """Return a directory to be read, if nothing has to be asked for it."""
+        if isinstance(node, AssetRef | EventRef):
+            record = self._ledger.fresh_record(node)
+            return None if record is None else _of_record(node, record.attachments)
+        if isinstance(node, Named):
+            return self._known_named(node)
+        if isinstance(node, AttachmentRef):
+            return None
+        head: list[Entry] = []
+        listing: Listing | None = None
+        if isinstance(node, EventsDir):
+            listing = self._ledger.events(AssetRef(node.realm, node.asset))
+        elif node is Place.ROOT:
+            head = [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS, Place.BY_NAME)]
+        elif node is not Place.PUBLICASSETS:
+            listing = (self.by_name if node is Place.BY_NAME else self._ledger).assets()
+        return Directory(node, head, listing)
+
+    def _known_named(self, node: Named) -> Directory | None:
+        owner = self.by_name.settled(node)
+        if owner is None:
+            return None
+        if node.is_events and isinstance(owner, AssetRef):
+            return Directory(node, [], self.by_name.events(owner))
+        files = self.by_name.files.known(owner)
+        return None if files is None else _of_links(node, owner, files)
+
+    async def open_directory(self, node: Node) -> Directory:
+        """Return a directory to be read.
+
+        Raises:
+            NotDirectory: `node` is a file.
+            AttachfsError: its contents could not be asked.
+        """
+        known = self.known_directory(node)
+        if known is not None:
+            return known
+        match node:
+            case AssetRef():
+                return _of_record(node, (await self._ledger.asset(node)).attachments)
+            case EventRef():
+                return _of_record(node, (await self._ledger.event(node)).attachments)
+            case AttachmentRef():
+                raise NotDirectory(f"{node.path} is a file")
+            case Named():
+                return await self._open_named(node)
+        raise NotFound(path_of(node))
+
+    async def _open_named(self, node: Named) -> Directory:
+        owner = await self.by_name.resolve(node)
+        if isinstance(owner, AttachmentRef):
+            raise NotDirectory(f"{node.path} is a symbolic link")
+        if node.is_events:
+            assert isinstance(owner, AssetRef)
+            return Directory(node, [], self.by_name.events(owner))
+        return _of_links(node, owner, await self.by_name.files.all(owner))
+
+    async def attributes(self, node: Node) -> Attributes:
+        """Return a node's attributes, asking for `/info` where a file's is not known.
+
+        Raises:
+            AttachfsError: it could not be asked.
+        """
+        if isinstance(node, AttachmentRef):
+            info = await self._ledger.info(node)
+            known = self._ledger.known_info(node)
+            return self._of_file(info, 0 if known is None else known.expires)
+        return self.known_attributes(node)
+
+    def known_attributes(self, node: Node) -> Attributes:
+        """Return a node's attributes from what is known, without asking."""
+        if isinstance(node, AttachmentRef):
+            return self.attributes_of(self._ledger.known_info(node))
+        if isinstance(node, Place):
+            return Attributes(True, 0, self._born_ns, self._fixed_ttl)
+        if isinstance(node, Named):
+            return self._named_attributes(node)
+        ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
+        record = self._ledger.known_record(ref)
+        if record is None or isinstance(record.value, Exception):
+            return Attributes(True, 0, self._born_ns, 0)
+        return Attributes(True, 0, record.value.time_ns or self._born_ns, self.left(record.expires))
+
+    def attributes_of(self, known: Known[Info] | None) -> Attributes:
+        """Return the attributes of a file of which this is known."""
+        if known is None or not isinstance(known.value, Info):
+            return self._unknown
+        return self._of_file(known.value, known.expires)
+
+    def left(self, expires: float) -> float:
+        """Return the seconds until a time on the ledger's clock, 0 after it."""
+        return max(0.0, expires - self._ledger.clock())
+
+    def _named_attributes(self, node: Named) -> Attributes:
+        """Return the owner's time, for a directory and for the links in it."""
+        record = self.by_name.known_record(node)
+        size = node.link_size if node.is_link else 0
+        found = Attributes(not node.is_link, size, self._born_ns, 0, is_link=node.is_link)
+        if record is None or isinstance(record.value, Exception):
+            return found
+        return found._replace(
+            time_ns=record.value.time_ns or self._born_ns, valid_for=self.left(record.expires)
+        )
+
+    def xattr_is_possible(self, node: Node, name: str) -> bool:
+        """Whether an extended attribute may exist, judging by its name: no request is made for others."""
+        if isinstance(node, AttachmentRef):
+            return of_file_is_possible(name)
+        prefix = _record_prefix(node)
+        return prefix is not None and name.startswith(f"{prefix}.")
+
+    async def xattr(self, node: Node, name: str) -> bytes:
+        """Return an extended attribute's value.
+
+        Raises:
+            NoAttribute: there is none of that name.
+            AttachfsError: it could not be asked.
+        """
+        if not self.xattr_is_possible(node, name):
+            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+        node = await self._recorded(node)
+        if isinstance(node, AttachmentRef):
+            return self._file_xattrs.value(node, await self._ledger.info(node), name)
+        if isinstance(node, AssetRef | EventRef):
+            raw = await self._ledger.raw_record(node)
+            if name == f"{_record_prefix(node)}.json":
+                return fitting(raw, path_of(node), name)
+        values = await self._xattrs(node)
+        if name not in values:
+            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+        return values[name]
+
+    def known_xattr(self, node: Node, name: bytes) -> bytes | None:
+        """Return a file's extended attribute from what is known, or None if it has to be asked for.
+
+        Raises:
+            NoAttribute: there is none of that name.
+            AttachfsError: the file is known not to be there, or not to be readable.
+        """
+        return self._file_xattrs.known(node, name) if isinstance(node, AttachmentRef) else None
+
+    def known_xattr_names(self, node: Node) -> list[bytes] | None:
+        """Return the names of a file's listed extended attributes, or None if it has to be asked for.
+
+        Raises:
+            AttachfsError: the file is known not to be there, or not to be readable.
+        """
+        return self._file_xattrs.known_names(node) if isinstance(node, AttachmentRef) else None
+
+    async def xattr_names(self, node: Node) -> list[str]:
+        """Return the names of the listed extended attributes.
+
+        Raises:
+            AttachfsError: they could not be asked.
+        """
+        return list(await self._xattrs(await self._recorded(node)))
+
+    async def _recorded(self, node: Node) -> Node:
+        """Return whose record a node's extended attributes are: a named directory has its owner's."""
+        if isinstance(node, Named) and _record_prefix(node) is not None:
+            return await self.by_name.resolve(node)
+        return node
+
+    async def _xattrs(self, node: Node) -> dict[str, bytes]:
+        if isinstance(node, AttachmentRef):
+            return self._file_xattrs.all(node, await self._ledger.info(node))
+        if isinstance(node, AssetRef | EventRef):
+            prefix = _record_prefix(node)
+            fields = model.flatten(await self._ledger.raw_record(node), node.path)
+            return encoded({f"{prefix}.{k}": v for k, v in fields.items()})
+        return {}
+
+    def _named(self, parent: Node, name: str) -> Node:
+        """Return the node that `name` would be below `parent`; NotFound if there can be none."""
+        match parent:
+            case Place.ROOT if name in (Place.ASSETS.value, Place.PUBLICASSETS.value, Place.BY_NAME.value):
+                return Place(name)
+            case Place.BY_NAME | Named(is_link=False):
+                return _child(parent, name)
+            case Named():
+                raise NotDirectory(f"{parent.path} is a symbolic link")
+            case AssetRef() if name == EVENTS:
+                return EventsDir(parent.realm, parent.asset)
+            case AttachmentRef():
+                raise NotDirectory(f"{parent.path} is a file")
+        if parent is ROOT or not is_uuid(name):
+            raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
+        return _child(parent, name)
+
+    def _of_file(self, info: Info, expires: float) -> Attributes:
+        return Attributes(False, info.size, info.time_ns or self._born_ns, self.left(expires))
+
+
+def _record_prefix(node: Node) -> str | None:
+    """Return how the extended attributes of a node that has a record begin."""
+    depth = len(node.parts) if isinstance(node, Named) else 0
+    if isinstance(node, AssetRef) or depth == 1:
+        return "user.asset"
+    return "user.event" if isinstance(node, EventRef) or depth == 3 else None

@@ -1,0 +1,158 @@
+"""Extended attributes: what fits into one, and those of files, which are made from their `/info`."""
+
+from collections import OrderedDict
+
+from attachfs import model
+from attachfs.errors import NoAttribute
+from attachfs.ledger.derived import Believed
+from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.view import Ledger
+from attachfs.model import AttachmentRef, Info
+
+# The kernel's limits (include/uapi/linux/limits.h): a longer name or value cannot be told.
+_NAME_MAX = 255
+_SIZE_MAX = 65_536
+_READY = 1024  # files whose attributes are kept ready; up to 4 KiB where all of them have been asked for
+_PREFIX = "user.attachment."
+_JSON = "user.attachment.json"
+# What desktop tools and hash tools look for.
+_MIME_TYPE, _ORIGIN, _SHA256 = "user.mime_type", "user.xdg.origin.url", "user.hash.sha256"
+
+
+def encoded(values: dict[str, str]) -> dict[str, bytes]:
+    """Return the extended attributes that can be told: name and value within the kernel's limits."""
+    values_encoded = {name: value.encode("utf-8", "replace") for name, value in values.items()}
+    return {
+        name: value for name, value in values_encoded.items() if len(value) <= _SIZE_MAX and _name_fits(name)
+    }
+
+
+def fitting(value: bytes, path: str, name: str) -> bytes:
+    """Return the value if it can be told.
+
+    Raises:
+        NoAttribute: it is too large.
+    """
+    if len(value) > _SIZE_MAX:
+        raise NoAttribute(f"{path}: {name} is larger than an attribute may be")
+    return value
+
+
+def of_file_is_possible(name: str) -> bool:
+    """Whether a file may have an attribute, judging by its name."""
+    return name.startswith(_PREFIX) or name in (_MIME_TYPE, _ORIGIN, _SHA256)
+
+
+class _Ready(Believed):
+    """A file's attributes: at first those that need no JSON, and all once another was asked for."""
+
+    __slots__ = ("complete", "values")
+
+    def __init__(self, ledger: Ledger, file: AttachmentRef, known: Known[Info], info: Info) -> None:
+        super().__init__(ledger, file, known)
+        self.complete = False
+        self.values = {name.encode(): value for name, value in encoded(_facts(info)).items()}
+
+
+class FileXattrs:
+    """The extended attributes of files; those asked for last are kept ready.
+
+    Args:
+        ledger: the ledger view.
+        base_url: the service's address, for `user.xdg.origin.url`.
+    """
+
+    def __init__(self, ledger: Ledger, base_url: str) -> None:
+        self._ledger = ledger
+        self._base_url = base_url
+        self._ready: OrderedDict[AttachmentRef, _Ready] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def known(self, file: AttachmentRef, name: bytes) -> bytes | None:
+        """Return an attribute from what is known, or None if that has to be asked for.
+
+        Raises:
+            NoAttribute: there is none of that name.
+            AttachfsError: the file is known not to be there, or not to be readable.
+        """
+        ready = self._ready.get(file)
+        if ready is not None and ready.left():
+            value = ready.values.get(name)
+            if value is not None:
+                return value
+        known = self._ledger.known_info(file)
+        text = name.decode("utf-8", "replace")
+        if known is None or not of_file_is_possible(text):
+            return None
+        info = known.get()
+        if text == _JSON:
+            return self.value(file, info, text)
+        ready = self._made_ready(file, known, info)
+        value = ready.values.get(name)
+        if value is None:
+            value = self._completed(ready, info).get(name)
+        if value is None:
+            raise NoAttribute(f"{file.path} has no attribute {text}")
+        return value
+
+    def known_names(self, file: AttachmentRef) -> list[bytes] | None:
+        """Return what attributes are listed, or None if that has to be asked for.
+
+        Raises:
+            AttachfsError: the file is known not to be there, or not to be readable.
+        """
+        known = self._ledger.known_info(file)
+        if known is None:
+            return None
+        info = known.get()
+        return list(self._completed(self._made_ready(file, known, info), info))
+
+    def value(self, file: AttachmentRef, info: Info, name: str) -> bytes:
+        """Return an attribute of a file with this `/info`.
+
+        Raises:
+            NoAttribute: there is none of that name.
+        """
+        if name == _JSON:
+            return fitting(info.raw, file.path, name)
+        values = self.all(file, info)
+        if name not in values:
+            raise NoAttribute(f"{file.path} has no attribute {name}")
+        return values[name]
+
+    def all(self, file: AttachmentRef, info: Info) -> dict[str, bytes]:
+        """Return all that are listed."""
+        values = {f"{_PREFIX}{key}": value for key, value in model.flatten(info.raw, file.path).items()}
+        realm, rest = file.path.split("/", 1)
+        values[_ORIGIN] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
+        return encoded(values | _facts(info))
+
+    def _completed(self, ready: _Ready, info: Info) -> dict[bytes, bytes]:
+        if not ready.complete:
+            values = self.all(ready.file, info)
+            ready.values = {name.encode("utf-8", "replace"): value for name, value in values.items()}
+            ready.complete = True
+        return ready.values
+
+    def _made_ready(self, file: AttachmentRef, known: Known[Info], info: Info) -> _Ready:
+        ready = self._ready.get(file)
+        if ready is None or ready.known is not known:
+            ready = self._ready[file] = _Ready(self._ledger, file, known, info)
+            self._ready.move_to_end(file)
+            if len(self._ready) > _READY:
+                self._ready.popitem(last=False)
+        return ready
+
+
+def _facts(info: Info) -> dict[str, str]:
+    """Return what is asked for most, and is in no need of JSON."""
+    facts = {_MIME_TYPE: info.mime_type}
+    if info.digest is not None and info.digest.alg == "sha256":
+        facts[_SHA256] = info.digest.hex
+    return facts
+
+
+def _name_fits(name: str) -> bool:
+    return "\0" not in name and len(name.encode("utf-8", "surrogatepass")) <= _NAME_MAX

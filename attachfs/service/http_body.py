@@ -1,0 +1,243 @@
+"""HTTP as such: raw bodies, and the one translation of httpx's exceptions into ours.
+
+Lives here and only here: what a library's failure means, and which of the service's words may be shown.
+Nothing here knows the ledger; `service/transport.py` and `service/auth.py` build on it.
+"""
+
+import base64
+import os
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import quote as percent
+from urllib.parse import quote_plus
+
+import httpcore
+import httpx
+import msgspec
+import trio
+
+from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, causes_of
+
+_CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
+_ERROR_BODY = 8 * 1024  # bytes of an error's body that are read, so that its connection can be used again
+_ERROR_BODY_TIME = 1  # seconds spent on it
+_EXCERPT = 200  # characters of foreign text in a message
+_TELLING = 8  # characters of base64 that would tell something of a secret
+_DRAINED = 10_000  # buffered pieces that ending a body may have to skip
+# What is left of a body above which it is read from the connection itself. That is three times as fast, and
+# the connection cannot be used again, which for something as large as this makes no difference.
+_DIRECT = 32 * 2**20  # bytes
+_PIECE = 2**20  # bytes asked of the connection at a time
+
+
+# -- what failed ---------------------------------------------------------------------------------------
+
+LIBRARY_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
+
+
+def translate(error: Exception, what: str) -> AttachfsError:
+    """Return what one of `LIBRARY_ERRORS` means, naming `what`.
+
+    The library's own text is quoted for failures to connect only: others may quote headers.
+    """
+    if isinstance(error, httpx.ConnectTimeout):
+        return Unreachable(f"{what}: cannot connect: no answer")
+    if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol):
+        return Unreachable(f"{what}: cannot connect: {_root(error)}")
+    if isinstance(error, httpx.TimeoutException):
+        return TimedOut(f"{what}: no answer in time")
+    if isinstance(error, httpx.RemoteProtocolError):
+        return BadAnswer(f"{what}: the answer broke off or is not HTTP")
+    if isinstance(error, httpx.NetworkError):
+        return BadAnswer(f"{what}: the connection broke")
+    return BadAnswer(f"{what}: the exchange failed ({type(error).__name__})")
+
+
+def is_certificate_trouble(error: BaseException) -> bool:
+    """Whether a failure to connect is about the certificate, which no retry mends."""
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes_of(error))
+
+
+def _root(error: BaseException) -> str:
+    """Say in a few words why a connection could not be made."""
+    for cause in causes_of(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"TLS: the certificate is refused: {quote(cause.verify_message)}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS: {quote(cause.reason or 'the handshake failed')}"
+        if isinstance(cause, socket.gaierror):
+            return f"the host's name is not known: {quote(cause.strerror or '')}"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+    if isinstance(error, httpx.ProxyError):
+        return "the proxy refuses"
+    return "the connection ended" if isinstance(error, httpx.ConnectError) else type(error).__name__
+
+
+# -- foreign text --------------------------------------------------------------------------------------
+
+
+def quote(text: str, secret: str | None = None) -> str:
+    """Make foreign text fit for a message: one line, printable, bounded, without `secret`."""
+    if secret:
+        hidden = {spelling for part in (secret, secret.rpartition(" ")[2]) for spelling in _spellings(part)}
+        longest_first = sorted(hidden, key=len, reverse=True)
+        text = re.sub("|".join(map(re.escape, longest_first)), "[hidden]", text, flags=re.IGNORECASE)
+    shown = text.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= _EXCERPT else shown[:_EXCERPT] + "…"
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """Yield what a service that gives back what it got may make of a secret."""
+    yield secret
+    yield percent(secret)
+    yield percent(secret, safe="")
+    yield quote_plus(secret)
+    yield msgspec.json.encode(secret).decode()[1:-1]
+    for shift in range(3):  # what stands before it moves the groups of three
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            # The characters at the ends depend on what is beside them.
+            inner = encode(bytes(shift) + secret.encode())[4:-4].decode()
+            if len(inner) >= _TELLING:
+                yield inner
+
+
+async def excerpt(body: "RawBody", secret: str | None) -> str:
+    """Return ': ' and what the service said of an error, or '' where that is nothing a person can read.
+
+    Also reads a short body to its end, so that the connection can be used again.
+    """
+    raw, ended = b"", False
+    with trio.move_on_after(_ERROR_BODY_TIME):
+        try:
+            while len(raw) < _ERROR_BODY and not ended:
+                piece = await body.next()
+                raw += piece
+                ended = not piece
+        except AttachfsError:
+            pass  # the status tells enough
+    text = raw.decode("utf-8", "replace").strip()
+    if secret and not ended:
+        text = text[: -3 * len(secret)]  # the end may be half a secret, which is not known for one
+    if not text or body.encoded or text.startswith("<"):
+        return ""
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        value = None
+    if isinstance(value, dict):
+        said = [value.get(key) for key in ("error", "message", "description", "error_description")]
+        text = " ".join(word for word in said if isinstance(word, str) and word)
+    return f": {quote(text, secret)}" if text else ""
+
+
+# -- bodies --------------------------------------------------------------------------------------------
+
+
+class RawBody:
+    """A response's body as it comes over the wire, undecoded.
+
+    Args:
+        response: opened with `stream=True`.
+        what: what it is, for messages.
+    """
+
+    def __init__(self, response: httpx.Response, what: str) -> None:
+        self._response = response
+        self._what = what
+        self._pieces: AsyncIterator[bytes] | None = None
+        self._exhausted = False  # the library has nothing more, and has let go of the connection
+        self._direct: httpcore.AsyncNetworkStream | None = None
+        length = response.headers.get("content-length", "")
+        self.length = int(length) if re.fullmatch("[0-9]{1,18}", length, re.ASCII) else None
+        self.received = 0
+        self.broken = False  # it ended before its end: asking again may help
+
+    @property
+    def encoded(self) -> str:
+        """The content coding, "" for none. It was not asked for, and is never undone."""
+        coding: str = self._response.headers.get("content-encoding", "").strip().lower()
+        return "" if coding == "identity" else coding
+
+    async def next(self) -> bytes:
+        """Return the next piece, b"" at the end.
+
+        Raises:
+            BadAnswer: the body broke off, or its length is not what was announced.
+            TimedOut: the library's own timeout for one read has passed.
+        """
+        try:
+            piece = await (self._next() if self._direct is None else self._next_direct(self._direct))
+        except LIBRARY_ERRORS as error:
+            self._exhausted = self.broken = True
+            raise translate(error, self._what) from error
+        except httpcore.NetworkError as error:
+            self.broken = True
+            raise BadAnswer(f"{self._what}: the connection broke") from error
+        if piece:
+            self.received += len(piece)
+        elif self.length is not None and self.received != self.length:
+            self.broken = True
+            raise BadAnswer(f"{self._what}: {self.length} bytes were announced, {self.received} came")
+        return piece
+
+    async def _next(self) -> bytes:
+        if self._pieces is None:
+            # Without a chunk size: pieces are passed on as they are read, which is three times as fast.
+            self._pieces = self._response.aiter_raw()
+        while not self._exhausted:
+            piece = await anext(self._pieces, None)
+            if piece is None:
+                self._exhausted = True
+            elif piece:  # an empty one ends nothing
+                # With the first piece came all that had been received together with the headers.
+                self._direct = self._long_rest(self.received + len(piece))
+                return piece
+        return b""
+
+    def _long_rest(self, received: int) -> httpcore.AsyncNetworkStream | None:
+        """Return the connection, if all that comes on it is the rest of this body, and much of it."""
+        if self.length is None or self.length - received < _DIRECT:
+            return None
+        if self._response.http_version != "HTTP/1.1" or "transfer-encoding" in self._response.headers:
+            return None
+        stream: httpcore.AsyncNetworkStream | None = self._response.extensions.get("network_stream")
+        return stream
+
+    async def _next_direct(self, stream: httpcore.AsyncNetworkStream) -> bytes:
+        """Read from the connection, for as long as the caller has patience."""
+        assert self.length is not None
+        rest = self.length - self.received
+        return await stream.read(min(rest, _PIECE)) if rest else b""
+
+    async def read(self, limit: int) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            BadAnswer: it is longer than `limit` bytes, or broke off.
+        """
+        pieces: list[bytes] = []
+        while (self.length or 0) <= limit and self.received <= limit:
+            if not (piece := await self.next()):
+                return b"".join(pieces)
+            pieces.append(piece)
+        raise BadAnswer(f"{self._what}: the answer is longer than {limit} bytes")
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it if the body is not at its end. Cannot be cancelled."""
+        if self._pieces is not None and not self._exhausted:
+            self._exhausted = True
+            # The library's iterators are nested, and dropping them half-way leaves the inner ones to the
+            # garbage collector. A read that is cancelled at once ends them all, in order.
+            with trio.CancelScope(shield=True) as scope:
+                scope.cancel()
+                try:
+                    for _ in range(_DRAINED):
+                        if await anext(self._pieces, None) is None:
+                            break
+                except LIBRARY_ERRORS:
+                    pass
+        with trio.move_on_after(_CLOSING, shield=True):
+            await self._response.aclose()

@@ -1,0 +1,115 @@
+"""What goes out and what comes back: requests, accepted answers, redirects, and their counters.
+
+Lives here and only here: where a redirect may lead.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from attachfs.errors import BadAnswer
+from attachfs.service.concurrency import Slot
+from attachfs.service.http_body import RawBody
+
+_LONGEST_LOCATION = 16 * 1024  # characters
+
+
+class Ask(NamedTuple):
+    """A request: what the caller wants to know, and what it would accept.
+
+    `path` is below the base URL and holds validated ids only; `query` is quoted already; `bulk` is a body
+    that may take minutes.
+    """
+
+    kind: str
+    path: str
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    accept: frozenset[int] = frozenset({200})
+    credentials: bool = True
+    bulk: bool = False
+
+
+@dataclass
+class Counters:
+    """What became of one kind of request. Times in seconds, from sending to the response's headers."""
+
+    requests: int = 0
+    retries: int = 0
+    errors: int = 0
+    bytes: int = 0
+    latency_sum: float = 0.0
+    latency_max: float = 0.0
+    in_flight: int = 0
+
+
+@dataclass
+class Stats:
+    """Counters by kind: assets, events, asset, event, info, blob."""
+
+    kinds: dict[str, Counters] = field(default_factory=dict)
+
+    def of(self, kind: str) -> Counters:
+        """Return the counters of a kind."""
+        return self.kinds.setdefault(kind, Counters())
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return all figures, ready for JSON."""
+        return {kind: asdict(counters) for kind, counters in self.kinds.items()}
+
+
+class Answer:
+    """An accepted response, its body not read yet. Holds a slot until it is closed."""
+
+    def __init__(self, response: httpx.Response, body: RawBody, slot: Slot, counters: Counters) -> None:
+        self.status = response.status_code
+        self.body = body
+        self._headers = response.headers
+        self._slot = slot
+        self._counters = counters
+
+    def header(self, name: str) -> str | None:
+        """Return a header, None if it is missing."""
+        value: str | None = self._headers.get(name)
+        return value
+
+    async def aclose(self) -> None:
+        """Close the response and give the slot back. Cannot be cancelled; a second call does nothing."""
+        try:
+            await self.body.aclose()
+        finally:
+            if self._slot.release():
+                self._counters.bytes += self.body.received
+                self._counters.in_flight -= 1
+
+
+def redirect_target(url: httpx.URL, location: str, what: str) -> httpx.URL:
+    """Return where a redirect from `url` leads.
+
+    Raises:
+        BadAnswer: `location` is not a plain http or https address, or leads from https to http.
+    """
+    if not location or len(location) > _LONGEST_LOCATION:
+        raise BadAnswer(f"{what}: redirected to nowhere")
+    # No blanks, control characters, backslashes or non-ASCII: parsers differ on what those mean.
+    if any(not "!" <= character <= "~" or character == "\\" for character in location):
+        raise BadAnswer(f"{what}: redirected to something that is not an address")
+    try:
+        parts = urlsplit(location)
+        target = httpx.URL(urljoin(str(url), location))
+        # A scheme without a host would be filled up from the request's.
+        plain = bool(parts.netloc or not parts.scheme) and parts.port != 0
+    except (httpx.InvalidURL, ValueError) as error:
+        raise BadAnswer(f"{what}: redirected to something that is not an address") from error
+    if not plain or target.scheme not in ("http", "https") or not target.host or target.userinfo:
+        raise BadAnswer(f"{what}: redirected to something that is not an address")
+    if url.scheme == "https" and target.scheme == "http":
+        raise BadAnswer(f"{what}: redirected from https to http, which is refused")
+    return target.copy_with(fragment=None)
+
+
+def origin(url: httpx.URL) -> tuple[str, str, int]:
+    """Return what makes two addresses the same place for a secret."""
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)

@@ -1,0 +1,445 @@
+"""One download: who may read how far, and that it ends with everything given back."""
+
+import hashlib
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from attachfs.blobs.download import WITHHELD, Download
+from attachfs.blobs.handle import pread_nowait
+from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
+from attachfs.errors import BadAnswer, IntegrityError, NoRoom, Unexpected, Unreachable
+from attachfs.model import Digest
+from attachfs.units import MinFree
+from tests.unit.fakes import FakeBytes, Piece, Transfer, file_ref
+
+REF = file_ref()
+DATA = bytes(range(256)) * 4096  # 1 MiB
+LIMIT = len(DATA) - WITHHELD
+
+
+def digest_of(data: bytes) -> Digest:
+    return Digest("sha256", hashlib.sha256(data).hexdigest())
+
+
+def left_over(cache: DiskCache) -> tuple[int, int, int, int]:
+    """Return what must be nothing once all is over: open blobs, their room, descriptors of their files."""
+    stats = cache.stats()
+    held = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the one that lists them is gone by now
+            target = fd.readlink()
+            held += (
+                target.is_relative_to(cache.root)
+                and stat.S_ISREG(fd.stat().st_mode)
+                and target.name != "lock"
+            )
+    return stats.open_files, stats.loose_bytes, stats.spilled_bytes, held
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[DiskCache]:
+    cache = DiskCache(tmp_path / "cache", 64 * 2**20, MinFree())
+    cache.start("test")
+    cache.index()
+    yield cache
+    cache.close()
+
+
+class Shelf:
+    """Where a download's bytes go, without pins."""
+
+    def __init__(self, cache: DiskCache, download: Download) -> None:
+        self.cache = cache
+        self.download = download
+
+    async def room(self) -> Writer:
+        if self.download.expected is None:
+            return self.cache.spill(self.download.size)
+        return self.cache.reserve(self.download.size)
+
+    def room_now(self) -> Writer:
+        return self.cache.reserve(self.download.size)
+
+    def spill(self) -> Writer:
+        return self.cache.spill(self.download.size)
+
+    def pin(self) -> None:
+        pass
+
+    async def settle(self) -> None:
+        pass
+
+    async def in_thread(self, work: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(work)
+
+
+class Running:
+    """A download under way, with the follower that keeps it so."""
+
+    def __init__(self, cache: DiskCache, nursery: trio.Nursery, data: bytes, digest: Digest | None) -> None:
+        self.source = FakeBytes()
+        self.download = Download(REF, digest, len(data))
+        self.download.join()
+        self.ended = trio.Event()
+        self._cache = cache
+        nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
+        await self.download.run(Shelf(self._cache, self.download), self.source)
+        self.download.landed()
+        self.ended.set()
+
+    async def transfer(self) -> Transfer:
+        return await self.source.next()
+
+
+@pytest.fixture
+async def running(cache: DiskCache, nursery: trio.Nursery) -> AsyncIterator[Running]:
+    running = Running(cache, nursery, DATA, digest_of(DATA))
+    with trio.fail_after(30):
+        yield running
+
+
+class Reach:
+    """Somebody who waits for the bytes before `end`."""
+
+    def __init__(self, nursery: trio.Nursery, download: Download, end: int) -> None:
+        self.there = trio.Event()
+        nursery.start_soon(self._wait, download, end)
+
+    async def _wait(self, download: Download, end: int) -> None:
+        await download.reach(end)
+        self.there.set()
+
+
+async def test_bytes_may_be_read_as_they_are_stored(running: Running) -> None:
+    transfer = await running.transfer()
+    transfer.put(DATA[:1000])
+    await running.download.reach(1000)
+    assert os.pread(running.download.fd, 1000, 0) == DATA[:1000]
+    assert not running.download.may_read(1001)
+    transfer.put(DATA[1000:5000], offset=1000)
+    await running.download.reach(5000)
+    assert not running.download.verified
+    running.download.leave()
+
+
+async def test_a_reader_ahead_waits(running: Running, nursery: trio.Nursery) -> None:
+    transfer = await running.transfer()
+    transfer.put(DATA[:1000])
+    await running.download.reach(1000)
+    ahead = Reach(nursery, running.download, 1001)
+    await wait_all_tasks_blocked()
+    assert not ahead.there.is_set()
+    transfer.put(DATA[1000:1001], offset=1000)
+    await ahead.there.wait()
+    running.download.leave()
+
+
+async def test_the_last_part_is_withheld_until_the_whole_is_verified(
+    running: Running, nursery: trio.Nursery
+) -> None:
+    transfer = await running.transfer()
+    transfer.put(DATA)
+    await running.download.reach(LIMIT)
+    last = Reach(nursery, running.download, LIMIT + 1)
+    while running.download.written < len(DATA):
+        await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked()
+    assert running.download.may_read(LIMIT)
+    assert not running.download.may_read(LIMIT + 1)
+    assert not last.there.is_set()
+    transfer.end()
+    await running.download.finished()
+    await last.there.wait()
+    assert running.download.verified
+    assert running.download.may_read(len(DATA))
+    running.download.leave()
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, WITHHELD, WITHHELD + 1, 3 * WITHHELD, 3 * WITHHELD + 5])
+def test_what_is_withheld_begins_at_a_request_of_the_kernels_and_is_never_nothing(size: int) -> None:
+    download = Download(REF, digest_of(b""), size)
+    download.intake.written = size
+    readable = max((end for end in range(0, size + 1, 1) if download.may_read(end)), default=0)
+    assert readable % WITHHELD == 0
+    if size:
+        assert 1 <= size - readable <= WITHHELD
+
+
+async def test_a_byte_that_is_wrong_anywhere_is_never_read_to_the_end(
+    cache: DiskCache, nursery: trio.Nursery
+) -> None:
+    for position in (0, len(DATA) // 2, LIMIT - 1, LIMIT, len(DATA) - 1):
+        running = Running(cache, nursery, DATA, digest_of(DATA))
+        wrong = bytearray(DATA)
+        wrong[position] ^= 1
+        (await running.transfer()).put(bytes(wrong)).end()
+        with pytest.raises(IntegrityError, match="do not match"):
+            await running.download.finished()
+        with pytest.raises(IntegrityError):
+            await running.download.reach(1)
+        running.download.leave()
+    assert cache.stats().blobs == 0
+
+
+@pytest.mark.parametrize("cut", [0, 1, 500_000, len(DATA) - 1])
+async def test_a_body_that_ends_early_is_a_bad_answer(running: Running, cache: DiskCache, cut: int) -> None:
+    (await running.transfer()).put(DATA[:cut]).end()
+    with pytest.raises(BadAnswer, match=f"{cut} came"):
+        await running.download.finished()
+    running.download.leave()
+    assert cache.stats().blobs == 0
+
+
+async def test_a_body_that_is_too_long_is_refused(running: Running, cache: DiskCache) -> None:
+    (await running.transfer()).put(DATA, b"x").end()
+    with pytest.raises((BadAnswer, Unexpected)):
+        await running.download.finished()
+    running.download.leave()
+    assert cache.stats().blobs == 0
+
+
+async def test_a_gap_is_a_bad_answer(running: Running) -> None:
+    (await running.transfer()).put(Piece(0, DATA[:1000]), Piece(1001, DATA[1001:])).end()
+    with pytest.raises(BadAnswer, match="1 bytes are missing at 1000"):
+        await running.download.finished()
+    running.download.leave()
+
+
+@pytest.mark.parametrize("size", [1, 100, 65_536, len(DATA)])
+async def test_any_pieces_make_up_the_whole(running: Running, cache: DiskCache, size: int) -> None:
+    pieces = [Piece(start, DATA[start : start + size]) for start in range(0, len(DATA), size)]
+    if size == 1:
+        pieces = [*pieces[:500], Piece(500, DATA[500:])]
+    transfer = await running.transfer()
+    for piece in pieces:
+        while transfer._send.statistics().current_buffer_used > 900:
+            await trio.lowlevel.checkpoint()
+        transfer.put(piece)
+    transfer.end()
+    await running.download.finished()
+    assert os.pread(running.download.fd, len(DATA), 0) == DATA
+    running.download.leave()
+    assert cache.contains(digest_of(DATA), len(DATA))
+
+
+class TestBeganAnew:
+    async def test_with_the_same_bytes_goes_on(self, running: Running, cache: DiskCache) -> None:
+        transfer = await running.transfer()
+        transfer.put(DATA[:700_000])
+        await running.download.reach(700_000)
+        transfer.put(DATA[:300_000], DATA[300_000:]).end()
+        await running.download.finished()
+        assert os.pread(running.download.fd, len(DATA), 0) == DATA
+        running.download.leave()
+        assert cache.contains(digest_of(DATA), len(DATA))
+
+    async def test_what_was_readable_stays_so(self, running: Running) -> None:
+        transfer = await running.transfer()
+        transfer.put(DATA[:700_000])
+        await running.download.reach(700_000)
+        transfer.put(DATA[:10])
+        await wait_all_tasks_blocked()
+        assert running.download.may_read(700_000)
+        running.download.leave()
+
+    async def test_with_other_bytes_fails(self, running: Running, cache: DiskCache) -> None:
+        transfer = await running.transfer()
+        transfer.put(DATA[:700_000])
+        await running.download.reach(700_000)
+        wrong = bytearray(DATA)
+        wrong[699_999] ^= 1
+        transfer.put(bytes(wrong)).end()
+        with pytest.raises(BadAnswer, match="other bytes the second time"):
+            await running.download.finished()
+        running.download.leave()
+        assert cache.stats().blobs == 0
+
+    async def test_more_than_once(self, running: Running) -> None:
+        transfer = await running.transfer()
+        for end in (100, 5000, 200_000, len(DATA)):
+            transfer.put(DATA[:end])
+        transfer.end()
+        await running.download.finished()
+        running.download.leave()
+
+    async def test_and_then_ending_early_is_a_bad_answer(self, running: Running) -> None:
+        (await running.transfer()).put(DATA[:700_000]).put(DATA[:100]).end()
+        with pytest.raises(BadAnswer, match="700000 came"):
+            await running.download.finished()
+        running.download.leave()
+
+
+class TestFailures:
+    @pytest.mark.parametrize("error", [Unreachable("x"), BadAnswer("x")], ids=lambda e: type(e).__name__)
+    async def test_the_sources_error_reaches_every_follower(
+        self, running: Running, cache: DiskCache, error: Exception
+    ) -> None:
+        running.download.join()
+        (await running.transfer()).put(DATA[:1000], error)
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                await running.download.finished()
+            running.download.leave()
+        assert left_over(cache) == (0, 0, 0, 0)
+        assert cache.stats().blobs == 0
+
+    async def test_a_fault_of_our_own_is_told_as_such(
+        self, running: Running, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (await running.transfer()).put(DATA[:1000], KeyError("x"))
+        with pytest.raises(Unexpected, match="KeyError"):
+            await running.download.finished()
+        running.download.leave()
+        assert "failed for a reason of its own" in caplog.text
+
+    async def test_no_room_is_told(self, nursery: trio.Nursery, cache: DiskCache) -> None:
+        class Full(Shelf):
+            async def room(self) -> Writer:
+                raise NoRoom("full")
+
+        source = FakeBytes()
+        download = Download(REF, digest_of(DATA), len(DATA))
+        download.join()
+        await download.run(Full(cache, download), source)
+        download.landed()
+        with pytest.raises(NoRoom):
+            await download.finished()
+        download.leave()
+        assert source.transfers == []
+        assert not nursery.child_tasks
+
+    async def test_no_byte_is_readable_after_a_failure(self, running: Running) -> None:
+        transfer = await running.transfer()
+        transfer.put(DATA[:1000])
+        await running.download.reach(1000)
+        transfer.put(Unreachable("x"))
+        with pytest.raises(Unreachable):
+            await running.download.finished()
+        with pytest.raises(Unreachable):
+            await running.download.reach(1000)
+        running.download.leave()
+
+
+class TestLeaving:
+    async def test_the_last_follower_ends_it(self, running: Running, cache: DiskCache) -> None:
+        running.download.join()
+        transfer = await running.transfer()
+        transfer.put(DATA[:1000])
+        await running.download.reach(1000)
+        running.download.leave()
+        await wait_all_tasks_blocked()
+        assert running.source.live == 1
+        running.download.leave()
+        assert running.download.abandoned
+        await running.ended.wait()
+        assert running.source.live == 0
+        assert left_over(cache) == (0, 0, 0, 0)
+        assert cache.stats().blobs == 0
+        assert list((cache.root / "tmp").iterdir()) == []
+
+    async def test_after_it_ended_gives_everything_back(self, running: Running, cache: DiskCache) -> None:
+        (await running.transfer()).put(DATA).end()
+        await running.download.finished()
+        assert cache.stats().open_files == 1
+        running.download.leave()
+        assert left_over(cache) == (0, 0, 0, 0)
+        assert cache.stats().blobs == 1
+
+
+class TestUnverified:
+    """Under --verify=off nobody vouches for the bytes: none is withheld, and none is kept."""
+
+    async def test_the_last_part_is_not_withheld(self, cache: DiskCache, nursery: trio.Nursery) -> None:
+        running = Running(cache, nursery, DATA, None)
+        transfer = await running.transfer()
+        transfer.put(DATA)
+        with trio.fail_after(30):
+            await running.download.reach(len(DATA))
+        assert os.pread(running.download.fd, len(DATA), 0) == DATA
+        transfer.end()
+        await running.ended.wait()
+        assert not running.download.verified
+        assert running.download.may_read(len(DATA))
+        running.download.leave()
+        assert left_over(cache) == (0, 0, 0, 0)
+        assert cache.stats().blobs == 0
+
+    async def test_a_short_body_is_a_bad_answer_still(self, cache: DiskCache, nursery: trio.Nursery) -> None:
+        running = Running(cache, nursery, DATA, None)
+        (await running.transfer()).put(DATA[:-1]).end()
+        with trio.fail_after(30), pytest.raises(BadAnswer):
+            await running.download.reach(len(DATA))
+        running.download.leave()
+        assert cache.stats().spilled_bytes == 0
+
+
+class TestReadWithoutWaiting:
+    def test_what_was_just_written_is_read(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_bytes(DATA)
+        fd = os.open(tmp_path / "x", os.O_RDONLY)
+        try:
+            found = pread_nowait(fd, 1000, 5)
+            assert found is None or bytes(found) == DATA[5:1005]
+        finally:
+            os.close(fd)
+
+    def test_never_less_than_asked(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_bytes(b"abc")
+        fd = os.open(tmp_path / "x", os.O_RDONLY)
+        try:
+            assert pread_nowait(fd, 4, 0) is None
+        finally:
+            os.close(fd)
+
+    def test_a_descriptor_that_is_closed(self) -> None:
+        assert pread_nowait(-1, 1, 0) is None
+
+
+class TestFullDisk:
+    async def test_a_download_goes_on_in_a_temporary_file_when_the_disk_takes_no_more(
+        self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = Writer.write
+
+        def full(writer: Writer, data: bytes, offset: int) -> None:
+            if offset + len(data) > LIMIT // 2 and not writer.spilled:
+                raise NoRoom("the disk is full")
+            write(writer, data, offset)
+
+        monkeypatch.setattr(Writer, "write", full)
+        transfer = await running.transfer()
+        transfer.put(*(DATA[start : start + 65536] for start in range(0, len(DATA), 65536)))
+        transfer.end()
+        await running.download.finished()
+        assert running.download.pread(len(DATA), 0) == DATA
+        assert cache.stats().blobs == 0
+        running.download.leave()
+        assert left_over(cache) == (0, 0, 0, 0)
+
+    async def test_a_blob_that_could_not_be_admitted_is_verified_again_from_a_temporary_file(
+        self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        admit = Writer.admit
+
+        def failing(writer: Writer, digest: Digest) -> CachedBlob:
+            if not writer.spilled:
+                raise Unexpected("fsync failed")
+            return admit(writer, digest)
+
+        monkeypatch.setattr(Writer, "admit", failing)
+        transfer = await running.transfer()
+        transfer.put(DATA)
+        transfer.end()
+        await running.download.finished()
+        assert running.download.pread(len(DATA), 0) == DATA
+        running.download.leave()
+        assert left_over(cache) == (0, 0, 0, 0)

@@ -1,0 +1,107 @@
+"""Each fault is told once; its repeats are counted."""
+
+import logging
+
+import pytest
+
+from attachfs import errors
+from attachfs.errors import AttachfsError, IntegrityError, TimedOut
+from attachfs.fuse.fault_log import _KEPT, FaultLog
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def faults(clock: Clock, caplog: pytest.LogCaptureFixture) -> FaultLog:
+    caplog.set_level(logging.DEBUG)
+    return FaultLog(clock)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_is_told_with_operation_path_reason_and_errno(
+    faults: FaultLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.record("open", "assets/x", TimedOut("no answer within 60 s"))
+    assert told(caplog) == ["open assets/x: no answer within 60 s [errno 110]"]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_wrong_bytes_are_told_louder(faults: FaultLog, caplog: pytest.LogCaptureFixture) -> None:
+    faults.record("open", "x", IntegrityError("wrong"))
+    assert caplog.records[0].levelno == logging.ERROR
+
+
+def test_repeats_are_counted_not_told(
+    faults: FaultLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(100):
+        faults.record("open", "x", TimedOut("slow"))
+        clock.now += 2.9
+    assert len(told(caplog)) == 1
+    clock.now += 11
+    faults.record("read", "x", TimedOut("slow"))
+    assert told(caplog)[1:] == ["read x: slow [errno 110] (and 99 times more before)"]
+
+
+def test_after_a_while_a_single_fault_is_told_again(
+    faults: FaultLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.record("open", "x", TimedOut("slow"))
+    clock.now += 301
+    faults.record("open", "x", TimedOut("slow"))
+    assert told(caplog) == ["open x: slow [errno 110]"] * 2
+
+
+def test_other_paths_and_reasons_are_told_on_their_own(
+    faults: FaultLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.record("open", "x", TimedOut("slow"))
+    faults.record("open", "y", TimedOut("slow"))
+    faults.record("open", "x", TimedOut("slower"))
+    assert len(told(caplog)) == 3
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [errors.NotFound, errors.NoAttribute, errors.Interrupted, errors.IsDirectory, errors.NotDirectory],
+)
+def test_ordinary_life_is_quiet(
+    faults: FaultLog, caplog: pytest.LogCaptureFixture, kind: type[AttachfsError]
+) -> None:
+    faults.record("lookup", "x", kind("r"))
+    faults.record("lookup", "x", kind("r"))
+    faults.flush()
+    assert told(caplog) == []
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+
+def test_at_the_end_the_counts_are_told(faults: FaultLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        faults.record("open", "x", TimedOut("slow"))
+    faults.record("open", "y", TimedOut("slow"))
+    caplog.clear()
+    faults.flush()
+    assert told(caplog) == ["x: slow (2 times more)"]
+    caplog.clear()
+    faults.flush()
+    assert told(caplog) == []
+
+
+def test_memory_is_bounded(faults: FaultLog) -> None:
+    for number in range(_KEPT + 100):
+        faults.record("open", str(number), TimedOut("slow"))
+    assert len(faults._told) == _KEPT

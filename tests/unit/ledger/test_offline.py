@@ -1,0 +1,65 @@
+"""Without a network: what the service has answered is told, from whichever listing it was in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from attachfs.errors import Unreachable
+from attachfs.ledger.offline import Memory, OfflineSource, RememberingSource
+from tests.unit.fakes import FakePage, FakeSource, asset_ref, event_record, event_ref
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Memory]:
+    memory = Memory(tmp_path / "memory.sqlite", lambda: 0.0)
+    yield memory
+    memory.close()
+
+
+def identities(records: list[dict[str, object]]) -> list[object]:
+    return [record["identity"] for record in records]
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    source = FakeSource()
+    source.event_pages = {
+        (None, ""): FakePage([event_record(event_ref(1, 5)), event_record(event_ref(2, 6))], "t"),
+        (None, "t"): FakePage([event_record(event_ref(1, 7))]),
+        (asset_ref(1), ""): FakePage([event_record(event_ref(1, 4)), event_record(event_ref(1, 5))]),
+    }
+    return source
+
+
+async def test_an_assets_events_are_found_in_the_listing_of_all(memory: Memory, source: FakeSource) -> None:
+    asked = RememberingSource(source, memory)
+    for token in ("", "t"):
+        await asked.events_page(None, token)
+    offline = OfflineSource(memory)
+    page = await offline.events_page(asset_ref(1))
+    assert identities(page.records) == [event_ref(1, 5).path, event_ref(1, 7).path]
+    assert page.next_token == ""
+    assert msgspec.json.decode(await offline.event(event_ref(2, 6)))["identity"] == event_ref(2, 6).path
+    with pytest.raises(Unreachable):
+        await offline.events_page(asset_ref(3))
+    with pytest.raises(Unreachable):
+        await offline.event(event_ref(2, 7))
+
+
+async def test_both_listings_are_told_together(memory: Memory, source: FakeSource) -> None:
+    asked = RememberingSource(source, memory)
+    for token in ("", "t"):
+        await asked.events_page(None, token)
+    await asked.events_page(asset_ref(1))
+    page = await OfflineSource(memory).events_page(asset_ref(1))
+    assert identities(page.records) == [event_ref(1, event).path for event in (4, 5, 7)]
+
+
+async def test_a_listing_of_all_that_was_not_read_to_its_end_tells_nothing(
+    memory: Memory, source: FakeSource
+) -> None:
+    await RememberingSource(source, memory).events_page(None)
+    with pytest.raises(Unreachable):
+        await OfflineSource(memory).events_page(asset_ref(1))

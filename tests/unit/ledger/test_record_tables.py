@@ -1,0 +1,125 @@
+"""Tables of what is known: bounded, no older than may be told; packed records come out as they went in."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attachfs.errors import NotFound
+from attachfs.ledger.record_tables import AssetTable, EventTable, pack_event, unpack_events
+from attachfs.ledger.ttl_cache import Known, Table
+from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
+from tests.unit.fakes import asset_ref, event_ref, uuid
+
+TEXT = st.text(max_size=20)  # of any code points but surrogates
+IDS = st.uuids().map(str)
+DIGESTS = st.binary(min_size=32, max_size=64).map(lambda b: Digest("sha256", b.hex()))
+ATTACHMENTS = st.builds(Attachment, IDS, TEXT, TEXT, TEXT, st.none() | DIGESTS)
+MANY = st.lists(ATTACHMENTS, max_size=4).map(tuple)
+TIMES = st.integers(0, 2**63 - 1)
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_first_learnt_goes_first(clock: Clock) -> None:
+    table: Table[int, str] = Table(2, clock)
+    for number in (1, 2, 1, 3):
+        table.put(number, Known(str(number), 60))
+    assert (len(table), table.get(2), table.fresh(1), table.fresh(3)) == (
+        2,
+        None,
+        Known("1", 60),
+        Known("3", 60),
+    )
+
+
+def test_what_is_old_is_known_but_not_fresh_and_in_the_end_neither(clock: Clock) -> None:
+    table: Table[int, str] = Table(2, clock)
+    table.put(1, Known("x", 60, 100))
+    clock.now = 60
+    assert table.fresh(1) is None
+    assert table.get(1) is not None
+    clock.now = 100
+    assert table.get(1) is None
+    assert len(table) == 0
+
+
+@given(asset=st.builds(Asset, IDS, TIMES, TEXT, MANY), times=st.tuples(st.floats(1, 1e9), st.floats(1, 1e9)))
+def test_a_listed_asset_comes_out_as_it_went_in(asset: Asset, times: tuple[float, float]) -> None:
+    table = AssetTable(1, 10, Clock())
+    table.put_listed([asset], *times)
+    assert table.get(AssetRef("assets", asset.id)) == Known(asset, *times)
+    assert table.get(AssetRef("publicassets", asset.id)) is None
+
+
+@given(st.lists(st.builds(Event, IDS, TIMES, TEXT, MANY), max_size=5))
+def test_packed_events_come_out_as_they_went_in(events: list[Event]) -> None:
+    assert unpack_events(b"".join(map(pack_event, events))) == events
+
+
+def test_listed_assets_are_bounded_and_the_first_listed_goes_first(clock: Clock) -> None:
+    table = AssetTable(1, 2, clock)
+    table.put_listed([Asset(uuid(number)) for number in (1, 2, 3)], 60, 60)
+    assert [table.get(asset_ref(number)) is not None for number in (1, 2, 3)] == [False, True, True]
+
+
+def test_whoever_leaves_the_table_is_known_from_the_listing_still(clock: Clock) -> None:
+    table = AssetTable(1, 10, clock)
+    table.put_listed([Asset(uuid(number)) for number in (1, 2)], 60, 60)
+    for number in (1, 2, 1):
+        assert table.fresh(asset_ref(number)) == Known(Asset(uuid(number)), 60, 60)
+    assert len(table) == 1
+
+
+def test_a_page_renews_what_was_asked_before_it_and_an_answer_what_was_listed(clock: Clock) -> None:
+    table = AssetTable(1, 10, clock)
+    ref = asset_ref(1)
+    table.put_listed([Asset(ref.asset, 1)], 60, 60)
+    table.put(ref, Known(Asset(ref.asset, 2), 70, 70))
+    table.put(asset_ref(2), Known(Asset(uuid(2)), 70, 70))  # drives the other out
+    assert table.get(ref) == Known(Asset(ref.asset, 2), 70, 70)
+    table.put_listed([Asset(ref.asset, 3)], 80, 80)
+    assert table.get(ref) == Known(Asset(ref.asset, 3), 80, 80)
+
+
+def test_an_absence_is_not_undone_by_an_older_listing(clock: Clock) -> None:
+    table = AssetTable(1, 10, clock)
+    ref = asset_ref(1)
+    table.put_listed([Asset(ref.asset)], 60, 60)
+    table.put(ref, Known(NotFound("404"), 5))
+    clock.now = 6
+    assert table.get(ref) is None
+
+
+def test_events_that_are_not_in_the_table_or_old_are_looked_up_elsewhere(clock: Clock) -> None:
+    others: dict[EventRef, Known[Event]] = {}
+    table = EventTable(5, clock, others.get)
+    ref = event_ref()
+    assert table.fresh(ref) is None
+    table.put(ref, Known(Event(ref.event, 1), 10, 100))
+    others[ref] = Known(Event(ref.event, 2), 60, 160)
+    assert table.fresh(ref) == Known(Event(ref.event, 1), 10, 100)
+    clock.now = 20
+    assert table.fresh(ref) == others[ref]
+    clock.now = 70
+    assert table.fresh(ref) is None
+    assert table.get(ref) == others[ref]
+
+
+def test_clear_forgets_what_was_listed_as_well(clock: Clock) -> None:
+    table = AssetTable(1, 10, clock)
+    table.put_listed([Asset(uuid(1))], 60, 60)
+    table.clear()
+    assert table.get(asset_ref(1)) is None

@@ -1,0 +1,137 @@
+"""The log: its forms, where it goes, and repeats folded."""
+
+import json
+import logging
+import logging.handlers
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attachfs.config import settings
+from attachfs.errors import UsageError
+from attachfs.mount import log
+from attachfs.mount.log import Folding, Journal, Json, Text
+
+
+def record(message: str, *args: object, level: int = logging.WARNING, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("attachfs.test", level, "", 0, message, args, None)
+    made.__dict__.update(extra)
+    return made
+
+
+class TestForms:
+    def test_json_is_one_object_a_line(self) -> None:
+        made = record("a\nb %s", "\u202e\x1b[2J", path="assets/x", errno=74)
+        line = Json().format(made)
+        assert line.isascii()
+        assert "\n" not in line
+        found = json.loads(line)
+        assert found["message"] == "a\nb \u202e\x1b[2J"
+        assert (found["level"], found["logger"], found["path"], found["errno"]) == (
+            "warning",
+            "attachfs.test",
+            "assets/x",
+            74,
+        )
+        assert found["time"].endswith("+00:00")
+        assert "traceback" not in found
+
+    def test_a_traceback_is_a_field(self) -> None:
+        made = record("failed", level=logging.ERROR)
+        try:
+            int("why")
+        except ValueError as error:
+            made.exc_info = (ValueError, error, error.__traceback__)
+        assert "ValueError: invalid literal" in json.loads(Json().format(made))["traceback"]
+
+    def test_a_message_cannot_begin_a_line_or_move_a_cursor(self) -> None:
+        line = Text("%(levelname)s %(message)s").format(record("%s", "x\n2026 ERROR fake\x1b[2J\u202e"))
+        assert line == "WARNING x\\n2026 ERROR fake\\x1b[2J\\u202e"
+
+    @pytest.mark.parametrize(
+        ("level", "number"),
+        [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (50, 3)],
+    )
+    def test_the_journal_gets_priorities(self, level: int, number: int) -> None:
+        assert Journal(Text("%(message)s")).format(record("x", level=level)) == f"<{number}>x"
+
+
+class TestFolding:
+    def test_repeats_are_counted(self) -> None:
+        now = [0.0]
+        folding = Folding(lambda: now[0])
+        assert folding.filter(record("same %d", 1))
+        assert not any(folding.filter(record("same %d", 1)) for _ in range(9))
+        assert folding.filter(record("same %d", 2))
+        now[0] = 61
+        again = record("same %d", 1)
+        assert folding.filter(again)
+        assert again.getMessage() == "same 1 (and 9 times more before)"
+
+    def test_what_is_no_warning_is_left_alone(self) -> None:
+        folding = Folding()
+        assert all(folding.filter(record("x", level=logging.INFO)) for _ in range(3))
+
+    def test_memory_is_bounded(self) -> None:
+        folding = Folding(lambda: 0.0)
+        for number in range(log._FOLDED + 10):
+            folding.filter(record(str(number)))
+        assert len(folding._seen) == log._FOLDED
+
+
+class TestWhereItGoes:
+    @pytest.fixture(autouse=True)
+    def restore(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        root.handlers[:] = []
+        yield
+        for handler in root.handlers[:]:
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "log"
+        log.set_up(settings.load({"log_file": str(file), "log_format": "json"}, {}, {}), background=True)
+        logging.getLogger("attachfs").info("hello")
+        logging.getLogger("attachfs").debug("not this")
+        assert json.loads(file.read_text())["message"] == "hello"
+        log.set_level("debug")
+        logging.getLogger("attachfs").debug("this")
+        assert len(file.read_text().splitlines()) == 2
+
+    def test_a_file_that_cannot_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="cannot be written"):
+            log.set_up(settings.load({"log_file": str(tmp_path)}, {}, {}), background=True)
+
+    def test_stderr(self, capfd: pytest.CaptureFixture[str]) -> None:
+        log.set_up(settings.load({}, {}, {}), background=False)
+        logging.getLogger("attachfs").warning("hello")
+        assert capfd.readouterr().err.endswith(" WARNING hello\n")
+
+    def test_a_stream_to_the_journal(self, tmp_path: Path) -> None:
+        with (tmp_path / "stream").open("wb") as stream:
+            found = os.fstat(stream.fileno())
+            good = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+            assert log._is_journal(good, stream.fileno())
+            assert not log._is_journal({}, stream.fileno())
+            assert not log._is_journal({"JOURNAL_STREAM": "1:2"}, stream.fileno())
+            number = stream.fileno()
+        assert not log._is_journal(good, number)
+
+    def test_the_systems_log(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        address = tmp_path / "log.socket"
+        monkeypatch.setattr(log, "_SYSLOG", str(address))
+        log.set_up(settings.load({}, {}, {}), background=True)
+        assert isinstance(logging.getLogger().handlers[0], logging.NullHandler)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:
+            system.bind(str(address))
+            log.set_up(settings.load({}, {}, {}), background=True)
+            logging.getLogger("attachfs").warning("hello")
+            assert system.recv(4096) == b"<28>attachfs[%d]: hello\0" % os.getpid()

@@ -1,0 +1,160 @@
+"""Extended attributes of known files: told without asking, and only while their record is believed."""
+
+import json
+
+import pytest
+import trio
+
+from attachfs import model
+from attachfs.errors import NoAttribute, NotFound
+from attachfs.ledger.view import Ledger
+from attachfs.model import AttachmentRef
+from attachfs.namespace import xattrs
+from attachfs.namespace.xattrs import FileXattrs
+from tests.unit.fakes import FakeSource, file_ref, info_body
+
+FILE, OTHER = file_ref(3), file_ref(4)
+SIZE, MIME, SHA256 = b"user.attachment.size", b"user.mime_type", b"user.hash.sha256"
+
+
+class World:
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.source = FakeSource()
+        self.source.infos = {one: info_body(one) for one in (FILE, OTHER)}
+        self.now = 1000.0
+        self.ledger = Ledger(self.source, nursery, metadata_ttl=60, clock=lambda: self.now)
+        self.xattrs = FileXattrs(self.ledger, "https://ledger.example")
+
+    async def renew(self, file: AttachmentRef = FILE, **more: object) -> None:
+        self.source.infos[file] = info_body(file, **more)  # type: ignore[arg-type]
+        await self.ledger.info(file, fresh=True)
+
+
+@pytest.fixture
+async def world(nursery: trio.Nursery) -> World:
+    world = World(nursery)
+    await world.ledger.info(FILE)
+    return world
+
+
+async def test_are_those_that_are_asked_for(world: World) -> None:
+    info = await world.ledger.info(FILE)
+    everything = world.xattrs.all(FILE, info)
+    assert world.xattrs.known_names(FILE) == [name.encode() for name in everything]
+    for name, value in everything.items():
+        assert world.xattrs.known(FILE, name.encode()) == world.xattrs.value(FILE, info, name) == value
+    assert world.xattrs.known(FILE, b"user.attachment.json") == info.raw
+    assert world.source.count("info") == 1
+
+
+async def test_hash_and_type_need_no_json_and_the_others_need_it_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    flatten = model.flatten
+
+    def counted(raw: bytes, what: str) -> dict[str, str]:
+        read.append(what)
+        return flatten(raw, what)
+
+    monkeypatch.setattr(model, "flatten", counted)
+    for _ in range(3):
+        assert world.xattrs.known(FILE, MIME) == b"text/plain"
+        assert len(world.xattrs.known(FILE, SHA256) or b"") == 64
+    assert read == []
+    for _ in range(3):
+        assert world.xattrs.known(FILE, SIZE) == b"8"
+        assert world.xattrs.known_names(FILE)
+        with pytest.raises(NoAttribute):
+            world.xattrs.known(FILE, b"user.attachment.nothing")
+    assert len(read) == 1
+
+
+async def test_of_a_file_that_is_not_known_have_to_be_asked_for(world: World) -> None:
+    assert world.xattrs.known(OTHER, SIZE) is None
+    assert world.xattrs.known_names(OTHER) is None
+    assert world.source.count("info") == 1
+
+
+@pytest.mark.parametrize("name", [b"user.attachfs.cached", b"user.x", b"user.asset.identity", b"\xff"])
+async def test_what_no_record_has_is_left_to_others(world: World, name: bytes) -> None:
+    assert world.xattrs.known(FILE, name) is None
+
+
+async def test_of_a_file_that_is_not_there(world: World) -> None:
+    with pytest.raises(NotFound):
+        await world.ledger.info(file_ref(9))
+    with pytest.raises(NotFound):
+        world.xattrs.known(file_ref(9), SIZE)
+    with pytest.raises(NotFound):
+        world.xattrs.known_names(file_ref(9))
+
+
+async def test_without_a_sha256_there_is_none(world: World) -> None:
+    await world.renew(hash={"alg": "md5", "value": "0" * 32})
+    with pytest.raises(NoAttribute):
+        world.xattrs.known(FILE, SHA256)
+
+
+async def test_an_empty_value_is_a_value(world: World) -> None:
+    await world.renew(mime_type="")
+    assert world.xattrs.known(FILE, MIME) == b""
+    assert world.xattrs.known(FILE, b"user.attachment.scanned_bad_reason") == b""
+
+
+async def test_a_type_that_is_too_long_to_be_told_is_not(world: World) -> None:
+    await world.renew(mime_type="x" * 65_537)
+    with pytest.raises(NoAttribute):
+        world.xattrs.known(FILE, MIME)
+
+
+class TestRecordsThatChange:
+    @pytest.fixture(params=[MIME, SIZE], ids=["some", "all"])
+    async def world(self, world: World, request: pytest.FixtureRequest) -> World:
+        world.xattrs.known(FILE, request.param)
+        return world
+
+    async def test_a_newer_one_is_told(self, world: World) -> None:
+        await world.renew(mime_type="image/png", size=9)
+        assert world.xattrs.known(FILE, MIME) == b"image/png"
+        assert world.xattrs.known(FILE, SIZE) == b"9"
+
+    async def test_one_that_is_forgotten_has_to_be_asked_for(self, world: World) -> None:
+        world.ledger.forget()
+        assert world.xattrs.known(FILE, MIME) is None
+
+    async def test_one_whose_time_is_up_has_to_be_asked_for(self, world: World) -> None:
+        world.now += 59
+        assert world.xattrs.known(FILE, MIME) == b"text/plain"
+        for later in (1, 100):
+            world.now += later
+            assert world.xattrs.known(FILE, MIME) is None
+            assert world.xattrs.known_names(FILE) is None
+
+    async def test_what_is_learnt_of_others_changes_nothing(self, world: World) -> None:
+        await world.renew(OTHER, mime_type="image/png")
+        assert world.xattrs.known(FILE, MIME) == b"text/plain"
+
+    async def test_one_that_says_that_it_is_gone(self, world: World) -> None:
+        world.source.infos[FILE] = NotFound("404")
+        with pytest.raises(NotFound):
+            await world.ledger.info(FILE, fresh=True)
+        with pytest.raises(NotFound):
+            world.xattrs.known(FILE, MIME)
+
+
+async def test_only_so_many_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xattrs, "_READY", 2)
+    for number in range(10, 15):
+        await world.renew(file_ref(number), mime_type=f"text/{number}")
+        world.xattrs.known(file_ref(number), MIME)
+    assert len(world.xattrs) == 2
+    assert world.xattrs.known(file_ref(10), MIME) == b"text/10"
+
+
+async def test_names_that_are_no_utf_8_are_answered(world: World) -> None:
+    await world.renew(ü="1")
+    assert world.xattrs.known(FILE, "user.attachment.ü".encode()) == b"1"
+    with pytest.raises(NoAttribute):
+        world.xattrs.known(FILE, b"user.attachment.\xfc")
+    assert json.loads(world.xattrs.known(FILE, b"user.attachment.json") or b"")["ü"] == "1"
