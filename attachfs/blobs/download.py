@@ -16,15 +16,15 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from attachfs.blobs.range_reads import Ahead, Jumps
-from attachfs.blobs.receiver import Intake
+from attachfs.blobs.range_reads import RangeReadContext, RangeReads
+from attachfs.blobs.receiver import Receiver
 from attachfs.blobs.source import BlobSource, Chunk
-from attachfs.blobs.withholding import WITHHELD, HandedOut
+from attachfs.blobs.withholding import WITHHELD, ServedBlocks
 from attachfs.cache.disk_cache import CachedBlob, Writer
 from attachfs.errors import AttachfsError, IntegrityError, NoRoom, Unexpected, first_of
 from attachfs.model import AttachmentRef, Digest
 
-__all__ = ["AT_ONCE", "WITHHELD", "Download", "Leaving"]
+__all__ = ["NO_PAUSE", "WITHHELD", "Download", "PausePolicy"]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Shelf(Protocol):
         ...
 
 
-class Leaving(NamedTuple):
+class PausePolicy(NamedTuple):
     """What becomes of a download that nobody follows any more.
 
     Programs that look what a file is read its first bytes and close it, several in a row do: the download
@@ -72,7 +72,7 @@ class Leaving(NamedTuple):
     keep: float = 60.0  # seconds for which what came is kept
 
 
-AT_ONCE = Leaving(0, 0, 0)
+NO_PAUSE = PausePolicy(0, 0, 0)
 
 
 class Download:
@@ -93,11 +93,11 @@ class Download:
         ref: AttachmentRef,
         expected: Digest | None,
         size: int,
-        leaving: Leaving = AT_ONCE,
+        leaving: PausePolicy = NO_PAUSE,
         *,
         followed: bool = True,
-        handed: HandedOut | None = None,
-        ahead: Ahead | None = None,
+        handed: ServedBlocks | None = None,
+        ahead: RangeReadContext | None = None,
     ) -> None:
         self.ref = ref
         self.expected = expected
@@ -107,10 +107,10 @@ class Download:
         self.error: AttachfsError | None = None
         self.contradicted = False  # the whole is right, and something else was handed out ahead of it
         vouched = expected is not None
-        self.handed = handed or HandedOut(size, withholding=vouched)
-        self._jumps = Jumps(ref, size, self.handed, ahead, self._tick, compared=vouched)
+        self.handed = handed or ServedBlocks(size, withholding=vouched)
+        self._jumps = RangeReads(ref, size, self.handed, ahead, self._tick, compared=vouched)
         self._in_one_go = expected is not None and not followed and size <= _SMALL
-        self.intake = Intake(ref, expected, size)
+        self.intake = Receiver(ref, expected, size)
         self._received = 0  # bytes handed to the thread that stores them, and those it is done with
         self._stored = 0
         self._cached: CachedBlob | None = None
@@ -138,7 +138,7 @@ class Download:
         if self._followers:
             return
         self._jumps.rest()
-        if self._leaving == AT_ONCE:
+        if self._leaving == NO_PAUSE:
             self.abandoned = True
             self._scope.cancel()
         elif self.resting_since is not None:

@@ -20,7 +20,7 @@ _AHEAD = 8 * _STEP
 _HANDS = 2  # threads that read ahead of one program
 
 
-class OpenBlob:
+class BlobHandle:
     """One open file's bytes.
 
     Args:
@@ -44,11 +44,11 @@ class OpenBlob:
         self.digest = digest
         self._source = source
         self._closed = False
-        self._ahead: _Ahead | None = None
+        self._ahead: _DiskReadahead | None = None
         if isinstance(source, Download):
             source.join()
         elif nursery is not None and size > _AHEAD:
-            self._ahead = _Ahead(source, nursery)
+            self._ahead = _DiskReadahead(source, nursery)
 
     @property
     def verified(self) -> bool:
@@ -134,7 +134,7 @@ class OpenBlob:
             raise IntegrityError(f"{self._path}: the cached bytes were changed on the disk while open")
 
 
-class _Ahead:
+class _DiskReadahead:
     """Has a blob read from the disk ahead of a program that goes through it and had to wait for it.
 
     The kernel reads ahead as well, but at most what is set for the disk, often 128 KiB; and what has just

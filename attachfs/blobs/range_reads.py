@@ -17,7 +17,7 @@ from typing import NamedTuple
 import trio
 
 from attachfs.blobs.source import BlobSource, Chunks
-from attachfs.blobs.withholding import WITHHELD, HandedOut, blocks_of
+from attachfs.blobs.withholding import WITHHELD, ServedBlocks, blocks_of
 from attachfs.errors import AttachfsError, BadAnswer
 from attachfs.model import AttachmentRef
 
@@ -33,14 +33,14 @@ _FIRST_PAUSE = 5.0  # seconds in which nothing is asked for after a failure, dou
 _LAST_PAUSE = 300.0
 
 
-class Ahead(NamedTuple):
+class RangeReadContext(NamedTuple):
     """Who can be asked for parts, and where that runs."""
 
     source: BlobSource
     nursery: trio.Nursery
 
 
-class Wish:
+class PendingRead:
     """A read that waits, since when, and for which blocks."""
 
     def __init__(self, offset: int, end: int) -> None:
@@ -50,7 +50,7 @@ class Wish:
         self.since = trio.current_time()
 
 
-class _Flight:
+class _RangeRequest:
     """A request for some blocks; `next` is the first that has not come yet."""
 
     def __init__(self, blocks: range) -> None:
@@ -62,12 +62,12 @@ class _Flight:
         """Whether the block is still to come."""
         return self.next <= block < self.stop
 
-    def is_for(self, wish: Wish) -> bool:
+    def is_for(self, wish: PendingRead) -> bool:
         """Whether anything of what is wished is still to come."""
         return wish.blocks.start < self.stop and self.next < wish.blocks.stop
 
 
-class _Run:
+class _Stream:
     """Reads that follow each other: where the next would be, and how many blocks were last asked for."""
 
     def __init__(self, after: int, amount: int) -> None:
@@ -75,7 +75,7 @@ class _Run:
         self.amount = amount
 
 
-class Jumps:
+class RangeReads:
     """What is read ahead of one download.
 
     Args:
@@ -91,8 +91,8 @@ class Jumps:
         self,
         ref: AttachmentRef,
         size: int,
-        handed: HandedOut,
-        ahead: Ahead | None,
+        handed: ServedBlocks,
+        ahead: RangeReadContext | None,
         tell: Callable[[], None],
         *,
         compared: bool,
@@ -105,13 +105,13 @@ class Jumps:
         self._compared = compared
         self.digests: dict[int, bytes] = {}  # of the blocks handed out from here
         self._kept: OrderedDict[int, bytes] = OrderedDict()  # last used last
-        self._wishes = set[Wish]()
-        self._flights: list[_Flight] = []
-        self._runs = deque[_Run](maxlen=_RUNS)
+        self._wishes = set[PendingRead]()
+        self._flights: list[_RangeRequest] = []
+        self._runs = deque[_Stream](maxlen=_RUNS)
         self._stream: Chunks | None = None
         self._etag: str | None = None  # of the parts
         self._queue = 0  # bytes: up to where reads that wait for the stream follow each other
-        self._pace = _Pace()
+        self._pace = _ThroughputMeter()
         self._pause = _FIRST_PAUSE
         self._not_before = -math.inf
 
@@ -150,9 +150,9 @@ class Jumps:
     # -- reads -------------------------------------------------------------------------------------
 
     @contextmanager
-    def wish(self, offset: int, end: int) -> Iterator[Wish]:
+    def wish(self, offset: int, end: int) -> Iterator[PendingRead]:
         """Tell of a read that has to wait."""
-        wish = Wish(offset, end)
+        wish = PendingRead(offset, end)
         self._wishes.add(wish)
         try:
             yield wish
@@ -162,7 +162,7 @@ class Jumps:
                 if flight.next == flight.first and not self._wanted(flight):
                     flight.scope.cancel()  # it was killed, or the stream was there first
 
-    def take(self, wish: Wish) -> bytes | None:
+    def take(self, wish: PendingRead) -> bytes | None:
         """Hand out what was wished for, if it is here and may be."""
         if self._ahead is None or not self._kept or any(block not in self._kept for block in wish.blocks):
             return None
@@ -181,7 +181,7 @@ class Jumps:
             pieces.append(memoryview(data)[max(0, wish.offset - begin) : wish.end - begin])
         return b"".join(pieces)
 
-    def ask(self, wish: Wish, written: int) -> float:
+    def ask(self, wish: PendingRead, written: int) -> float:
         """See to it that what is wished for comes ahead of the stream, if that is worth a request.
 
         Returns:
@@ -212,10 +212,10 @@ class Jumps:
     def _coming(self, block: int) -> bool:
         return any(flight.brings(block) for flight in self._flights)
 
-    def _wanted(self, flight: _Flight) -> bool:
+    def _wanted(self, flight: _RangeRequest) -> bool:
         return any(flight.is_for(wish) for wish in self._wishes)
 
-    def _launch(self, ahead: Ahead, blocks: range) -> None:
+    def _launch(self, ahead: RangeReadContext, blocks: range) -> None:
         """Ask for some blocks, and for more if reads follow each other there; else wait for a place."""
         while len(self._flights) >= _FLIGHTS:
             idle = next((flight for flight in self._flights if not self._wanted(flight)), None)
@@ -225,7 +225,7 @@ class Jumps:
             idle.scope.cancel()
         run = next((run for run in self._runs if run.after == blocks.start), None)
         if run is None:
-            run = _Run(blocks.start, 0)
+            run = _Stream(blocks.start, 0)
             self._runs.append(run)
         run.amount = min(max(2 * run.amount, len(blocks)), _MOST)
         stop = min(blocks.start + run.amount, blocks_of(0, self._size).stop)
@@ -234,11 +234,11 @@ class Jumps:
                 stop = block  # from there on it is here already, or comes
                 break
         run.after = stop
-        flight = _Flight(range(blocks.start, stop))
+        flight = _RangeRequest(range(blocks.start, stop))
         self._flights.append(flight)
         ahead.nursery.start_soon(self._fly, ahead.source, flight)
 
-    async def _fly(self, source: BlobSource, flight: _Flight) -> None:
+    async def _fly(self, source: BlobSource, flight: _RangeRequest) -> None:
         try:
             with flight.scope:
                 await self._receive(source, flight)
@@ -255,7 +255,7 @@ class Jumps:
                 self._flights.remove(flight)
             self._tell()
 
-    async def _receive(self, source: BlobSource, flight: _Flight) -> None:
+    async def _receive(self, source: BlobSource, flight: _RangeRequest) -> None:
         start, stop = flight.first * WITHHELD, min(flight.stop * WITHHELD, self._size)
         async with source.part(self._ref, self._size, start=start, stop=stop) as part:
             if part is None:
@@ -306,7 +306,7 @@ class Jumps:
         return min(WITHHELD, self._size - block * WITHHELD)
 
 
-class _Pace:
+class _ThroughputMeter:
     """How much came with a stream within the time that a request would take."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 2**20  # bytes copied or hashed again at a time
 
 
-class Intake:
+class Receiver:
     """The bytes of one download.
 
     Args:

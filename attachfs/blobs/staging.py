@@ -27,7 +27,7 @@ _RESTING = 32  # stopped downloads whose bytes are kept; they reserve a quarter 
 Key = tuple[Digest | None, AttachmentRef | None]
 
 
-class Shelves:
+class Staging:
     """The cache and the pins.
 
     Args:
@@ -203,7 +203,7 @@ class Shelf:
         download: the download.
     """
 
-    def __init__(self, shelves: Shelves, download: Download) -> None:
+    def __init__(self, shelves: Staging, download: Download) -> None:
         self._shelves = shelves
         self._download = download
 

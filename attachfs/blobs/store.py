@@ -11,13 +11,13 @@ from collections import OrderedDict
 
 import trio
 
-from attachfs.blobs.download import AT_ONCE, Download, Leaving
-from attachfs.blobs.handle import OpenBlob
+from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
+from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.pins import Pins
-from attachfs.blobs.range_reads import Ahead
+from attachfs.blobs.range_reads import RangeReadContext
 from attachfs.blobs.source import BlobSource
-from attachfs.blobs.staging import Key, Shelves
-from attachfs.blobs.withholding import WITHHELD, HandedOut
+from attachfs.blobs.staging import Key, Staging
+from attachfs.blobs.withholding import WITHHELD, ServedBlocks
 from attachfs.cache.disk_cache import CachedBlob, DiskCache
 from attachfs.errors import (
     AttachfsError,
@@ -36,7 +36,7 @@ _FAILURES = 1024
 _HANDED_OUT = 32  # downloads that came to no good end, and it is known what they handed out
 
 
-class Blobs:
+class BlobStore:
     """Opens attachments.
 
     Args:
@@ -63,7 +63,7 @@ class Blobs:
         verify: Verify = "auto",
         strict_limit: int = 32 * 2**20,
         scan_policy: ScanPolicy = "block-bad",
-        leaving: Leaving = AT_ONCE,
+        leaving: PausePolicy = NO_PAUSE,
     ) -> None:
         self._ledger = ledger
         self._source = source
@@ -75,9 +75,9 @@ class Blobs:
         self._scan_policy = scan_policy
         self._leaving = leaving
         self._downloads: dict[Key, Download] = {}
-        self._shelves = Shelves(cache, pins, namespace, self._downloads)
+        self._shelves = Staging(cache, pins, namespace, self._downloads)
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
-        self._handed_out: OrderedDict[tuple[Digest, int], HandedOut] = OrderedDict()
+        self._handed_out: OrderedDict[tuple[Digest, int], ServedBlocks] = OrderedDict()
         self._contradicted: list[Download] = []  # and somebody still follows them
         self._landed = 0  # downloads that have ended
         self.opened = 0
@@ -99,7 +99,7 @@ class Blobs:
         self._scan_policy = scan_policy
         self._failures.clear()
 
-    async def open(self, ref: AttachmentRef) -> OpenBlob:
+    async def open(self, ref: AttachmentRef) -> BlobHandle:
         """Open an attachment; in strict verification only once all of its bytes are there and right.
 
         Raises:
@@ -151,7 +151,7 @@ class Blobs:
 
     # -- before the bytes --------------------------------------------------------------------------
 
-    async def _open(self, ref: AttachmentRef, info: Info) -> OpenBlob:
+    async def _open(self, ref: AttachmentRef, info: Info) -> BlobHandle:
         if self._verify == "off":
             return self._open_unverified(ref, info)
         digest = info.digest
@@ -162,10 +162,10 @@ class Blobs:
         found = await self._find(ref, info, digest)
         if isinstance(found, CachedBlob):
             self.hits += 1
-            return OpenBlob(ref.path, info.size, found, digest, self._nursery)
+            return BlobHandle(ref.path, info.size, found, digest, self._nursery)
         download = found or self._begin(ref, info, key)
         download.refs.add(ref)
-        blob = OpenBlob(ref.path, info.size, download, digest)
+        blob = BlobHandle(ref.path, info.size, download, digest)
         try:
             if info.size <= self._strict_limit:
                 await download.finished()
@@ -203,10 +203,10 @@ class Blobs:
                 break
         return download
 
-    def _open_unverified(self, ref: AttachmentRef, info: Info) -> OpenBlob:
+    def _open_unverified(self, ref: AttachmentRef, info: Info) -> BlobHandle:
         """Open an attachment whose bytes nobody vouches for: the user said `--verify=off`."""
         download = self._following((None, ref)) or self._begin(ref, info, (None, ref))
-        return OpenBlob(ref.path, info.size, download)
+        return BlobHandle(ref.path, info.size, download)
 
     def _check_scan(self, ref: AttachmentRef, info: Info) -> None:
         if self._scan_policy == "off":
@@ -243,7 +243,7 @@ class Blobs:
             self._leaving,
             followed=followed,
             handed=None if key[0] is None else self._handed_out.pop((key[0], info.size), None),
-            ahead=Ahead(self._source, self._nursery) if followed else None,
+            ahead=RangeReadContext(self._source, self._nursery) if followed else None,
         )
         self._downloads[key] = download
         self._nursery.start_soon(self._fetch, download, key)

@@ -19,7 +19,7 @@ def blocks_of(offset: int, end: int) -> range:
     return range(offset // WITHHELD, -(-end // WITHHELD))
 
 
-class HandedOut:
+class ServedBlocks:
     """What was handed out of one blob, over all of its downloads until one is verified.
 
     Whatever is allowed here counts as handed out from that moment on.

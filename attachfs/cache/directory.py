@@ -24,7 +24,7 @@ _VERSION_TEXT = "attachfs cache 1\n"
 _OWN_NAMES = {"VERSION", "VERSION.new", "lock", "blobs", "tmp", "quarantine", "lost+found"}
 
 
-class CacheDirectory:
+class CacheDir:
     """The directory at `root`. One caller at a time attaches and detaches; `below` is for everybody.
 
     Args:

@@ -26,12 +26,12 @@ from pathlib import Path
 from attachfs.cache import files as cache_files
 from attachfs.cache import scan
 from attachfs.cache.descriptor import CachedBlob
-from attachfs.cache.directory import DEGRADED, CacheDirectory
+from attachfs.cache.directory import DEGRADED, CacheDir
 from attachfs.cache.index import File
 from attachfs.cache.reader import Reader, VerifyResult
 from attachfs.cache.scan import Indexer
-from attachfs.cache.store import Store
-from attachfs.cache.warn_once import Troubles
+from attachfs.cache.store import CacheSpace
+from attachfs.cache.warn_once import WarnOnce
 from attachfs.cache.writer import Writer
 from attachfs.errors import NoRoom, UsageError
 from attachfs.model import Digest
@@ -83,9 +83,9 @@ class DiskCache:
     """
 
     def __init__(self, root: Path, max_bytes: int, min_free: MinFree) -> None:
-        self._troubles = Troubles(_log, "the cache")
-        self._home = CacheDirectory(root, self._troubles.tell)
-        self._store = Store(self._home, self._troubles, max_bytes, min_free)
+        self._troubles = WarnOnce(_log, "the cache")
+        self._home = CacheDir(root, self._troubles.tell)
+        self._store = CacheSpace(self._home, self._troubles, max_bytes, min_free)
         self._indexer = Indexer(self._store)
         self._reader = Reader(self._store)
         self.root = self._home.root

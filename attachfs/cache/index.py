@@ -72,7 +72,7 @@ class _FolderRoom:
         self.count = 0
 
 
-class Blobs:
+class BlobStore:
     """The blobs that have a name, least recently opened first, and their folders."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class Index:
 
     def __init__(self) -> None:
         self.root: tuple[int, int] | None = None  # the directory (device, inode) whose walk is in it
-        self.blobs = Blobs()
+        self.blobs = BlobStore()
         self.open_files: dict[int, File] = {}
         self.loose = 0  # room of files without a name in blobs/: being written, or removed and still open
         self.spilled = 0
@@ -225,7 +225,7 @@ class Index:
         """Forget all blobs: their directory is not there any more."""
         for digest, _ in self.blobs.listed():
             self._unname(digest)
-        self.blobs = Blobs()
+        self.blobs = BlobStore()
         self.root = None
 
     # ---- while the directory is walked, without the lock
@@ -234,7 +234,7 @@ class Index:
         """Note from now on what goes."""
         self._gone = set()
 
-    def take_over(self, fresh: Blobs, root: tuple[int, int] | None) -> None:
+    def take_over(self, fresh: BlobStore, root: tuple[int, int] | None) -> None:
         """Believe what a walk has found, and whatever has happened meanwhile more than that."""
         for digest in self._gone or ():
             fresh.pop(digest)

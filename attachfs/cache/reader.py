@@ -17,7 +17,7 @@ from attachfs.cache import files, scan
 from attachfs.cache.descriptor import CachedBlob
 from attachfs.cache.index import File
 from attachfs.cache.quarantine import QuarantineNote
-from attachfs.cache.store import Store
+from attachfs.cache.store import CacheSpace
 from attachfs.errors import AttachfsError
 from attachfs.model import Digest
 
@@ -43,7 +43,7 @@ class VerifyResult:
 class Reader:
     """Finds blobs in the cache's directory. Thread-safe; may take long."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: CacheSpace) -> None:
         self._store = store
         self._home = store.home
 

@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from attachfs.cache import files
-from attachfs.cache.directory import CacheDirectory
-from attachfs.cache.index import Blobs, File, Folder
-from attachfs.cache.store import Store
+from attachfs.cache.directory import CacheDir
+from attachfs.cache.index import BlobStore, File, Folder
+from attachfs.cache.store import CacheSpace
 from attachfs.errors import NoRoom, Unexpected, UsageError
 from attachfs.model import Digest
 
@@ -31,7 +31,7 @@ class Walked(NamedTuple):
     blobs: list[tuple[Digest, os.stat_result]]
 
 
-def walk(home: CacheDirectory) -> Iterator[Walked]:
+def walk(home: CacheDir) -> Iterator[Walked]:
     """Yield the folders of blobs on disk; whatever else lies there is passed over.
 
     Raises:
@@ -44,7 +44,7 @@ def walk(home: CacheDirectory) -> Iterator[Walked]:
                     yield from _walk_folder(blobs_fd, (alg, name))
 
 
-def listed(home: CacheDirectory) -> list[tuple[Digest, os.stat_result]]:
+def listed(home: CacheDir) -> list[tuple[Digest, os.stat_result]]:
     """Return the blobs on disk.
 
     Raises:
@@ -92,7 +92,7 @@ def _walk_folder(blobs_fd: int, folder: Folder) -> Iterator[Walked]:
 class Indexer:
     """Keeps the index one of the directory that is there. Thread-safe."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: CacheSpace) -> None:
         self._store = store
         self._home = store.home
         self._walking = threading.Lock()
@@ -164,7 +164,7 @@ class Indexer:
         return False
 
     def _learn(self, root: tuple[int, int] | None) -> None:
-        fresh = Blobs()
+        fresh = BlobStore()
         found: list[tuple[Digest, os.stat_result]] = []
         for walked in walk(self._home):
             fresh.measure(walked.folder, walked.charge)

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 from attachfs.cache import files
 from attachfs.cache.descriptor import Descriptor
-from attachfs.cache.directory import CacheDirectory
+from attachfs.cache.directory import CacheDir
 from attachfs.cache.files import BLOCK
 from attachfs.cache.index import SLACK, File, Folder, Index
 from attachfs.cache.quarantine import Quarantine
-from attachfs.cache.warn_once import Troubles
+from attachfs.cache.warn_once import WarnOnce
 from attachfs.errors import AttachfsError, NoRoom
 from attachfs.model import Digest
 from attachfs.units import MinFree, format_size
@@ -27,13 +27,13 @@ _BATCH = 64  # blobs removed in one go before other threads get the lock
 _COUNTED = ("hits", "misses", "admitted", "evicted", "rehashed", "mismatched", "spills")
 
 
-class Store:
+class CacheSpace:
     """What the parts of the cache share: directory, quarantine and index, and the room these may take.
 
     `index` and `counts` belong to whoever holds `lock`.
     """
 
-    def __init__(self, home: CacheDirectory, troubles: Troubles, max_bytes: int, min_free: MinFree) -> None:
+    def __init__(self, home: CacheDir, troubles: WarnOnce, max_bytes: int, min_free: MinFree) -> None:
         self.home = home
         self.trouble = troubles.tell
         self.quarantine = Quarantine(home.root / "quarantine", _quarantine_bound(max_bytes))

@@ -4,7 +4,7 @@ import logging
 import threading
 
 
-class Troubles:
+class WarnOnce:
     """What is wrong but can be lived with: the first of each kind is a warning, the rest are counted.
 
     Thread-safe.

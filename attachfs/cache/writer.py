@@ -14,7 +14,7 @@ from attachfs.cache.descriptor import CachedBlob
 from attachfs.cache.index import File
 from attachfs.cache.quarantine import QuarantineNote
 from attachfs.cache.reader import Reader
-from attachfs.cache.store import Store
+from attachfs.cache.store import CacheSpace
 from attachfs.errors import AttachfsError, Unexpected
 from attachfs.model import Digest
 
@@ -34,7 +34,7 @@ class Writer:
         name: in tmp/; None for a spill, which never has one.
     """
 
-    def __init__(self, store: Store, reader: Reader, file: File, fd: int, name: str | None) -> None:
+    def __init__(self, store: CacheSpace, reader: Reader, file: File, fd: int, name: str | None) -> None:
         self.size = file.size
         self._store = store
         self._home = store.home

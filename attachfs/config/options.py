@@ -13,7 +13,7 @@ DEFAULT_URL = "https://app.datatrails.ai"
 
 
 # Words that mount(8) and fstab(5) put into -o and that mean nothing to this program.
-_MOUNT_WORDS = frozenset(
+MOUNT_WORDS = frozenset(
     (
         *("ro", "rw", "auto", "noauto", "nofail", "fail", "_netdev", "defaults", "default_permissions"),
         *("user", "nouser", "users", "nousers", "group", "nogroup", "owner", "noowner"),
@@ -110,7 +110,8 @@ def _bool(text: str) -> bool:
     return words[text.lower()]
 
 
-def _path(text: str) -> Path:
+def parse_path(text: str) -> Path:
+    """Return the path; raises ValueError for what cannot be one."""
     if not text or "\0" in text:
         raise ValueError("an empty path")
     return Path(text).expanduser().absolute()
@@ -153,7 +154,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("url", _url, "The ledger's address.", DEFAULT_URL, ("DATATRAILS_URL",), "URL"),
     Option(
         "token-file",
-        _path,
+        parse_path,
         "File with a bearer token, bare or as a whole 'Authorization: Bearer …' line; mode 0600.",
         "~/.datatrails/bearer-token.txt",
         metavar="FILE",
@@ -165,12 +166,19 @@ OPTIONS: tuple[Option, ...] = (
         env=("DATATRAILS_CLIENT_ID",),
         metavar="ID",
     ),
-    Option("client-secret-file", _path, "File with the application's secret; mode 0600.", metavar="FILE"),
+    Option(
+        "client-secret-file", parse_path, "File with the application's secret; mode 0600.", metavar="FILE"
+    ),
     Option("no-auth", _bool, "Send no credentials: public assets only.", "no", flag=True),
     Option(
-        "ca-file", _path, "Trust these certificate authorities (PEM) instead of the system's.", metavar="FILE"
+        "ca-file",
+        parse_path,
+        "Trust these certificate authorities (PEM) instead of the system's.",
+        metavar="FILE",
     ),
-    Option("cache-dir", _path, "Where verified bytes are kept. One mount at a time uses it.", metavar="DIR"),
+    Option(
+        "cache-dir", parse_path, "Where verified bytes are kept. One mount at a time uses it.", metavar="DIR"
+    ),
     Option("cache-size", parse_size, "What the cache may take on the disk.", "10G", metavar="SIZE"),
     Option(
         "cache-min-free",
@@ -246,7 +254,7 @@ OPTIONS: tuple[Option, ...] = (
         "info",
         metavar="debug|info|warning|error",
     ),
-    Option("log-file", _path, "Log here instead of to stderr (-f) or syslog.", metavar="FILE"),
+    Option("log-file", parse_path, "Log here instead of to stderr (-f) or syslog.", metavar="FILE"),
     Option(
         "log-format",
         _choice("text", "json"),
@@ -257,14 +265,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("profile", _name, "Use this profile of the configuration file.", metavar="NAME"),
     Option(
         "config",
-        _path,
+        parse_path,
         "The configuration file (default: $XDG_CONFIG_HOME/attachfs/config.toml).",
         metavar="FILE",
     ),
 )
 
 
-_BY_KEY = {option.key: option for option in OPTIONS}
+BY_KEY = {option.key: option for option in OPTIONS}
 
 
 # What the configuration file may hold: all but where it is, and which profile is used (see config/file.py).

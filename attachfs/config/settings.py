@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from attachfs.config.file import APP, ConfigFile, Given, default_path
-from attachfs.config.options import _BY_KEY, _MOUNT_WORDS, FILE_KEYS, OPTIONS, Option, _path
+from attachfs.config.options import BY_KEY, FILE_KEYS, MOUNT_WORDS, OPTIONS, Option, parse_path
 from attachfs.errors import UsageError
 from attachfs.model import ScanPolicy, Verify
 from attachfs.units import MinFree
@@ -90,10 +90,10 @@ def parse_o_words(words: str, *, sloppy: bool = False) -> dict[str, str]:
     for word in re.findall(r'(?:[^,"]|"[^"]*"?)+', words):
         name, equals, value = word.strip().partition("=")
         key = name.replace("-", "_")
-        option = _BY_KEY.get(key)
+        option = BY_KEY.get(key)
         if option is not None and (equals or option.flag):
             options[key] = value.strip('"') if equals else "yes"
-        elif name in _MOUNT_WORDS or name.startswith(("x-", "X-")) or name in ("", "comment"):
+        elif name in MOUNT_WORDS or name.startswith(("x-", "X-")) or name in ("", "comment"):
             continue
         elif option is not None:
             raise UsageError(f"-o {name} needs a value: -o {name}=…")
@@ -152,20 +152,20 @@ def _file(
     layers: tuple[Mapping[str, str], Mapping[str, str], Mapping[str, str]], cwd: Path
 ) -> tuple[ConfigFile, Given | None]:
     """Return the configuration file, and the profile that is used."""
-    named, profile = _first(_BY_KEY["config"], *layers), _first(_BY_KEY["profile"], *layers)
-    path = _parse(_BY_KEY["config"], named, cwd) if named is not None else default_path()
+    named, profile = _first(BY_KEY["config"], *layers), _first(BY_KEY["profile"], *layers)
+    path = _parse(BY_KEY["config"], named, cwd) if named is not None else default_path()
     file = ConfigFile(path, required=named is not None)
     if profile is None:
         profile = file.default_profile
     if profile is not None:
-        _parse(_BY_KEY["profile"], profile, cwd)
+        _parse(BY_KEY["profile"], profile, cwd)
     return file, profile
 
 
 def _parse(option: Option, given: Given, base: Path) -> Any:
     text = given.text
     try:
-        if option.parse is _path and text and "\0" not in text:
+        if option.parse is parse_path and text and "\0" not in text:
             text = str(base / Path(text).expanduser())
         return option.parse(text)
     except (ValueError, RuntimeError) as error:  # RuntimeError: ~somebody who is not there

@@ -15,7 +15,7 @@ _LARGEST = 200_000  # entries above which only the order of the listing is looke
 _POSITION = "q"  # an array's kind of number
 
 
-class _Order:
+class _Ordering:
     """One order of the entries, and how far a walk has followed it.
 
     Args:
@@ -45,7 +45,7 @@ class _Order:
             self.asked = position + 1
 
 
-class Walk(Generic[T]):
+class AccessPattern(Generic[T]):
     """A walk over the entries of one directory.
 
     Args:
@@ -56,7 +56,7 @@ class Walk(Generic[T]):
     def __init__(self, items: Sequence[T], keys: Iterable[Callable[[T], int | str]] = ()) -> None:
         self._keys = tuple(keys)
         self._first: T | None = None
-        self._orders: list[_Order] = []
+        self._orders: list[_Ordering] = []
         self._positions: dict[T, int] = {}
         self._items = items
 
@@ -98,24 +98,24 @@ class Walk(Generic[T]):
         return 0 if order is None else self._length(order) - order.last - 1
 
     @property
-    def _order(self) -> _Order | None:
+    def _order(self) -> _Ordering | None:
         """The order that the walk keeps to; of two as likely, one that goes on."""
         if len(self._orders) < 2:
             return self._orders[0] if self._orders else None
         return max(self._orders, key=lambda order: (order.streak, order.last + 1 < self._length(order)))
 
-    def _length(self, order: _Order) -> int:
+    def _length(self, order: _Ordering) -> int:
         return len(self._positions) if order.positions is None else len(order.positions)
 
     def _build(self) -> None:
         """Sort, now that there is a second step: a directory that is looked into once costs nothing."""
         self._find_positions()
         count = len(self._positions)
-        self._orders = [_Order()]
+        self._orders = [_Ordering()]
         if count <= _LARGEST:
             for key in self._keys:
                 keys = [key(self._items[position]) for position in range(count)]
-                self._orders.append(_Order(sorted(range(count), key=keys.__getitem__)))
+                self._orders.append(_Ordering(sorted(range(count), key=keys.__getitem__)))
         assert self._first is not None
         first = self._positions.get(self._first)
         if first is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import trio
 
 from attachfs.errors import AttachfsError
-from attachfs.fuse.access_order import Walk
+from attachfs.fuse.access_order import AccessPattern
 from attachfs.ledger.view import Ledger
 from attachfs.namespace.directory import Directory
 from attachfs.namespace.nodes import Node, Place
@@ -28,7 +28,7 @@ _STEPS = 4  # the walk has stopped if it has not moved for as long as so many st
 _PAUSE = 0.5  # seconds, at least
 
 
-class Tour:
+class Crawl:
     """A walk over the entries of a directory of assets.
 
     Args:
@@ -49,7 +49,9 @@ class Tour:
         self.patience = _LONG
         self.has_read_events = False
         child = directory.child
-        self.walk: Walk[str] = Walk([], (lambda name: number(child(name)), lambda name: name))
+        self.walk: AccessPattern[str] = AccessPattern(
+            [], (lambda name: number(child(name)), lambda name: name)
+        )
 
     def step(self, name: str) -> int:
         """Take note that the walk has come to an entry; return how many steps it has kept to one order."""
@@ -80,7 +82,7 @@ class Tour:
         return (self._moved - self._begun) / max(self.streak, 1)
 
 
-class Renewal:
+class BulkRefresher:
     """Reads the listings of all assets and of all events for a walk.
 
     Args:
@@ -103,7 +105,7 @@ class Renewal:
         """Whether the listing of all events is being read."""
         return self._running == "events"
 
-    def consider(self, tour: Tour) -> None:
+    def consider(self, tour: Crawl) -> None:
         """Begin what is worth it; called at each step of a walk."""
         now = self._ledger.clock()
         begins_events = tour.asked >= tour.patience and now >= self._not_before["events"]
@@ -130,7 +132,7 @@ class Renewal:
         needed = self._took[kind] + sum(self._took.values()) + self._ledger.ttl / 10
         return min(needed, self._ledger.ttl / 2)
 
-    async def _read(self, kind: str, tour: Tour, most: int) -> None:
+    async def _read(self, kind: str, tour: Crawl, most: int) -> None:
         begun = self._ledger.clock()
 
         def go_on(pages: int) -> bool:

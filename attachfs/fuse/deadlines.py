@@ -42,12 +42,12 @@ def has_fatal_signal(status: str) -> bool:
     return bool(pending & ~kept & _FATAL)
 
 
-class Wait:
+class Deadline:
     """One handler's waiting, as a `with` block; a class, as generators cost more and most do not wait."""
 
     __slots__ = ("_room", "_seconds", "interrupted", "pid", "scope")
 
-    def __init__(self, room: set["Wait"], pid: int, seconds: float) -> None:
+    def __init__(self, room: set["Deadline"], pid: int, seconds: float) -> None:
         self._room = room
         self._seconds = seconds
         self.pid = pid
@@ -72,17 +72,17 @@ class Wait:
             raise TimedOut(f"no answer within {self._seconds:g} s") from None
 
 
-class WaitingRoom:
+class RequestDeadlines:
     """The handlers that are waiting now."""
 
     def __init__(self) -> None:
-        self._waits: set[Wait] = set()
+        self._waits: set[Deadline] = set()
         self._occupied = trio.Event()
 
     def __len__(self) -> int:
         return len(self._waits)
 
-    def wait(self, pid: int, seconds: float = math.inf) -> Wait:
+    def wait(self, pid: int, seconds: float = math.inf) -> Deadline:
         """Bound what happens inside.
 
         Args:
@@ -94,7 +94,7 @@ class WaitingRoom:
             Interrupted: the caller has been killed.
         """
         self._occupied.set()
-        return Wait(self._waits, pid, seconds)
+        return Deadline(self._waits, pid, seconds)
 
     async def watch(self) -> None:
         """Release killed callers, for as long as it runs."""

@@ -12,8 +12,8 @@ import pyfuse3
 from pyfuse3 import InodeT, ModeT
 
 from attachfs.fuse.inodes import InodeTable
-from attachfs.ledger.derived import Believed
-from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.derived import Derived
+from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef, Info
 from attachfs.namespace.nodes import Node
@@ -33,7 +33,7 @@ class Ownership(NamedTuple):
     umask: int
 
 
-class _Ready(Believed):
+class _CachedEntry(Derived):
     """A file's entry, its inode's number, and the attributes in it."""
 
     __slots__ = ("attributes", "entry", "number")
@@ -42,7 +42,7 @@ class _Ready(Believed):
         self,
         ledger: Ledger,
         file: AttachmentRef,
-        known: Known[Info],
+        known: CacheEntry[Info],
         made: tuple[int, Attributes, pyfuse3.EntryAttributes],
     ) -> None:
         super().__init__(ledger, file, known)
@@ -66,7 +66,7 @@ class Entries:
         self._file = ModeT((stat.S_IFREG | 0o444) & ~ownership.umask)
         self._directory = ModeT((stat.S_IFDIR | 0o555) & ~ownership.umask)
         self._link = ModeT(stat.S_IFLNK | 0o777)  # what is asked for is its target's
-        self._ready: OrderedDict[tuple[Node, bytes], _Ready] = OrderedDict()
+        self._ready: OrderedDict[tuple[Node, bytes], _CachedEntry] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -153,7 +153,7 @@ class Entries:
         # What has been told may be of a record that was replaced while somebody waited for it.
         if known is None or made[1][:3] != self._tree.attributes_of(known)[:3]:
             return
-        self._ready[key] = _Ready(self._ledger, file, known, made)
+        self._ready[key] = _CachedEntry(self._ledger, file, known, made)
         self._ready.move_to_end(key)
         if len(self._ready) > _READY:
             self._ready.popitem(last=False)

@@ -34,7 +34,7 @@ class _Told:
         self.count = 0
 
 
-class FaultLog:
+class ErrorLog:
     """A bounded memory of the faults that have been told.
 
     Args:

@@ -19,8 +19,8 @@ import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
-from attachfs.blobs.handle import OpenBlob
-from attachfs.blobs.store import Blobs
+from attachfs.blobs.handle import BlobHandle
+from attachfs.blobs.store import BlobStore
 from attachfs.errors import (
     AttachfsError,
     BadAnswer,
@@ -31,9 +31,9 @@ from attachfs.errors import (
     errno_of,
     first_of,
 )
-from attachfs.fuse.deadlines import WaitingRoom
+from attachfs.fuse.deadlines import RequestDeadlines
 from attachfs.fuse.entries import IO_SIZE, Entries, Ownership
-from attachfs.fuse.fault_log import FaultLog
+from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import HandleTable, InodeTable
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.model import AttachmentRef
@@ -60,7 +60,7 @@ class File(NamedTuple):
     """An open file: its inode's number, its bytes, and whether they were unverified when it was opened."""
 
     inode: int
-    blob: OpenBlob
+    blob: BlobHandle
     streamed: bool
 
 
@@ -128,11 +128,11 @@ class Filesystem(pyfuse3.Operations):
     def __init__(
         self,
         tree: Tree,
-        blobs: Blobs,
+        blobs: BlobStore,
         inodes: InodeTable,
         readahead: ReadAhead,
-        waiting: WaitingRoom,
-        faults: FaultLog,
+        waiting: RequestDeadlines,
+        faults: ErrorLog,
         ownership: Ownership,
         *,
         timeout: float,

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import trio
 
 from attachfs.errors import AttachfsError
-from attachfs.fuse.access_order import Walk
-from attachfs.fuse.crawl import Renewal, Tour
+from attachfs.fuse.access_order import AccessPattern
+from attachfs.fuse.crawl import BulkRefresher, Crawl
 from attachfs.ledger.view import Ledger
 from attachfs.model import AssetRef, Attachment, AttachmentRef, EventRef
 from attachfs.namespace.directory import Directory
-from attachfs.namespace.nodes import EventsDir, Named, Node, Place
+from attachfs.namespace.nodes import ByNameNode, EventsDir, Node, Place
 from attachfs.namespace.tree import Tree
 
 _DIRECTORIES = 256  # listed directories remembered
@@ -50,13 +50,13 @@ class _Files:
         self.asked = False
         self.size = directory.available
         self._number = number
-        self._walk: Walk[AttachmentRef] | None = None
+        self._walk: AccessPattern[AttachmentRef] | None = None
 
     @property
-    def walk(self) -> Walk[AttachmentRef]:
+    def walk(self) -> AccessPattern[AttachmentRef]:
         """The walk over its files."""
         if self._walk is None:
-            self._walk = Walk(self.files, (self._number, lambda file: file.attachment))
+            self._walk = AccessPattern(self.files, (self._number, lambda file: file.attachment))
         return self._walk
 
     @property
@@ -94,8 +94,8 @@ class ReadAhead:
         self._number = number
         self._budget = min(_BUDGET, room // 4)
         self._directories: OrderedDict[Node, _Files] = OrderedDict()
-        self._renewal = Renewal(ledger, tree, nursery)
-        self._tours: dict[Node, Tour] = {}  # by the directory of assets
+        self._renewal = BulkRefresher(ledger, tree, nursery)
+        self._tours: dict[Node, Crawl] = {}  # by the directory of assets
         self._does = _LISTS
         self._walking: AssetRef | None = None
         self._fetched: OrderedDict[AttachmentRef, int] = OrderedDict()  # ahead, and not opened yet
@@ -107,7 +107,7 @@ class ReadAhead:
         if directory.node in (Place.ASSETS, Place.BY_NAME):
             tour = self._tours.get(directory.node)
             if tour is None or tour.directory.names is not directory.names:
-                self._tours[directory.node] = Tour(directory, self._number, self._ledger.clock)
+                self._tours[directory.node] = Crawl(directory, self._number, self._ledger.clock)
             return
         if not isinstance(directory.node, AssetRef | EventRef):
             return
@@ -152,7 +152,7 @@ class ReadAhead:
         """Take note of a directory that is being opened."""
         if isinstance(node, EventsDir) and node.realm == "assets":
             tour, name = self._tours.get(Place.ASSETS), node.asset
-        elif isinstance(node, Named) and node.is_events:
+        elif isinstance(node, ByNameNode) and node.is_events:
             tour, name = self._tours.get(Place.BY_NAME), node.parts[0]
         else:
             return
@@ -175,7 +175,7 @@ class ReadAhead:
 
     # -- what is asked ahead -----------------------------------------------------------------------
 
-    def _ask_ahead(self, asset: AssetRef, tour: Tour) -> None:
+    def _ask_ahead(self, asset: AssetRef, tour: Crawl) -> None:
         """Ask for what a walk will want of an asset, unless it is known or about to be."""
         known = self._ledger.knows_events(asset)
         if self._does == _LISTS and (known or self._renewal.reads_events):

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 
 from attachfs.ledger.listings import Tokens
 from attachfs.ledger.record_tables import pack_event, pack_id, unpack_events
-from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.model import AssetRef, Event, EventRef
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _PLACE = 150  # bytes that an asset's place takes beside its events
 EventsPage = Callable[[str], Awaitable[tuple[list[tuple[str, Event]], str]]]
 
 
-class AllEvents:
+class BulkEvents:
     """All events of all assets, if they have been read.
 
     Args:
@@ -54,12 +54,12 @@ class AllEvents:
         """Until when they are good, on the ledger's clock; in the past if they have not been read."""
         return self._expires
 
-    def of(self, asset: AssetRef) -> Known[list[Event]] | None:
+    def of(self, asset: AssetRef) -> CacheEntry[list[Event]] | None:
         """Return an asset's events, be they old, and until when these are all; None: nothing is known."""
         if asset.realm != "assets" or self._clock() >= max(self._expires, self._stale_until):
             return None
         packed = self._packed.get(pack_id(asset.asset))
-        return None if packed is None else Known(unpack_events(packed), self._expires, self._stale_until)
+        return None if packed is None else CacheEntry(unpack_events(packed), self._expires, self._stale_until)
 
     def has(self, asset: AssetRef) -> bool:
         """Whether an asset's events are known, and need not be asked."""
@@ -67,12 +67,12 @@ class AllEvents:
             asset.realm == "assets" and self._clock() < self._expires and pack_id(asset.asset) in self._packed
         )
 
-    def event(self, ref: EventRef) -> Known[Event] | None:
+    def event(self, ref: EventRef) -> CacheEntry[Event] | None:
         """Return an event, be it old."""
         events = self.of(AssetRef(ref.realm, ref.asset))
         for event in events.get() if events is not None else ():
             if event.id == ref.event:
-                return Known(event, self._expires, self._stale_until)
+                return CacheEntry(event, self._expires, self._stale_until)
         return None
 
     def forget(self) -> None:
@@ -82,7 +82,7 @@ class AllEvents:
 
     async def read(
         self,
-        good: Callable[[], Known[None]],
+        good: Callable[[], CacheEntry[None]],
         go_on: Callable[[int], bool],
         seen: Callable[[], dict[AssetRef, list[str]]],
     ) -> bool:

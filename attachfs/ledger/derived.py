@@ -1,11 +1,11 @@
 """What was made of a file's record, and need not be made again while the ledger believes that record."""
 
-from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef, Info
 
 
-class Believed:
+class Derived:
     """Something made of what is known of a file now.
 
     Args:
@@ -16,7 +16,7 @@ class Believed:
 
     __slots__ = ("_ledger", "_revision", "file", "known")
 
-    def __init__(self, ledger: Ledger, file: AttachmentRef, known: Known[Info]) -> None:
+    def __init__(self, ledger: Ledger, file: AttachmentRef, known: CacheEntry[Info]) -> None:
         self._ledger = ledger
         self._revision = ledger.revision
         self.file = file

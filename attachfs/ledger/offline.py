@@ -1,6 +1,6 @@
 """What the service has answered, kept on the disk, so that a laptop can mount without a network.
 
-`RememberingSource` passes questions on and writes the answers down; `OfflineSource` answers from what was
+`RecordingSource` passes questions on and writes the answers down; `OfflineSource` answers from what was
 written, and from nothing else. Nothing here is believed about bytes: those are verified against the
 records in any case. The database is bounded; the oldest answers go first.
 """
@@ -44,7 +44,7 @@ class StoredPage(NamedTuple):
     next_token: str
 
 
-class Memory:
+class AnswerStore:
     """The answers of one ledger, in an SQLite database. Thread-safe.
 
     Args:
@@ -148,7 +148,7 @@ class Memory:
             self._db.close()
 
 
-class RememberingSource:
+class RecordingSource:
     """Asks the service, and remembers what it answered.
 
     Args:
@@ -156,7 +156,7 @@ class RememberingSource:
         memory: where answers are written down.
     """
 
-    def __init__(self, source: Source, memory: Memory) -> None:
+    def __init__(self, source: Source, memory: AnswerStore) -> None:
         self._source = source
         self._memory = memory
 
@@ -199,7 +199,7 @@ class OfflineSource:
     Records that a listing brought are found in the listing.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: AnswerStore) -> None:
         self._memory = memory
         self._all_events: dict[str, list[str]] | None = None
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from attachfs.ledger.ttl_cache import Known, Table
+from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
 
 
-class EventTable(Table[EventRef, Event]):
+class EventTable(TTLCache[EventRef, Event]):
     """Events: those that were asked for or have been used lately, and what else knows of them.
 
     Args:
@@ -18,16 +18,16 @@ class EventTable(Table[EventRef, Event]):
     """
 
     def __init__(
-        self, size: int, clock: Callable[[], float], others: Callable[[EventRef], Known[Event] | None]
+        self, size: int, clock: Callable[[], float], others: Callable[[EventRef], CacheEntry[Event] | None]
     ) -> None:
         super().__init__(size, clock)
         self._others = others
 
-    def _otherwise(self, key: EventRef, /) -> Known[Event] | None:
+    def _otherwise(self, key: EventRef, /) -> CacheEntry[Event] | None:
         return self._others(key)
 
 
-class AssetTable(Table[AssetRef, Asset]):
+class AssetTable(TTLCache[AssetRef, Asset]):
     """Assets: those that were asked for one by one or have been used lately, and packed those listed.
 
     Args:
@@ -41,11 +41,11 @@ class AssetTable(Table[AssetRef, Asset]):
         self._listed = listed
         self._packed: dict[str, bytes] = {}
 
-    def _otherwise(self, key: AssetRef, /) -> Known[Asset] | None:
+    def _otherwise(self, key: AssetRef, /) -> CacheEntry[Asset] | None:
         packed = self._packed.get(key.asset) if key.realm == "assets" else None
         return None if packed is None else _unpack_asset(key.asset, packed)
 
-    def put(self, key: AssetRef, known: Known[Asset]) -> None:
+    def put(self, key: AssetRef, known: CacheEntry[Asset]) -> None:
         """Remember something."""
         super().put(key, known)
         if key.realm == "assets" and key.asset in self._packed:
@@ -129,11 +129,11 @@ def _pack_asset(asset: Asset, expires: float, stale_until: float) -> bytes:
     return _encode(_Asset(expires, stale_until, asset.time_ns, asset.display_name, attachments))
 
 
-def _unpack_asset(identity: str, packed: bytes) -> Known[Asset]:
+def _unpack_asset(identity: str, packed: bytes) -> CacheEntry[Asset]:
     one = _decode_asset(packed)
     attachments = tuple(_unpack_attachment(a) for a in one.attachments)
     asset = Asset(identity, one.time_ns, one.display_name, attachments)
-    return Known(asset, one.expires, one.stale_until)
+    return CacheEntry(asset, one.expires, one.stale_until)
 
 
 def _pack_attachments(attachments: tuple[Attachment, ...]) -> list[_Attachment]:

@@ -18,11 +18,11 @@ from attachfs.errors import (
     NotFound,
     Unreachable,
 )
-from attachfs.ledger.all_events import AllEvents
+from attachfs.ledger.all_events import BulkEvents
 from attachfs.ledger.listings import COULD_NOT_ASK, Source
 from attachfs.ledger.record_tables import AssetTable, EventTable
 from attachfs.ledger.single_flight import SingleFlight
-from attachfs.ledger.ttl_cache import Known, Table
+from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import (
     Asset,
     AssetRef,
@@ -74,12 +74,12 @@ class Records:
         self.revision = 0  # changes with whatever is known of attachments
         self.stale = False  # whether the last answer was an old one, for want of a new one
         self.clock = clock
-        self._infos: Table[AttachmentRef, Info] = Table(_INFOS, clock)
+        self._infos: TTLCache[AttachmentRef, Info] = TTLCache(_INFOS, clock)
         self._assets = AssetTable(_RECORDS, _LISTED, clock)
-        self._all_events = AllEvents(self._all_events_page, clock)
+        self._all_events = BulkEvents(self._all_events_page, clock)
         self._events = EventTable(_RECORDS, clock, self._all_events.event)
-        self._raw: Table[AssetRef | EventRef, bytes] = Table(_RAW, clock)
-        self._info_flights: SingleFlight[AttachmentRef, Known[Info]] = SingleFlight(nursery)
+        self._raw: TTLCache[AssetRef | EventRef, bytes] = TTLCache(_RAW, clock)
+        self._info_flights: SingleFlight[AttachmentRef, CacheEntry[Info]] = SingleFlight(nursery)
         self._record_flights: SingleFlight[AssetRef | EventRef, bytes] = SingleFlight(nursery)
 
     def retime(self, metadata_ttl: float, negative_ttl: float, stale_ttl: float) -> None:
@@ -108,7 +108,7 @@ class Records:
             known = await self._info_flights.do(ref, lambda: self._ask_info(ref))
         return known.get()
 
-    def known_info(self, ref: AttachmentRef) -> Known[Info] | None:
+    def known_info(self, ref: AttachmentRef) -> CacheEntry[Info] | None:
         """Return what is remembered of an attachment's `/info`, without asking."""
         return self._infos.fresh(ref)
 
@@ -131,7 +131,7 @@ class Records:
         found = {a.anchor for a in owner.attachments if a.id == ref.attachment and a.anchor is not None}
         return found or None
 
-    async def _ask_info(self, ref: AttachmentRef) -> Known[Info]:
+    async def _ask_info(self, ref: AttachmentRef) -> CacheEntry[Info]:
         known = await self._ask(self._infos, ref, self._parsed_info(ref))
         self.revision += 1
         return known
@@ -159,7 +159,7 @@ class Records:
         known = self._events.fresh(ref) or await self._ask(self._events, ref, self._parsed_event(ref))
         return known.get()
 
-    def known_record(self, ref: AssetRef | EventRef) -> Known[Asset] | Known[Event] | None:
+    def known_record(self, ref: AssetRef | EventRef) -> CacheEntry[Asset] | CacheEntry[Event] | None:
         """Return what is remembered of an asset or event, without asking, be it old."""
         return self._assets.get(ref) if isinstance(ref, AssetRef) else self._events.get(ref)
 
@@ -212,14 +212,14 @@ class Records:
             raise BadAnswer(f"{ref.path}: the answer is about another event")
         return found[1]
 
-    async def _ask(self, table: Table[K, T], key: K, answer: Awaitable[T]) -> Known[T]:
+    async def _ask(self, table: TTLCache[K, T], key: K, answer: Awaitable[T]) -> CacheEntry[T]:
         """Await `answer` and remember it, or that it does not exist or is refused."""
-        known: Known[T]
+        known: CacheEntry[T]
         try:
             known = self._good(await answer)
             self._tell_stale(None)
         except (NotFound, AccessDenied) as error:
-            known = Known(error, self.clock() + self._negative_ttl)
+            known = CacheEntry(error, self.clock() + self._negative_ttl)
         except COULD_NOT_ASK as error:
             old = table.get(key)
             if old is None or isinstance(old.value, AttachfsError):
@@ -229,9 +229,9 @@ class Records:
         table.put(key, known)
         return known
 
-    def _good(self, value: T) -> Known[T]:
+    def _good(self, value: T) -> CacheEntry[T]:
         now = self.clock()
-        return Known(value, now + self._ttl, now + self._stale_ttl)
+        return CacheEntry(value, now + self._ttl, now + self._stale_ttl)
 
     def _tell_stale(self, error: AttachfsError | None) -> None:
         """Say once, each way, that old answers are being given."""

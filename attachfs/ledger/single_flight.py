@@ -16,7 +16,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class _Flight(Generic[V]):
+class _RangeRequest(Generic[V]):
     def __init__(self) -> None:
         self.landed = trio.Event()
         self.scope = trio.CancelScope()
@@ -35,7 +35,7 @@ class SingleFlight(Generic[K, V]):
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self._flights: dict[K, _Flight[V]] = {}
+        self._flights: dict[K, _RangeRequest[V]] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -48,7 +48,7 @@ class SingleFlight(Generic[K, V]):
         """
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
+            flight = self._flights[key] = _RangeRequest()
             self._nursery.start_soon(self._fly, key, flight, work)
         flight.waiting += 1
         try:
@@ -67,7 +67,7 @@ class SingleFlight(Generic[K, V]):
             raise Unexpected("the work this request was waiting for was cancelled")
         return flight.values[0]
 
-    async def _fly(self, key: K, flight: _Flight[V], work: Callable[[], Awaitable[V]]) -> None:
+    async def _fly(self, key: K, flight: _RangeRequest[V], work: Callable[[], Awaitable[V]]) -> None:
         try:
             with flight.scope:
                 try:

@@ -15,7 +15,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-class Known(NamedTuple, Generic[T]):
+class CacheEntry(NamedTuple, Generic[T]):
     """A value (or the error that stands for it) and the time, on the ledger's clock, it is good until.
 
     Until `stale_until` it may still be told when the service cannot be asked.
@@ -32,7 +32,7 @@ class Known(NamedTuple, Generic[T]):
         return self.value
 
 
-class Table(Generic[K, T]):
+class TTLCache(Generic[K, T]):
     """What is known under each key.
 
     Args:
@@ -43,12 +43,12 @@ class Table(Generic[K, T]):
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self.size = size
         self._clock = clock
-        self._known: dict[K, Known[T]] = {}
+        self._known: dict[K, CacheEntry[T]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, key: K) -> Known[T] | None:
+    def get(self, key: K) -> CacheEntry[T] | None:
         """Return what is known, be it old, for as long as it may be told at all."""
         now = self._clock()
         known = self._known.get(key)
@@ -62,7 +62,7 @@ class Table(Generic[K, T]):
         self._known.pop(key, None)
         return None
 
-    def fresh(self, key: K) -> Known[T] | None:
+    def fresh(self, key: K) -> CacheEntry[T] | None:
         """Return what is known and need not be asked again."""
         now = self._clock()
         known = self._known.get(key)
@@ -71,11 +71,11 @@ class Table(Generic[K, T]):
         known = self.get(key)
         return known if known is not None and now < known.expires else None
 
-    def put(self, key: K, known: Known[T]) -> None:
+    def put(self, key: K, known: CacheEntry[T]) -> None:
         """Remember something."""
         self._keep(key, known)
 
-    def items(self) -> list[tuple[K, Known[T]]]:
+    def items(self) -> list[tuple[K, CacheEntry[T]]]:
         """Return all that is known, with its keys."""
         return list(self._known.items())
 
@@ -83,13 +83,13 @@ class Table(Generic[K, T]):
         """Forget everything."""
         self._known.clear()
 
-    def _keep(self, key: K, known: Known[T]) -> None:
+    def _keep(self, key: K, known: CacheEntry[T]) -> None:
         self._known.pop(key, None)
         self._known[key] = known
         if len(self._known) > self.size:
             del self._known[next(iter(self._known))]
 
-    def _otherwise(self, _key: K, /) -> Known[T] | None:
+    def _otherwise(self, _key: K, /) -> CacheEntry[T] | None:
         """Return what is known of a value that is not in the table, or old."""
         return None
 

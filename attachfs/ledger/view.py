@@ -22,7 +22,7 @@ from attachfs.errors import AttachfsError, NotFound, Unreachable
 from attachfs.ledger.listings import NO_FILTERS, Listed, Listing, Source
 from attachfs.ledger.records import Records, note_for
 from attachfs.ledger.single_flight import SingleFlight
-from attachfs.ledger.ttl_cache import Known, Table
+from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import Asset, AssetRef, Event, EventRef
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,10 @@ class Ledger(Records):
             stale_ttl=stale_ttl,
             clock=clock,
         )
-        self._listings: Table[Hashable, Listing] = Table(_LISTINGS, self.clock)
-        self._wide: Table[Hashable, Listing] = Table(_WIDE, self.clock)
-        self._found: Table[Hashable, tuple[str, ...]] = Table(_FOUND, self.clock)
-        self._found_flights: SingleFlight[Hashable, Known[tuple[str, ...]]] = SingleFlight(nursery)
+        self._listings: TTLCache[Hashable, Listing] = TTLCache(_LISTINGS, self.clock)
+        self._wide: TTLCache[Hashable, Listing] = TTLCache(_WIDE, self.clock)
+        self._found: TTLCache[Hashable, tuple[str, ...]] = TTLCache(_FOUND, self.clock)
+        self._found_flights: SingleFlight[Hashable, CacheEntry[tuple[str, ...]]] = SingleFlight(nursery)
         self._listed = 0  # ids in listings, at most
         self._forgotten = 0
 
@@ -78,7 +78,7 @@ class Ledger(Records):
         """Return the listing of all assets: shared, read page by page as it is reached."""
         return self.shared_assets().get()
 
-    def shared_assets(self) -> Known[Listing]:
+    def shared_assets(self) -> CacheEntry[Listing]:
         """Return the listing of all assets, and until when it is shared."""
         return self.listing(None, self._listing_of_assets)
 
@@ -93,7 +93,7 @@ class Ledger(Records):
         """Return the listing of an asset's events."""
         return self.shared_events(asset).get()
 
-    def shared_events(self, asset: AssetRef) -> Known[Listing]:
+    def shared_events(self, asset: AssetRef) -> CacheEntry[Listing]:
         """Return the listing of an asset's events, and until when it is shared."""
         known = self._listings.fresh(asset)
         if known is not None:
@@ -103,8 +103,8 @@ class Ledger(Records):
             events = read.get()
             for event in events:
                 ref = EventRef(asset.realm, asset.asset, event.id)
-                self._events.put(ref, Known(event, read.expires, read.stale_until))
-            return Known(Listed([event.id for event in events]), read.expires, read.stale_until)
+                self._events.put(ref, CacheEntry(event, read.expires, read.stale_until))
+            return CacheEntry(Listed([event.id for event in events]), read.expires, read.stale_until)
 
         async def fetch(token: str) -> tuple[list[str], str]:
             events, following = await self.events_on_page(asset, token)
@@ -128,14 +128,14 @@ class Ledger(Records):
         listing = self._listings.fresh(asset)
         return listing is not None or self._all_events.has(asset)
 
-    async def listed_assets(self, base: Known[Listing], number: int) -> tuple[list[Asset], bool]:
+    async def listed_assets(self, base: CacheEntry[Listing], number: int) -> tuple[list[Asset], bool]:
         """Return the assets that page `number` of a listing has brought, and whether it is the last.
 
         Raises:
             AttachfsError: it could not be had.
         """
 
-        def known(identity: str) -> Known[Asset] | None:
+        def known(identity: str) -> CacheEntry[Asset] | None:
             return self._assets.get(AssetRef("assets", identity))
 
         async def ask(identity: str) -> Asset:
@@ -144,7 +144,7 @@ class Ledger(Records):
         return await _records_on_page(base, number, known, self.assets_on_page, ask)
 
     async def listed_events(
-        self, asset: AssetRef, base: Known[Listing], number: int
+        self, asset: AssetRef, base: CacheEntry[Listing], number: int
     ) -> tuple[list[Event], bool]:
         """Return the events that page `number` of an asset's listing has brought, and whether it is the last.
 
@@ -152,7 +152,7 @@ class Ledger(Records):
             AttachfsError: it could not be had.
         """
 
-        def known(identity: str) -> Known[Event] | None:
+        def known(identity: str) -> CacheEntry[Event] | None:
             return self._events.get(EventRef(asset.realm, asset.asset, identity))
 
         async def read(token: str) -> tuple[list[Event], str]:
@@ -202,7 +202,7 @@ class Ledger(Records):
         return True
 
     async def read_all_events(self, go_on: Callable[[int], bool]) -> bool:
-        """Read the listing of all events; return whether it can be relied on (see `AllEvents`).
+        """Read the listing of all events; return whether it can be relied on (see `BulkEvents`).
 
         Args:
             go_on: is asked before each page, with the number of pages read.
@@ -291,8 +291,8 @@ class Ledger(Records):
         self,
         key: Hashable,
         make: Callable[[Listing | None], Listing],
-        like: Known[Listing] | None = None,
-    ) -> Known[Listing]:
+        like: CacheEntry[Listing] | None = None,
+    ) -> CacheEntry[Listing]:
         """Return the shared listing under `key`.
 
         Args:
@@ -311,11 +311,11 @@ class Ledger(Records):
             self.share(key, known)
         return known
 
-    def share(self, key: Hashable, known: Known[Listing]) -> None:
+    def share(self, key: Hashable, known: CacheEntry[Listing]) -> None:
         """Let a listing be shared from now on."""
         self._table_of(key).put(key, known)
 
-    def _table_of(self, key: Hashable) -> Table[Hashable, Listing]:
+    def _table_of(self, key: Hashable) -> TTLCache[Hashable, Listing]:
         """Return where a listing is kept: those of thousands of assets do not drive out that of all."""
         return self._listings if isinstance(key, tuple) else self._wide
 
@@ -367,9 +367,9 @@ class Ledger(Records):
 
 
 async def _records_on_page(
-    base: Known[Listing],
+    base: CacheEntry[Listing],
     number: int,
-    known: Callable[[str], Known[R] | None],
+    known: Callable[[str], CacheEntry[R] | None],
     read: Callable[[str], Awaitable[tuple[list[R], str]]],
     ask: Callable[[str], Awaitable[R]],
 ) -> tuple[list[R], bool]:

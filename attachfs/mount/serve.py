@@ -11,10 +11,10 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from attachfs.blobs.download import Leaving
+from attachfs.blobs.download import PausePolicy
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.source import UnreachableSource
-from attachfs.blobs.store import Blobs
+from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.config.settings import Config
 from attachfs.errors import (
@@ -25,18 +25,18 @@ from attachfs.errors import (
     Unreachable,
     first_of,
 )
-from attachfs.fuse.deadlines import WaitingRoom
+from attachfs.fuse.deadlines import RequestDeadlines
 from attachfs.fuse.entries import Ownership
-from attachfs.fuse.fault_log import FaultLog
+from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import InodeTable
 from attachfs.fuse.operations import Filesystem
 from attachfs.fuse.readahead import ReadAhead
-from attachfs.ledger.offline import Memory, OfflineSource, RememberingSource
+from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
 from attachfs.ledger.view import Ledger
 from attachfs.mount import credentials
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
-from attachfs.mount.signals import Control
-from attachfs.mount.status import _status
+from attachfs.mount.signals import SignalHandler
+from attachfs.mount.status import status_json
 from attachfs.mount.systemd import Notifier
 from attachfs.namespace.tree import Tree
 from attachfs.service.auth import Auth, ClientCredentials
@@ -98,7 +98,7 @@ async def serve(
 @asynccontextmanager
 async def _filesystem(
     config: Config, mountpoint: Path, cache: DiskCache, pins: Pins, reload: Callable[[], Config] | None
-) -> AsyncIterator[tuple[Filesystem, Control, trio.Nursery]]:
+) -> AsyncIterator[tuple[Filesystem, SignalHandler, trio.Nursery]]:
     """Make every layer, each from those below it."""
     born = time.time_ns()
     async with AsyncExitStack() as stack:
@@ -122,9 +122,9 @@ async def _filesystem(
         client = Client(
             http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections
         )
-        memory = Memory(config.state_dir / f"{config.host_name}.sqlite")
+        memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
         stack.callback(memory.close)
-        source = OfflineSource(memory) if config.offline else RememberingSource(client, memory)
+        source = OfflineSource(memory) if config.offline else RecordingSource(client, memory)
         tasks.start_soon(memory.keep_writing)
         ledger = Ledger(
             source,
@@ -133,7 +133,7 @@ async def _filesystem(
             negative_ttl=config.negative_ttl,
             stale_ttl=config.stale_ttl,
         )
-        blobs = Blobs(
+        blobs = BlobStore(
             ledger,
             UnreachableSource() if config.offline else client,
             cache,
@@ -143,14 +143,14 @@ async def _filesystem(
             verify=config.verify,
             strict_limit=config.strict_limit,
             scan_policy=config.scan_policy,
-            leaving=Leaving(),
+            leaving=PausePolicy(),
         )
-        waiting = WaitingRoom()
+        waiting = RequestDeadlines()
         tasks.start_soon(waiting.watch)
 
         def figures() -> bytes:
             about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
-            return _status(control.config, about, client, ledger, memory, blobs, cache, filesystem)
+            return status_json(control.config, about, client, ledger, memory, blobs, cache, filesystem)
 
         inodes = InodeTable()
         tree = Tree(ledger, config.url, born)
@@ -160,13 +160,13 @@ async def _filesystem(
             inodes,
             ReadAhead(tree, ledger, blobs, tasks, inodes.number, config.cache_size),
             waiting,
-            FaultLog(trio.current_time),
+            ErrorLog(trio.current_time),
             Ownership(config.uid, config.gid, config.umask),
             timeout=config.timeout,
             negative_ttl=config.negative_ttl,
             status=figures,
         )
-        control = Control(
+        control = SignalHandler(
             config,
             mountpoint,
             reload,
@@ -189,7 +189,11 @@ async def _filesystem(
 
 
 async def _mounted(
-    filesystem: Filesystem, control: Control, config: Config, mountpoint: Path, ready: Callable[[], None]
+    filesystem: Filesystem,
+    control: SignalHandler,
+    config: Config,
+    mountpoint: Path,
+    ready: Callable[[], None],
 ) -> None:
     source = config.source.replace("\\", r"\\").replace(",", r"\,")
     options = {"ro", "default_permissions", f"fsname={source}", f"subtype={SUBTYPE}"}
@@ -219,7 +223,7 @@ async def _mounted(
     log.info("%s is unmounted", mountpoint)
 
 
-async def _announce(mountpoint: Path, control: Control, ready: Callable[[], None]) -> None:
+async def _announce(mountpoint: Path, control: SignalHandler, ready: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(_see, mountpoint, abandon_on_cancel=True)
     log.info("%s is mounted", mountpoint)
     ready()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from attachfs.blobs.store import Blobs
+from attachfs.blobs.store import BlobStore
 from attachfs.config.settings import Config
 from attachfs.errors import (
     AttachfsError,
@@ -48,7 +48,7 @@ LIVE = CREDENTIALS | {"log_level", "timeout", "metadata_ttl", "negative_ttl", "s
 _ABOUT_ITSELF = frozenset({"profile", "config", "state_dir", "origins"})
 
 
-class Control:
+class SignalHandler:
     """A mount's signals.
 
     Args:
@@ -70,7 +70,7 @@ class Control:
         *,
         client: Client,
         ledger: Ledger,
-        blobs: Blobs,
+        blobs: BlobStore,
         filesystem: Filesystem,
         notifier: Notifier,
         figures: Callable[[], bytes],

@@ -6,23 +6,23 @@ import os
 from typing import Any
 
 from attachfs import __version__
-from attachfs.blobs.store import Blobs
+from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.config.settings import Config
 from attachfs.fuse.operations import Filesystem
-from attachfs.ledger.offline import Memory
+from attachfs.ledger.offline import AnswerStore
 from attachfs.ledger.view import Ledger
 from attachfs.mount import credentials
 from attachfs.service.client import Client
 
 
-def _status(
+def status_json(
     config: Config,
     about: dict[str, Any],
     client: Client,
     ledger: Ledger,
-    memory: Memory,
-    blobs: Blobs,
+    memory: AnswerStore,
+    blobs: BlobStore,
     cache: DiskCache,
     filesystem: Filesystem,
 ) -> bytes:

@@ -34,12 +34,12 @@ from datetime import UTC, datetime, timedelta
 
 from attachfs.errors import NotFound, TimedOut, Unreachable
 from attachfs.ledger.listings import Listing, no_page
-from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
 from attachfs.model import Asset, AssetRef, AttachmentRef, Event, EventRef
 from attachfs.namespace import safe_names
 from attachfs.namespace.file_names import FileNames
-from attachfs.namespace.nodes import BY_NAME, Named
+from attachfs.namespace.nodes import BY_NAME, ByNameNode
 
 _UNDATED = "undated"
 _WHEN = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{4})(?: .*)?", re.DOTALL)
@@ -65,7 +65,7 @@ class NameListing(Listing):
     __slots__ = ("_page", "slots")
 
     def __init__(self, page: SlotsPage | None, what: str, before: Listing | None) -> None:
-        self.slots = safe_names.Slots()
+        self.slots = safe_names.NameTable()
         super().__init__(no_page, what, before)
         self._page = page
 
@@ -77,7 +77,7 @@ class NameListing(Listing):
     def give_up(self) -> None:
         """Forget who holds the names: there is a newer one that knows. Who reads the names goes on."""
         if self.complete:
-            self.slots = safe_names.Slots()
+            self.slots = safe_names.NameTable()
 
     async def _bring(self, token: str) -> tuple[list[str], str]:
         assert self._page is not None
@@ -110,11 +110,11 @@ class ByName:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.files = FileNames(ledger)
-        self._recent: OrderedDict[Named, AssetRef | EventRef] = OrderedDict()
+        self._recent: OrderedDict[ByNameNode, AssetRef | EventRef] = OrderedDict()
 
     # -- who is meant ------------------------------------------------------------------------------
 
-    async def resolve(self, node: Named) -> AssetRef | EventRef | AttachmentRef:
+    async def resolve(self, node: ByNameNode) -> AssetRef | EventRef | AttachmentRef:
         """Return what a node stands for; for an `events` directory its asset.
 
         Raises:
@@ -130,7 +130,7 @@ class ByName:
             self._remember(node, owner)
         return owner
 
-    def settled(self, node: Named) -> AssetRef | EventRef | None:
+    def settled(self, node: ByNameNode) -> AssetRef | EventRef | None:
         """Return what a directory stands for, if a listing that is complete says so; nothing is asked."""
         parts = node.parts
         holder = self._holder(BY_NAME, parts[0], certain=True)
@@ -146,29 +146,29 @@ class ByName:
             self._remember(node, owner)
         return owner
 
-    def _remember(self, node: Named, owner: AssetRef | EventRef) -> None:
+    def _remember(self, node: ByNameNode, owner: AssetRef | EventRef) -> None:
         self._recent[node] = owner
         self._recent.move_to_end(node)
         if len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
 
-    def known_owner(self, directory: Named) -> AssetRef | EventRef | None:
+    def known_owner(self, directory: ByNameNode) -> AssetRef | EventRef | None:
         """Return what is remembered of whose directory it is, for an asset's or event's; nothing is asked."""
         return self._recent.get(directory) or self._listed(directory)
 
-    def known_record(self, node: Named) -> Known[Asset] | Known[Event] | None:
+    def known_record(self, node: ByNameNode) -> CacheEntry[Asset] | CacheEntry[Event] | None:
         """Return what is remembered of a directory's owner, or a link's, for its time; nothing is asked."""
         directory = node if len(node.parts) in (1, 3) else node.parent
         assert directory is not None
         owner = self.known_owner(directory)
         return None if owner is None else self._ledger.known_record(owner)
 
-    def _listed(self, directory: Named) -> AssetRef | EventRef | None:
+    def _listed(self, directory: ByNameNode) -> AssetRef | EventRef | None:
         """Return the owner of a directory according to a listing that runs or is complete."""
         if len(directory.parts) == 1:
             asset = self._holder(BY_NAME, directory.parts[0])
             return None if asset is None else AssetRef("assets", asset)
-        owner = self.known_owner(Named(directory.parts[:1]))
+        owner = self.known_owner(ByNameNode(directory.parts[:1]))
         event = None if owner is None else self._holder((BY_NAME, owner), directory.parts[2])
         return None if owner is None or event is None else EventRef("assets", owner.asset, event)
 
@@ -205,7 +205,7 @@ class ByName:
         if isinstance(old, NameListing):
             old.give_up()
 
-    def _names_of(self, base: Known[Listing], before: Listing | None) -> "NameListing":
+    def _names_of(self, base: CacheEntry[Listing], before: Listing | None) -> "NameListing":
         async def page(token: str) -> tuple[list[tuple[str, str, int]], str]:
             number = int(token or 0)
             assets, last = await self._ledger.listed_assets(base, number)
@@ -296,7 +296,7 @@ class ByName:
     ) -> str | None:
         """Return who holds a name that has no whole identity in it, judging by all who share its base."""
         base, digits = safe_names.split(name)
-        slots = safe_names.Slots()
+        slots = safe_names.NameTable()
         try:
             for slot in sorted(await find(base)):
                 slots.add(*slot)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from attachfs import model
 from attachfs.ledger.listings import Listing
 from attachfs.model import AssetRef, AttachmentRef, EventRef
-from attachfs.namespace.nodes import EVENTS, EventsDir, Named, Node, _child
+from attachfs.namespace.nodes import EVENTS, ByNameNode, EventsDir, Node, child_of
 
 
 class Entry(NamedTuple):
@@ -37,7 +37,7 @@ class Directory:
 
     def child(self, name: str) -> Node:
         """Return the node of an entry that its listing brings."""
-        return _child(self.node, name)
+        return child_of(self.node, name)
 
     @property
     def available(self) -> int:
@@ -65,24 +65,28 @@ class Directory:
             return self._head[index]
         assert self._listing is not None
         name = self._listing.ids[index - len(self._head)]
-        return Entry(name, _child(self.node, name))
+        return Entry(name, child_of(self.node, name))
 
 
-def _of_record(node: AssetRef | EventRef, attachments: tuple[model.Attachment, ...]) -> Directory:
+def directory_of_record(node: AssetRef | EventRef, attachments: tuple[model.Attachment, ...]) -> Directory:
+    """Return an asset's or event's directory: its attachments, and an asset's `events`."""
     files = _attachments(node, attachments)
     if isinstance(node, AssetRef):
         files.insert(0, Entry(EVENTS, EventsDir(node.realm, node.asset)))
     return Directory(node, files, None)
 
 
-def _of_links(node: Named, owner: AssetRef | EventRef, files: dict[str, AttachmentRef]) -> Directory:
-    head = [Entry(name, _child(node, name)) for name in files]
+def directory_of_links(
+    node: ByNameNode, owner: AssetRef | EventRef, files: dict[str, AttachmentRef]
+) -> Directory:
+    """Return a directory of `by-name` with a link for each file, and an asset's `events`."""
+    head = [Entry(name, child_of(node, name)) for name in files]
     if isinstance(owner, AssetRef):
-        head.insert(0, Entry(EVENTS, _child(node, EVENTS)))
+        head.insert(0, Entry(EVENTS, child_of(node, EVENTS)))
     behind = Directory(owner, [Entry(file.attachment, file) for file in files.values()], None)
     return Directory(node, head, None, behind)
 
 
 def _attachments(owner: AssetRef | EventRef, attachments: tuple[model.Attachment, ...]) -> list[Entry]:
     """Return a file for each attachment, once however many attributes mention it."""
-    return [Entry(name, _child(owner, name)) for name in dict.fromkeys(a.id for a in attachments)]
+    return [Entry(name, child_of(owner, name)) for name in dict.fromkeys(a.id for a in attachments)]

@@ -30,7 +30,7 @@ class EventsDir(NamedTuple):
     name: str = EVENTS
 
 
-class Named(NamedTuple):
+class ByNameNode(NamedTuple):
     """A node below `by-name`: nothing but its path, as who is meant by it is settled when it is used."""
 
     parts: tuple[str, ...]
@@ -41,9 +41,9 @@ class Named(NamedTuple):
         return "/".join((BY_NAME, *self.parts))
 
     @property
-    def parent(self) -> "Named | None":
+    def parent(self) -> "ByNameNode | None":
         """The directory it is in; None for `by-name` itself."""
-        return Named(self.parts[:-1]) if len(self.parts) > 1 else None
+        return ByNameNode(self.parts[:-1]) if len(self.parts) > 1 else None
 
     @property
     def is_events(self) -> bool:
@@ -67,7 +67,7 @@ class Named(NamedTuple):
         return "../" * len(self.parts) + file.path
 
 
-Node = Place | AssetRef | EventsDir | EventRef | AttachmentRef | Named
+Node = Place | AssetRef | EventsDir | EventRef | AttachmentRef | ByNameNode
 
 
 ROOT = Place.ROOT
@@ -92,12 +92,17 @@ def parent_of(node: Node) -> Node:
         return AssetRef(node.realm, node.asset)
     if isinstance(node, EventRef):
         return EventsDir(node.realm, node.asset)
-    if isinstance(node, Named):
+    if isinstance(node, ByNameNode):
         return node.parent or Place.BY_NAME
     return node.owner
 
 
-def _child(parent: Node, name: str) -> Node:
+def child_of(parent: Node, name: str) -> Node:
+    """Return the node that `name` means in the directory `parent`, whether it exists or not.
+
+    Raises:
+        NotFound: `parent` has no children.
+    """
     match parent:
         case Place.ASSETS:
             return AssetRef("assets", name)
@@ -109,6 +114,6 @@ def _child(parent: Node, name: str) -> Node:
             return AttachmentRef(parent.realm, parent.asset, None, name)
         case EventRef():
             return AttachmentRef(parent.realm, parent.asset, parent.event, name)
-        case Place.BY_NAME | Named():
-            return Named((*(parent.parts if isinstance(parent, Named) else ()), name))
+        case Place.BY_NAME | ByNameNode():
+            return ByNameNode((*(parent.parts if isinstance(parent, ByNameNode) else ()), name))
     raise NotFound(f"{path_of(parent)}/{name}")

@@ -192,7 +192,7 @@ def origin(base: str) -> str:
     return base.replace(SLASH, "/")
 
 
-class Slots:
+class NameTable:
     """Names given out one by one, as records come in, so that the outcome depends on no order.
 
     Of several with one base the one with the smallest identity holds the plain name, and each of the others

@@ -14,12 +14,12 @@ from typing import NamedTuple
 from attachfs import model
 from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
 from attachfs.ledger.listings import Listing
-from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, is_uuid
 from attachfs.namespace.by_name import ByName
-from attachfs.namespace.directory import Directory, Entry, _of_links, _of_record
-from attachfs.namespace.nodes import EVENTS, ROOT, EventsDir, Named, Node, Place, _child, path_of
+from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
+from attachfs.namespace.nodes import EVENTS, ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
 from attachfs.namespace.xattrs import FileXattrs, encoded, fitting, of_file_is_possible
 
 
@@ -68,7 +68,7 @@ class Tree:
             AttachfsError: it could not be asked.
         """
         node = self._named(parent, name)
-        if isinstance(node, Named):
+        if isinstance(node, ByNameNode):
             if not node.is_events and self.by_name.settled(node) is None:
                 await self.by_name.resolve(node)
         elif isinstance(node, AttachmentRef):
@@ -86,15 +86,15 @@ class Tree:
             return node
         if isinstance(node, EventsDir):
             return AssetRef(node.realm, node.asset)
-        if isinstance(node, Named):
-            owner = self.by_name.known_owner(Named(node.parts[:1]))
+        if isinstance(node, ByNameNode):
+            owner = self.by_name.known_owner(ByNameNode(node.parts[:1]))
             return owner if isinstance(owner, AssetRef) else None
         return None
 
     def known_file(self, parent: Node, name: str) -> tuple[Node, Attributes] | None:
         """Return the file that `name` would be below `parent`, and what is known of it without asking."""
         if isinstance(parent, AssetRef | EventRef) and is_uuid(name):
-            node = _child(parent, name)
+            node = child_of(parent, name)
             return node, self.known_attributes(node)
         return None
 
@@ -105,7 +105,7 @@ class Tree:
             NotFound: it is none, or no file has this name any more.
             AttachfsError: it could not be asked.
         """
-        if isinstance(node, Named) and node.is_link:
+        if isinstance(node, ByNameNode) and node.is_link:
             file = await self.by_name.resolve(node)
             if isinstance(file, AttachmentRef):
                 return node.target(file)
@@ -115,8 +115,8 @@ class Tree:
         """Return a directory to be read, if nothing has to be asked for it."""
         if isinstance(node, AssetRef | EventRef):
             record = self._ledger.fresh_record(node)
-            return None if record is None else _of_record(node, record.attachments)
-        if isinstance(node, Named):
+            return None if record is None else directory_of_record(node, record.attachments)
+        if isinstance(node, ByNameNode):
             return self._known_named(node)
         if isinstance(node, AttachmentRef):
             return None
@@ -130,14 +130,14 @@ class Tree:
             listing = (self.by_name if node is Place.BY_NAME else self._ledger).assets()
         return Directory(node, head, listing)
 
-    def _known_named(self, node: Named) -> Directory | None:
+    def _known_named(self, node: ByNameNode) -> Directory | None:
         owner = self.by_name.settled(node)
         if owner is None:
             return None
         if node.is_events and isinstance(owner, AssetRef):
             return Directory(node, [], self.by_name.events(owner))
         files = self.by_name.files.known(owner)
-        return None if files is None else _of_links(node, owner, files)
+        return None if files is None else directory_of_links(node, owner, files)
 
     async def open_directory(self, node: Node) -> Directory:
         """Return a directory to be read.
@@ -151,23 +151,23 @@ class Tree:
             return known
         match node:
             case AssetRef():
-                return _of_record(node, (await self._ledger.asset(node)).attachments)
+                return directory_of_record(node, (await self._ledger.asset(node)).attachments)
             case EventRef():
-                return _of_record(node, (await self._ledger.event(node)).attachments)
+                return directory_of_record(node, (await self._ledger.event(node)).attachments)
             case AttachmentRef():
                 raise NotDirectory(f"{node.path} is a file")
-            case Named():
+            case ByNameNode():
                 return await self._open_named(node)
         raise NotFound(path_of(node))
 
-    async def _open_named(self, node: Named) -> Directory:
+    async def _open_named(self, node: ByNameNode) -> Directory:
         owner = await self.by_name.resolve(node)
         if isinstance(owner, AttachmentRef):
             raise NotDirectory(f"{node.path} is a symbolic link")
         if node.is_events:
             assert isinstance(owner, AssetRef)
             return Directory(node, [], self.by_name.events(owner))
-        return _of_links(node, owner, await self.by_name.files.all(owner))
+        return directory_of_links(node, owner, await self.by_name.files.all(owner))
 
     async def attributes(self, node: Node) -> Attributes:
         """Return a node's attributes, asking for `/info` where a file's is not known.
@@ -187,7 +187,7 @@ class Tree:
             return self.attributes_of(self._ledger.known_info(node))
         if isinstance(node, Place):
             return Attributes(True, 0, self._born_ns, self._fixed_ttl)
-        if isinstance(node, Named):
+        if isinstance(node, ByNameNode):
             return self._named_attributes(node)
         ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
         record = self._ledger.known_record(ref)
@@ -195,7 +195,7 @@ class Tree:
             return Attributes(True, 0, self._born_ns, 0)
         return Attributes(True, 0, record.value.time_ns or self._born_ns, self.left(record.expires))
 
-    def attributes_of(self, known: Known[Info] | None) -> Attributes:
+    def attributes_of(self, known: CacheEntry[Info] | None) -> Attributes:
         """Return the attributes of a file of which this is known."""
         if known is None or not isinstance(known.value, Info):
             return self._unknown
@@ -205,7 +205,7 @@ class Tree:
         """Return the seconds until a time on the ledger's clock, 0 after it."""
         return max(0.0, expires - self._ledger.clock())
 
-    def _named_attributes(self, node: Named) -> Attributes:
+    def _named_attributes(self, node: ByNameNode) -> Attributes:
         """Return the owner's time, for a directory and for the links in it."""
         record = self.by_name.known_record(node)
         size = node.link_size if node.is_link else 0
@@ -271,7 +271,7 @@ class Tree:
 
     async def _recorded(self, node: Node) -> Node:
         """Return whose record a node's extended attributes are: a named directory has its owner's."""
-        if isinstance(node, Named) and _record_prefix(node) is not None:
+        if isinstance(node, ByNameNode) and _record_prefix(node) is not None:
             return await self.by_name.resolve(node)
         return node
 
@@ -289,9 +289,9 @@ class Tree:
         match parent:
             case Place.ROOT if name in (Place.ASSETS.value, Place.PUBLICASSETS.value, Place.BY_NAME.value):
                 return Place(name)
-            case Place.BY_NAME | Named(is_link=False):
-                return _child(parent, name)
-            case Named():
+            case Place.BY_NAME | ByNameNode(is_link=False):
+                return child_of(parent, name)
+            case ByNameNode():
                 raise NotDirectory(f"{parent.path} is a symbolic link")
             case AssetRef() if name == EVENTS:
                 return EventsDir(parent.realm, parent.asset)
@@ -299,7 +299,7 @@ class Tree:
                 raise NotDirectory(f"{parent.path} is a file")
         if parent is ROOT or not is_uuid(name):
             raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
-        return _child(parent, name)
+        return child_of(parent, name)
 
     def _of_file(self, info: Info, expires: float) -> Attributes:
         return Attributes(False, info.size, info.time_ns or self._born_ns, self.left(expires))
@@ -307,7 +307,7 @@ class Tree:
 
 def _record_prefix(node: Node) -> str | None:
     """Return how the extended attributes of a node that has a record begin."""
-    depth = len(node.parts) if isinstance(node, Named) else 0
+    depth = len(node.parts) if isinstance(node, ByNameNode) else 0
     if isinstance(node, AssetRef) or depth == 1:
         return "user.asset"
     return "user.event" if isinstance(node, EventRef) or depth == 3 else None

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 from attachfs import model
 from attachfs.errors import NoAttribute
-from attachfs.ledger.derived import Believed
-from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.derived import Derived
+from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef, Info
 
@@ -43,12 +43,12 @@ def of_file_is_possible(name: str) -> bool:
     return name.startswith(_PREFIX) or name in (_MIME_TYPE, _ORIGIN, _SHA256)
 
 
-class _Ready(Believed):
+class _CachedEntry(Derived):
     """A file's attributes: at first those that need no JSON, and all once another was asked for."""
 
     __slots__ = ("complete", "values")
 
-    def __init__(self, ledger: Ledger, file: AttachmentRef, known: Known[Info], info: Info) -> None:
+    def __init__(self, ledger: Ledger, file: AttachmentRef, known: CacheEntry[Info], info: Info) -> None:
         super().__init__(ledger, file, known)
         self.complete = False
         self.values = {name.encode(): value for name, value in encoded(_facts(info)).items()}
@@ -65,7 +65,7 @@ class FileXattrs:
     def __init__(self, ledger: Ledger, base_url: str) -> None:
         self._ledger = ledger
         self._base_url = base_url
-        self._ready: OrderedDict[AttachmentRef, _Ready] = OrderedDict()
+        self._ready: OrderedDict[AttachmentRef, _CachedEntry] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -129,17 +129,17 @@ class FileXattrs:
         values[_ORIGIN] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
         return encoded(values | _facts(info))
 
-    def _completed(self, ready: _Ready, info: Info) -> dict[bytes, bytes]:
+    def _completed(self, ready: _CachedEntry, info: Info) -> dict[bytes, bytes]:
         if not ready.complete:
             values = self.all(ready.file, info)
             ready.values = {name.encode("utf-8", "replace"): value for name, value in values.items()}
             ready.complete = True
         return ready.values
 
-    def _made_ready(self, file: AttachmentRef, known: Known[Info], info: Info) -> _Ready:
+    def _made_ready(self, file: AttachmentRef, known: CacheEntry[Info], info: Info) -> _CachedEntry:
         ready = self._ready.get(file)
         if ready is None or ready.known is not known:
-            ready = self._ready[file] = _Ready(self._ledger, file, known, info)
+            ready = self._ready[file] = _CachedEntry(self._ledger, file, known, info)
             self._ready.move_to_end(file)
             if len(self._ready) > _READY:
                 self._ready.popitem(last=False)

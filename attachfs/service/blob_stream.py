@@ -12,7 +12,7 @@ from typing import NamedTuple
 import trio
 
 from attachfs.errors import BadAnswer, TimedOut
-from attachfs.service.messages import Answer
+from attachfs.service.messages import Response
 
 _MIN_PROGRESS = 16 * 1024  # bytes that a body must bring within each timeout: slower is stalled
 _RESUMPTIONS = 3  # in a row that bring less than that
@@ -44,7 +44,7 @@ class BlobBody:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: Response,
         what: str,
         asked: int,
         size: int | None,
@@ -129,7 +129,7 @@ class BlobBody:
         await self._answer.aclose()
 
 
-def brings_just(answer: Answer, start: int, stop: int, size: int) -> bool:
+def brings_just(answer: Response, start: int, stop: int, size: int) -> bool:
     """Whether an answer brings the bytes in [start, stop) of `size`, and nothing else."""
     found = _CONTENT_RANGE.fullmatch((answer.header("content-range") or "").strip())
     if answer.status != 206 or found is None or answer.body.length not in (None, stop - start):

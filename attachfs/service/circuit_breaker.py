@@ -14,12 +14,12 @@ _FIRST_COOLING = 1.0  # seconds until a probe is let through, doubling
 _LAST_COOLING = 15.0
 
 
-class Permit:
+class CallPermit:
     """One request's leave to be sent. Say how it went, then release it."""
 
     __slots__ = ("_circuit", "_what", "began", "probe")
 
-    def __init__(self, circuit: "Circuit", what: str, *, began: float, probe: bool) -> None:
+    def __init__(self, circuit: "CircuitBreaker", what: str, *, began: float, probe: bool) -> None:
         self._circuit = circuit
         self._what = what
         self.began = began
@@ -38,7 +38,7 @@ class Permit:
         self._circuit.note_end(self)
 
 
-class Circuit:
+class CircuitBreaker:
     """Opens after repeated failures, so that requests fail at once; a probe from time to time closes it.
 
     Failures to connect count wherever they happen. Others (a gateway's 502, 503, 504, silence, a dropped
@@ -60,7 +60,7 @@ class Circuit:
         self._first = 0.0  # when the first failed request of this row was sent
         self._cooling = _FIRST_COOLING
         self._probe_at = 0.0
-        self._probe: Permit | None = None
+        self._probe: CallPermit | None = None
         self.open_since: float | None = None  # seconds since 1970
         self.reason = ""
 
@@ -75,19 +75,19 @@ class Circuit:
                 f"{what}: not asked: the ledger is out of reach since {self._since()} ({self.reason})"
             )
 
-    def admit(self, what: str) -> Permit:
+    def admit(self, what: str) -> CallPermit:
         """Return leave to send a request; while the circuit is open, to one probe at a time.
 
         Raises:
             Unreachable: the circuit is open.
         """
         self.check(what)
-        permit = Permit(self, what, began=self._clock(), probe=self.open_since is not None)
+        permit = CallPermit(self, what, began=self._clock(), probe=self.open_since is not None)
         if permit.probe:
             self._probe = permit
         return permit
 
-    def note_success(self, permit: Permit) -> None:
+    def note_success(self, permit: CallPermit) -> None:
         """Close the circuit, and forget the failures."""
         if self.open_since is not None:
             log.info("the ledger answers again; it was out of reach since %s", self._since())
@@ -98,7 +98,7 @@ class Circuit:
         self.note_end(permit)
 
     def note_failure(
-        self, permit: Permit, what: str, reason: str, *, connecting: bool, timeout: bool
+        self, permit: CallPermit, what: str, reason: str, *, connecting: bool, timeout: bool
     ) -> None:
         """Count a failure, and open the circuit if it is one too many."""
         if self.open_since is not None:
@@ -127,7 +127,7 @@ class Circuit:
             self._probe_at = self._clock() + self._cooling
             log.warning("the ledger is out of reach (%s); requests fail at once until it answers", reason)
 
-    def note_end(self, permit: Permit) -> None:
+    def note_end(self, permit: CallPermit) -> None:
         """Let another be the probe."""
         if self._probe is permit:
             self._probe = None

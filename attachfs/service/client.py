@@ -21,7 +21,7 @@ from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.service.auth import Auth
 from attachfs.service.blob_stream import BlobBody, Chunk, Transfer, brings_just
 from attachfs.service.connections import open_http
-from attachfs.service.messages import Ask, Stats
+from attachfs.service.messages import Request, Stats
 from attachfs.service.transport import Transport, figures
 
 __all__ = ["BlobBody", "Chunk", "Client", "Page", "open_http"]
@@ -102,7 +102,7 @@ class Client:
 
     async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
         """Return one page of all assets. The filters must be the same from page to page."""
-        ask = Ask("assets", "/archivist/v2/assets", self._query(token, filters), accept=_LISTING_STATUSES)
+        ask = Request("assets", "/archivist/v2/assets", self._query(token, filters), accept=_LISTING_STATUSES)
         return await self._page(ask, "assets")
 
     async def events_page(
@@ -110,7 +110,7 @@ class Client:
     ) -> Page:
         """Return one page of an asset's events, or of all assets' events (None)."""
         path = "/archivist/v2/assets/-/events" if asset is None else f"{_record_path(asset)}/events"
-        ask = Ask(
+        ask = Request(
             "events",
             path,
             self._query(token, filters),
@@ -121,20 +121,20 @@ class Client:
 
     async def asset(self, ref: AssetRef) -> bytes:
         """Return an asset's record as received."""
-        ask = Ask("asset", _record_path(ref), credentials=_with_credentials(ref))
+        ask = Request("asset", _record_path(ref), credentials=_with_credentials(ref))
         return await self.transport.fetch(ask, _RECORD_LIMIT)
 
     async def event(self, ref: EventRef) -> bytes:
         """Return an event's record as received."""
-        ask = Ask("event", _record_path(ref), credentials=_with_credentials(ref))
+        ask = Request("event", _record_path(ref), credentials=_with_credentials(ref))
         return await self.transport.fetch(ask, _RECORD_LIMIT)
 
     async def info(self, ref: AttachmentRef) -> bytes:
         """Return an attachment's `/info` as received."""
-        ask = Ask("info", f"{_attachment_path(ref)}/info", credentials=_with_credentials(ref))
+        ask = Request("info", f"{_attachment_path(ref)}/info", credentials=_with_credentials(ref))
         return await self.transport.fetch(ask, _RECORD_LIMIT)
 
-    async def _page(self, ask: Ask, key: str) -> Page:
+    async def _page(self, ask: Request, key: str) -> Page:
         raw = await self.transport.fetch(ask, _PAGE_LIMIT)
         return Page(*model.parse_page(raw, key, ask.path))
 
@@ -221,8 +221,8 @@ class Client:
             await answer.aclose()
             raise
 
-    def _ask_blob(self, ref: AttachmentRef, wanted: str) -> Ask:
-        return Ask(
+    def _ask_blob(self, ref: AttachmentRef, wanted: str) -> Request:
+        return Request(
             "blob",
             _attachment_path(ref),
             headers=(("Range", wanted),) if wanted else (),

@@ -78,7 +78,7 @@ def open_http(
 
     # Which hosts a proxy is for, the library knows: then it has its pools. With HTTP/2 one connection is for
     # many requests.
-    lanes = None if http2 or _has_proxy() else Lanes(lane)
+    lanes = None if http2 or _has_proxy() else PerRequestPools(lane)
     try:
         return Http(
             lanes,
@@ -100,7 +100,7 @@ def open_http(
 class Http(httpx.AsyncClient):
     """A client whose requests may also be handed to its lanes directly."""
 
-    def __init__(self, lanes: "Lanes | None", **options: Any) -> None:
+    def __init__(self, lanes: "PerRequestPools | None", **options: Any) -> None:
         super().__init__(transport=lanes, **options)
         self.lanes = lanes
 
@@ -161,7 +161,7 @@ class _Idle(NamedTuple):
         return socket is not None and (socket.fileno() < 0 or socket.is_readable())
 
 
-class Lanes(httpx.AsyncBaseTransport):
+class PerRequestPools(httpx.AsyncBaseTransport):
     """A lane for each request in flight; the one that was in use last is used next.
 
     Args:

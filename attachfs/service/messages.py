@@ -16,7 +16,7 @@ from attachfs.service.http_body import RawBody
 _LONGEST_LOCATION = 16 * 1024  # characters
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """A request: what the caller wants to know, and what it would accept.
 
     `path` is below the base URL and holds validated ids only; `query` is quoted already; `bulk` is a body
@@ -60,7 +60,7 @@ class Stats:
         return {kind: asdict(counters) for kind, counters in self.kinds.items()}
 
 
-class Answer:
+class Response:
     """An accepted response, its body not read yet. Holds a slot until it is closed."""
 
     def __init__(self, response: httpx.Response, body: RawBody, slot: Slot, counters: Counters) -> None:

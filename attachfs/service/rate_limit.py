@@ -62,7 +62,7 @@ def _timestamp(text: str | None) -> float | None:
         return None
 
 
-class Gate:
+class RateLimitGate:
     """Shut while the service asks for patience; every request waits at it.
 
     Args:

@@ -28,11 +28,11 @@ from attachfs.errors import (
 )
 from attachfs.service import connections, http_body
 from attachfs.service.auth import Auth
-from attachfs.service.circuit_breaker import Circuit, Permit
+from attachfs.service.circuit_breaker import CallPermit, CircuitBreaker
 from attachfs.service.concurrency import Limiter, Slot
 from attachfs.service.http_body import RawBody
-from attachfs.service.messages import Answer, Ask, Stats, origin, redirect_target
-from attachfs.service.rate_limit import Gate, asked_wait
+from attachfs.service.messages import Request, Response, Stats, origin, redirect_target
+from attachfs.service.rate_limit import RateLimitGate, asked_wait
 
 log = logging.getLogger("attachfs.api")
 
@@ -47,7 +47,7 @@ _LONGEST_URL = 16 * 1024  # characters; servers refuse longer ones, and no page 
 T = TypeVar("T")
 
 
-class _AgainError(Exception):
+class _RetryError(Exception):
     """An attempt failed in a way that may pass. `__cause__` is the library's exception, if any."""
 
     def __init__(self, error: AttachfsError, *, wait: float = 0.0, dropped: bool = False) -> None:
@@ -57,14 +57,14 @@ class _AgainError(Exception):
         self.dropped = dropped  # a connection that may have been closed while it was idle
 
 
-class _LimitedError(Exception):
+class _RateLimitedError(Exception):
     """429: the gate is shut now."""
 
 
-class _Trail:
+class _RequestState:
     """What happened to one request so far."""
 
-    def __init__(self, ask: Ask, what: str, patience: float) -> None:
+    def __init__(self, ask: Request, what: str, patience: float) -> None:
         self.ask = ask
         self.what = what
         self.scope = trio.CancelScope(deadline=trio.current_time() + patience)
@@ -116,33 +116,33 @@ class Transport:
         self._clock = clock
         self._wall = wall
         self.limiter = Limiter(max_connections)
-        self.gate = Gate(clock)
-        self.circuit = Circuit(clock, wall)
+        self.gate = RateLimitGate(clock)
+        self.circuit = CircuitBreaker(clock, wall)
         self.stats = Stats()
 
     def authenticate(self, auth: Auth) -> None:
         """Use other credentials from now on."""
         self._auth = auth
 
-    async def fetch(self, ask: Ask, limit: int) -> bytes:
+    async def fetch(self, ask: Request, limit: int) -> bytes:
         """Return a whole body of at most `limit` bytes, within the timeout.
 
         Raises:
             AttachfsError: as the module's table of errors says.
         """
 
-        async def finish(answer: Answer) -> bytes:
+        async def finish(answer: Response) -> bytes:
             try:
                 return await answer.body.read(limit)
             except BadAnswer as error:
                 # Broken off: nothing of it was used, so it is asked again. Too long: it would be again.
-                raise (_AgainError(error) if answer.body.broken else error) from error.__cause__
+                raise (_RetryError(error) if answer.body.broken else error) from error.__cause__
             finally:
                 await answer.aclose()
 
         return await self._persist(ask, finish, self.timeout)
 
-    async def open(self, ask: Ask, patience: float | None = None) -> Answer:
+    async def open(self, ask: Request, patience: float | None = None) -> Response:
         """Return an answer whose body has not begun; the caller closes it.
 
         Args:
@@ -155,26 +155,26 @@ class Transport:
             AttachfsError: as the module's table of errors says.
         """
 
-        async def finish(answer: Answer) -> Answer:
+        async def finish(answer: Response) -> Response:
             return answer
 
         return await self._persist(ask, finish, self.timeout if patience is None else patience)
 
     # -- attempts ---------------------------------------------------------------------------------------
 
-    async def _persist(self, ask: Ask, finish: Callable[[Answer], Awaitable[T]], patience: float) -> T:
-        trail = _Trail(ask, self._base_path + ask.path, patience)
+    async def _persist(self, ask: Request, finish: Callable[[Response], Awaitable[T]], patience: float) -> T:
+        trail = _RequestState(ask, self._base_path + ask.path, patience)
         counters = self.stats.of(ask.kind)
         try:
             with trail.scope:
                 try:
                     return await self._attempt(trail, finish)
-                except _AgainError as error:
-                    failed: _AgainError | None = error
+                except _RetryError as error:
+                    failed: _RetryError | None = error
                 try:
                     # The first attempt has been made: most requests need no second, nor what it takes.
                     async for attempt in stamina.retry_context(
-                        on=_AgainError,
+                        on=_RetryError,
                         attempts=_ATTEMPTS,
                         timeout=None,  # the scope's deadline is the timeout
                         wait_initial=min(0.1, patience / 50),
@@ -186,7 +186,7 @@ class Transport:
                                 first, failed = failed, None
                                 raise first
                             return await self._attempt(trail, finish)
-                except _AgainError as again:
+                except _RetryError as again:
                     raise again.error from again.__cause__
             # The deadline passed. What failed before says more than that.
             raise trail.last or TimedOut(f"{trail.what}: no answer within {patience:g} s")
@@ -194,7 +194,7 @@ class Transport:
             counters.errors += 1
             raise
 
-    async def _attempt(self, trail: _Trail, finish: Callable[[Answer], Awaitable[T]]) -> T:
+    async def _attempt(self, trail: _RequestState, finish: Callable[[Response], Awaitable[T]]) -> T:
         """Make one attempt; one that a shut gate or an idle connection's end prevented does not count."""
         while True:
             try:
@@ -202,9 +202,9 @@ class Transport:
                     wait, trail.wait = trail.wait, 0.0
                     await trio.sleep(wait)
                 return await self._try(trail, finish)
-            except _LimitedError:
+            except _RateLimitedError:
                 continue
-            except _AgainError as again:
+            except _RetryError as again:
                 trail.last = again.error
                 trail.wait = again.wait
                 if self._clock() + again.wait >= trail.scope.deadline:
@@ -214,7 +214,7 @@ class Transport:
                     continue
                 raise
 
-    async def _try(self, trail: _Trail, finish: Callable[[Answer], Awaitable[T]]) -> T:
+    async def _try(self, trail: _RequestState, finish: Callable[[Response], Awaitable[T]]) -> T:
         slot = await self._slot(trail)
         counters = self.stats.of(trail.ask.kind)
         counters.in_flight += 1
@@ -233,7 +233,7 @@ class Transport:
                 counters.in_flight -= 1
             raise
 
-    async def _slot(self, trail: _Trail) -> Slot:
+    async def _slot(self, trail: _RequestState) -> Slot:
         """Wait at the gate and for a slot."""
         self.circuit.check(trail.what)
         while True:
@@ -252,7 +252,7 @@ class Transport:
 
     # -- one exchange -----------------------------------------------------------------------------------
 
-    async def _exchange(self, trail: _Trail, slot: Slot, permit: Permit) -> Answer:
+    async def _exchange(self, trail: _RequestState, slot: Slot, permit: CallPermit) -> Response:
         while True:
             response = await self._send(trail, permit)
             body = RawBody(response, trail.what)
@@ -267,7 +267,7 @@ class Transport:
                     self._served(permit)
                     trail.last = None
                     accepted = True
-                    return Answer(response, body, slot, self.stats.of(trail.ask.kind))
+                    return Response(response, body, slot, self.stats.of(trail.ask.kind))
                 if status not in _OUTAGE_STATUSES:
                     permit.succeeded()  # a refusal too shows that the service is there
                 said = await http_body.excerpt(body, trail.header)
@@ -280,12 +280,14 @@ class Transport:
                 if not accepted:
                     await body.aclose()
 
-    def _served(self, permit: Permit) -> None:
+    def _served(self, permit: CallPermit) -> None:
         permit.succeeded()
         self.gate.succeeded(permit.began)
         self.limiter.succeeded()
 
-    def _refuse(self, trail: _Trail, permit: Permit, response: httpx.Response, said: str) -> NoReturn:
+    def _refuse(
+        self, trail: _RequestState, permit: CallPermit, response: httpx.Response, said: str
+    ) -> NoReturn:
         status, what = response.status_code, trail.what
         if status == 401:
             if trail.strayed:
@@ -309,15 +311,15 @@ class Transport:
                     self.gate.remaining,
                     self.limiter.limit,
                 )
-            raise _LimitedError
+            raise _RateLimitedError
         error = BadAnswer(f"{what}: the service answered {status}{said}")
         if status not in _PASSING_STATUSES:
             raise error
         if status in _OUTAGE_STATUSES:
             permit.failed(f"status {status}")
-        raise _AgainError(error, wait=asked_wait(response.headers, self._wall()) or 0.0)
+        raise _RetryError(error, wait=asked_wait(response.headers, self._wall()) or 0.0)
 
-    async def _send(self, trail: _Trail, permit: Permit) -> httpx.Response:
+    async def _send(self, trail: _RequestState, permit: CallPermit) -> httpx.Response:
         """Send, follow redirects, and return the response."""
         url = httpx.URL(self._url(trail))
         trail.header, trail.strayed = None, False
@@ -342,7 +344,7 @@ class Transport:
             url = target
         raise BadAnswer(f"{trail.what}: more than {_REDIRECTS} redirects")
 
-    async def _send_one(self, trail: _Trail, permit: Permit, url: httpx.URL) -> httpx.Response:
+    async def _send_one(self, trail: _RequestState, permit: CallPermit, url: httpx.URL) -> httpx.Response:
         headers = {
             "Accept": "*/*" if trail.ask.bulk else "application/json",
             "Accept-Encoding": "identity",
@@ -368,7 +370,7 @@ class Transport:
         log.debug("%s: %d after %.3f s", trail.what, response.status_code, took)
         return response
 
-    def _failed(self, trail: _Trail, permit: Permit, failure: Exception) -> Exception:
+    def _failed(self, trail: _RequestState, permit: CallPermit, failure: Exception) -> Exception:
         """Return what an exchange that brought no response is to end with."""
         error = http_body.translate(failure, trail.what)
         connecting = isinstance(error, Unreachable)
@@ -377,10 +379,10 @@ class Transport:
         if isinstance(error, TimedOut) or http_body.is_certificate_trouble(failure):
             return error
         if isinstance(failure, httpx.NetworkError | httpx.RemoteProtocolError | httpx.TimeoutException):
-            return _AgainError(error, dropped=not connecting)
-        return _AgainError(error) if connecting else error
+            return _RetryError(error, dropped=not connecting)
+        return _RetryError(error) if connecting else error
 
-    def _url(self, trail: _Trail) -> str:
+    def _url(self, trail: _RequestState) -> str:
         url = self._base + trail.ask.path + (f"?{trail.ask.query}" if trail.ask.query else "")
         if len(url) > _LONGEST_URL:
             raise BadAnswer(f"{trail.what}: the next page's token is absurdly long")

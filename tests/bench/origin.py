@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     size: int
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A response: a body, or a blob, and what kind of request it answers."""
 
     kind: str
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
     mime: bytes = b"application/json"
 
 
-_ABSENT = Answer("absent", b'{"code":5,"message":"not found"}', status=b"404 Not Found")
+_ABSENT = Response("absent", b'{"code":5,"message":"not found"}', status=b"404 Not Found")
 
 
 class Origin:
@@ -82,7 +82,7 @@ class Origin:
             else:
                 _kept(blob.id, blob)
 
-    def _answer(self, target: str) -> Answer:
+    def _answer(self, target: str) -> Response:
         path, _, query = target.partition("?")
         name, *rest = path.strip("/").split("/")
         ledger = self._ledgers.get(name)
@@ -95,7 +95,7 @@ class Origin:
             found = self._find(ledger, rest[4 : -1 if info else None])
             if found is None:
                 return _ABSENT
-            return Answer("info", found.info()) if info else Answer("blob", blob=found)
+            return Response("info", found.info()) if info else Response("blob", blob=found)
         if rest[:3] == ["archivist", "v2", "assets"]:
             return self._record(ledger, rest[3:], query)
         return _ABSENT
@@ -108,21 +108,21 @@ class Origin:
             return ledger.find_attachment(ids[0], ids[2], ids[3])
         return None
 
-    def _record(self, ledger: BulkLedger, ids: list[str], query: str) -> Answer:
+    def _record(self, ledger: BulkLedger, ids: list[str], query: str) -> Response:
         match ids:
             case []:
                 return self._listing(ledger, "assets", None, query)
             case [asset]:
                 record = ledger.asset(asset)
-                return Answer("asset", record) if record is not None else _ABSENT
+                return Response("asset", record) if record is not None else _ABSENT
             case [asset, "events"]:
                 return self._listing(ledger, "events", asset, query)
             case [asset, "events", event]:
                 record = ledger.event(asset, event)
-                return Answer("event", record) if record is not None else _ABSENT
+                return Response("event", record) if record is not None else _ABSENT
         return _ABSENT
 
-    def _listing(self, ledger: BulkLedger, key: str, asset: str | None, query: str) -> Answer:
+    def _listing(self, ledger: BulkLedger, key: str, asset: str | None, query: str) -> Response:
         asked = dict(parse_qsl(query))
         items = [(k, v) for k, v in parse_qsl(query) if k not in ("page_size", "page_token")]
         listing, offset = f"{key} of {asset}", 0
@@ -140,13 +140,13 @@ class Origin:
         token = write_token(listing, offset + limit, items) if page.more else ""
         following = json.dumps(token).encode()
         body = b'{"%b":[%b],"next_page_token":%b}' % (key.encode(), b",".join(page.records), following)
-        return Answer(key, body)
+        return Response(key, body)
 
-    def _file(self, ledger: BulkLedger, shape: Shape, ids: list[str]) -> Answer:
+    def _file(self, ledger: BulkLedger, shape: Shape, ids: list[str]) -> Response:
         """Answer as a web server over the same tree would."""
         found = self._find(ledger, ids[1:]) if ids[:1] == ["assets"] else None
         if found is not None:
-            return Answer("file", blob=found, mime=b"application/octet-stream")
+            return Response("file", blob=found, mime=b"application/octet-stream")
         names: Iterator[str] | list[str]
         match ids:
             case []:
@@ -165,7 +165,7 @@ class Origin:
             case _:
                 return _ABSENT
         page = "".join(f'<a href="{name}">{name}</a>\n' for name in names)
-        return Answer("index", f"<html><body>\n{page}</body></html>\n".encode(), mime=b"text/html")
+        return Response("index", f"<html><body>\n{page}</body></html>\n".encode(), mime=b"text/html")
 
 
 class _Connection:
@@ -198,16 +198,16 @@ class _Connection:
     async def _handle(self, head: bytes) -> None:
         method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if target == "/-/counts":
-            await self._send_whole(json.dumps(self._origin.counts).encode(), Answer("counts"), method)
+            await self._send_whole(json.dumps(self._origin.counts).encode(), Response("counts"), method)
         elif target == "/-/paths":
-            await self._send_whole(json.dumps(self._origin.paths).encode(), Answer("paths"), method)
+            await self._send_whole(json.dumps(self._origin.paths).encode(), Response("paths"), method)
         elif target.startswith("/-/warm/"):
             self._origin.warm(target.removeprefix("/-/warm/"))
-            await self._send_whole(b"{}", Answer("warm"), method)
+            await self._send_whole(b"{}", Response("warm"), method)
         elif target == "/-/reset":
             self._origin.counts.clear()
             self._origin.paths.clear()
-            await self._send_whole(b"{}", Answer("reset"), method)
+            await self._send_whole(b"{}", Response("reset"), method)
         else:
             answer = self._origin.answer(target)
             self._origin.count("head" if method == "HEAD" else answer.kind, target)
@@ -216,20 +216,20 @@ class _Connection:
             else:
                 await self._send_blob(answer, answer.blob, method, _RANGE.search(head))
 
-    async def _send_whole(self, body: bytes, answer: Answer, method: str) -> None:
+    async def _send_whole(self, body: bytes, answer: Response, method: str) -> None:
         head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
         data = head % (answer.status, answer.mime, len(body))
         await self._loop.sock_sendall(self._sock, data if method == "HEAD" else data + body)
 
     async def _send_blob(
-        self, answer: Answer, blob: Blob, method: str, wanted: re.Match[bytes] | None
+        self, answer: Response, blob: Blob, method: str, wanted: re.Match[bytes] | None
     ) -> None:
         start, stop, status, extra = 0, blob.size, answer.status, b""
         if wanted is not None:
             start = int(wanted[1])
             stop = min(blob.size, int(wanted[2]) + 1) if wanted[2] else blob.size
             if start >= stop:
-                await self._send_whole(b"", Answer("", status=b"416 Range Not Satisfiable"), method)
+                await self._send_whole(b"", Response("", status=b"416 Range Not Satisfiable"), method)
                 return
             status, extra = (
                 b"206 Partial Content",

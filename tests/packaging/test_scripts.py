@@ -18,7 +18,7 @@ SCRIPTS = sorted(path for path in [*(ROOT / "scripts").iterdir(), ROOT / ".ci" /
 BASH_SCRIPTS = [path for path in SCRIPTS if "bash" in path.read_text(encoding="utf-8").partition("\n")[0]]
 NOBODY = 65534
 
-# Which package may import which; below all of them stand errors, model and units. CONTRIBUTING shows it as a picture.
+# Which package may import which; below all of them stand errors, model and units.
 BELOW = {
     "cli": {"demo", "mount", "blobs", "cache", "service", "config"},
     "demo": {"mount", "config"},

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from attachfs.blobs.handle import _AHEAD, _HANDS, _IN_ORDER, _STEP, _Ahead
+from attachfs.blobs.handle import _AHEAD, _HANDS, _IN_ORDER, _STEP, _DiskReadahead
 from attachfs.cache.disk_cache import CachedBlob
 from attachfs.errors import Unexpected
 
@@ -30,8 +30,8 @@ class Disk:
         return b""
 
 
-def ahead_of(disk: Disk, nursery: trio.Nursery) -> _Ahead:
-    return _Ahead(cast("CachedBlob", disk), nursery)
+def ahead_of(disk: Disk, nursery: trio.Nursery) -> _DiskReadahead:
+    return _DiskReadahead(cast("CachedBlob", disk), nursery)
 
 
 async def settled() -> None:
@@ -41,7 +41,7 @@ async def settled() -> None:
         await trio.to_thread.run_sync(lambda: None)
 
 
-def go(ahead: _Ahead, start: int, reads: int, *, missed: bool = False) -> None:
+def go(ahead: _DiskReadahead, start: int, reads: int, *, missed: bool = False) -> None:
     for number in range(reads):
         offset = start + number * READ
         ahead.note(offset, offset + READ, missed=missed)

@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from attachfs.blobs.download import AT_ONCE, WITHHELD, Leaving
-from attachfs.blobs.handle import OpenBlob
+from attachfs.blobs.download import NO_PAUSE, WITHHELD, PausePolicy
+from attachfs.blobs.handle import BlobHandle
 from attachfs.errors import BadAnswer, IntegrityError, Unreachable
 from attachfs.model import AttachmentRef
 from tests.unit.blobs.test_store import World, descriptors, digest_of, flipped
@@ -18,7 +18,7 @@ from tests.unit.fakes import Piece, Transfer, file_ref
 FILE = file_ref(3)
 KiB, MiB = 2**10, 2**20
 DATA = b"".join(number.to_bytes(4, "big") for number in range(MiB))  # 4 MiB, no two pages alike
-LEAVING = Leaving(more=MiB, within=2, keep=60)
+LEAVING = PausePolicy(more=MiB, within=2, keep=60)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ class Make:
         self,
         nursery: trio.Nursery,
         cache_size: int = 64 * MiB,
-        leaving: Leaving = LEAVING,
+        leaving: PausePolicy = LEAVING,
         verify: str = "stream",
     ) -> World:
         self.made.append(World(self.path, nursery, cache_size, leaving=leaving, verify=verify))
@@ -102,7 +102,7 @@ def temporary(world: World) -> list[Path]:
     return list((world.cache.root / "tmp").iterdir())
 
 
-async def rest_of(blob: OpenBlob, data: bytes = DATA) -> None:
+async def rest_of(blob: BlobHandle, data: bytes = DATA) -> None:
     assert await blob.read(0, len(data)) == data
 
 
@@ -113,7 +113,7 @@ async def read_whole(world: World, ref: AttachmentRef) -> None:
     await until(lambda: not world.blobs.downloading)
 
 
-async def finish(world: World, blob: OpenBlob) -> Transfer:
+async def finish(world: World, blob: BlobHandle) -> Transfer:
     """Read a file whole, with as much sent as is asked for, and close it."""
     async with trio.open_nursery() as reader:
         reader.start_soon(rest_of, blob)
@@ -185,7 +185,7 @@ class TestStopping:
         self, make: Make, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         assert clock.autojump_threshold > 0
-        world = make(nursery, leaving=AT_ONCE)
+        world = make(nursery, leaving=NO_PAUSE)
         world.record(FILE, DATA)
         transfer = await sniff(world)
         await until(lambda: not world.blobs._downloads)
@@ -245,7 +245,7 @@ class TestKept:
             blob = await world.blobs.open(FILE)
             got: list[bytes] = []
 
-            async def read(blob: OpenBlob = blob, end: int = start + 1, got: list[bytes] = got) -> None:
+            async def read(blob: BlobHandle = blob, end: int = start + 1, got: list[bytes] = got) -> None:
                 got.append(await blob.read(end - KiB, KiB))
 
             nursery.start_soon(read)

@@ -10,8 +10,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs.blobs import range_reads as range_reads_module
-from attachfs.blobs.download import AT_ONCE, Download, Leaving
-from attachfs.blobs.handle import OpenBlob
+from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
+from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.withholding import WITHHELD
 from attachfs.errors import AttachfsError, IntegrityError, Unreachable
 from tests.unit.blobs.test_store import World, digest_of, flipped
@@ -37,7 +37,9 @@ class Make:
         self.path = path
         self.made: list[World] = []
 
-    def __call__(self, nursery: trio.Nursery, verify: str = "stream", leaving: Leaving = AT_ONCE) -> World:
+    def __call__(
+        self, nursery: trio.Nursery, verify: str = "stream", leaving: PausePolicy = NO_PAUSE
+    ) -> World:
         self.made.append(World(self.path, nursery, 64 * MiB, leaving=leaving, verify=verify))
         self.made[-1].record(FILE, DATA)
         self.made[-1].bytes.parts = DATA
@@ -66,7 +68,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
 
 
-async def opened(world: World, came: bytes = b"") -> tuple[OpenBlob, Transfer]:
+async def opened(world: World, came: bytes = b"") -> tuple[BlobHandle, Transfer]:
     """Open the file; so much of it has come."""
     blob = await world.blobs.open(FILE)
     transfer = await world.bytes.next()
@@ -85,7 +87,7 @@ def piece(number: int, count: int = 1, data: bytes = DATA) -> bytes:
     return data[number * WITHHELD : (number + count) * WITHHELD]
 
 
-async def get(blob: OpenBlob, number: int, count: int = 1) -> bytes:
+async def get(blob: BlobHandle, number: int, count: int = 1) -> bytes:
     return bytes(await blob.read(number * WITHHELD, count * WITHHELD))
 
 
@@ -97,14 +99,14 @@ def asked(world: World) -> list[tuple[int, int]]:
 class Reading:
     """Somebody who reads, in a task of their own."""
 
-    def __init__(self, nursery: trio.Nursery, blob: OpenBlob, number: int, count: int = 1) -> None:
+    def __init__(self, nursery: trio.Nursery, blob: BlobHandle, number: int, count: int = 1) -> None:
         self.scope = trio.CancelScope()
         self.data: bytes | None = None
         self.error: AttachfsError | None = None
         self.done = trio.Event()
         nursery.start_soon(self._read, blob, number, count)
 
-    async def _read(self, blob: OpenBlob, number: int, count: int) -> None:
+    async def _read(self, blob: BlobHandle, number: int, count: int) -> None:
         with self.scope:
             try:
                 self.data = await get(blob, number, count)
@@ -522,16 +524,16 @@ class TestWrong:
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else its pages would stand among the wrong ones."""
-        compare, hold = range_reads_module.Jumps.differing, trio.Event()
+        compare, hold = range_reads_module.RangeReads.differing, trio.Event()
         token = trio.lowlevel.current_trio_token()
         comparing = trio.Event()
 
-        def held(self: range_reads_module.Jumps, read: Callable[[int, int], bytes]) -> int | None:
+        def held(self: range_reads_module.RangeReads, read: Callable[[int, int], bytes]) -> int | None:
             trio.from_thread.run_sync(comparing.set, trio_token=token)
             trio.from_thread.run(hold.wait, trio_token=token)
             return compare(self, read)
 
-        monkeypatch.setattr(range_reads_module.Jumps, "differing", held)
+        monkeypatch.setattr(range_reads_module.RangeReads, "differing", held)
         world.bytes.parts = flipped(DATA, 20 * WITHHELD)
         blob, transfer = await opened(world)
         assert await get(blob, 20) != piece(20)
@@ -645,7 +647,7 @@ class TestTogether:
     async def test_nothing_stays_once_nobody_has_it_open(
         self, make: Make, nursery: trio.Nursery, clock: MockClock
     ) -> None:
-        world = make(nursery, leaving=Leaving(more=MiB, within=2, keep=60))
+        world = make(nursery, leaving=PausePolicy(more=MiB, within=2, keep=60))
         blob, transfer = await opened(world, piece(0))
         assert await get(blob, LAST) == piece(LAST)
         world.bytes.parts = "held"

@@ -13,9 +13,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs.blobs import store as store_module
 from attachfs.blobs.download import WITHHELD
-from attachfs.blobs.handle import OpenBlob
+from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.pins import Pins
-from attachfs.blobs.store import Blobs
+from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.errors import (
     AccessDenied,
@@ -74,7 +74,7 @@ class World:
         self.cache.start("test")
         self.cache.index()
         self.pins = Pins(path / "pins.sqlite")
-        self.blobs = Blobs(
+        self.blobs = BlobStore(
             self.ledger, self.bytes, self.cache, self.pins, nursery, namespace="ledger.example", **options
         )
 
@@ -144,7 +144,7 @@ class Opening:
 
     def __init__(self, nursery: trio.Nursery, world: World, ref: AttachmentRef = FILE) -> None:
         self.scope = trio.CancelScope()
-        self.blob: OpenBlob | None = None
+        self.blob: BlobHandle | None = None
         self.error: AttachfsError | None = None
         self.done = trio.Event()
         nursery.start_soon(self._open, world, ref)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attachfs.blobs import withholding
-from attachfs.blobs.withholding import WITHHELD, HandedOut, blocks_of
+from attachfs.blobs.withholding import WITHHELD, ServedBlocks, blocks_of
 
 BLOCKS = 8
 SIZE = (BLOCKS - 1) * WITHHELD + 5
@@ -16,7 +16,7 @@ def block(number: int, count: int = 1) -> range:
     return range(number, number + count)
 
 
-def read(handed: HandedOut, first: int, stop: int) -> bool:
+def read(handed: ServedBlocks, first: int, stop: int) -> bool:
     """Read whole parts in order."""
     return handed.in_order(first * WITHHELD, min(stop * WITHHELD, SIZE))
 
@@ -37,18 +37,18 @@ def test_which_parts_hold_a_read(offset: int, end: int, first: int, stop: int) -
 
 class TestWithheld:
     def test_is_the_last_part_at_first(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.limit == LAST * WITHHELD
         assert read(handed, 0, LAST)
         assert not read(handed, LAST, BLOCKS)
 
     def test_stays_the_last_where_jumps_go_elsewhere(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.take(block(3))
         assert handed.limit == LAST * WITHHELD
 
     def test_moves_to_the_last_that_nobody_has_had(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.take(block(LAST - 1))
         assert handed.take(block(LAST))
         assert handed.limit == (LAST - 2) * WITHHELD
@@ -57,37 +57,37 @@ class TestWithheld:
         assert read(handed, LAST - 1, BLOCKS)  # beyond it all has been handed out
 
     def test_is_not_among_what_is_asked_for_together(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.take(block(2, BLOCKS - 2))
         assert handed.limit == WITHHELD
 
     def test_does_not_move_to_what_was_read_in_order(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.in_order(0, (LAST - 1) * WITHHELD + 1)
         assert not handed.may_take(block(LAST))
         assert not handed.take(block(LAST))
         assert handed.limit == LAST * WITHHELD
 
     def test_does_not_move_below_what_was_read_somewhere_of_what_is_stored(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.in_order((LAST - 1) * WITHHELD, LAST * WITHHELD)
         assert not handed.take(block(LAST))
 
     def test_does_not_move_when_all_others_were_jumped_to(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert all(handed.take(block(number)) for number in range(LAST))
         assert not handed.take(block(LAST))
         assert handed.limit == LAST * WITHHELD
 
     def test_in_the_middle_gives_way_to_whoever_reads_there_alone(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.take(block(5, 3))
         assert handed.limit == 4 * WITHHELD
         assert read(handed, 4, 5)  # stored, and the verdict may be far off
         assert handed.limit == 3 * WITHHELD
 
     def test_in_the_middle_stays_for_whoever_reads_up_to_it(self) -> None:
-        handed = HandedOut(SIZE)
+        handed = ServedBlocks(SIZE)
         assert handed.take(block(5, 3))
         assert read(handed, 0, 4)
         assert not read(handed, 4, 5)
@@ -95,13 +95,13 @@ class TestWithheld:
 
     @pytest.mark.parametrize("size", [1, WITHHELD])
     def test_of_one_part_alone_it_is_all(self, size: int) -> None:
-        handed = HandedOut(size)
+        handed = ServedBlocks(size)
         assert handed.limit == 0
         assert not handed.in_order(0, 1)
         assert not handed.take(block(0))
 
     def test_is_nothing_where_nobody_vouches(self) -> None:
-        handed = HandedOut(SIZE, withholding=False)
+        handed = ServedBlocks(SIZE, withholding=False)
         assert handed.take(range(BLOCKS))
         assert handed.limit == SIZE
         assert read(handed, 0, BLOCKS)
@@ -109,14 +109,14 @@ class TestWithheld:
 
 def test_there_is_a_bound_on_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(withholding, "_MOST", 3)
-    handed = HandedOut(SIZE)
+    handed = ServedBlocks(SIZE)
     assert handed.take(block(2, 3))
     assert not handed.may_take(block(5))
     assert not handed.take(block(5))
 
 
 def test_it_is_known_whether_anything_was_handed_out() -> None:
-    handed = HandedOut(SIZE)
+    handed = ServedBlocks(SIZE)
     assert not handed.touched
     assert not handed.take(range(BLOCKS))
     assert not handed.touched
@@ -132,7 +132,7 @@ POSITIONS = st.integers(0, SIZE)
 def test_one_part_is_handed_out_to_nobody_whatever_is_asked_for(
     asked: list[tuple[bool, int, int]],
 ) -> None:
-    handed = HandedOut(SIZE)
+    handed = ServedBlocks(SIZE)
     had = set[int]()
     for ahead, one, other in asked:
         offset, end = min(one, other), max(one, other) + 1

@@ -3,17 +3,17 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from attachfs.fuse.access_order import Walk
+from attachfs.fuse.access_order import AccessPattern
 
 
 def test_the_first_entry_says_nothing_yet() -> None:
-    walk = Walk(list("abcdef"))
+    walk = AccessPattern(list("abcdef"))
     assert walk.step("a") == 0
     assert walk.ahead(10) == []
 
 
 def test_what_was_given_out_is_not_given_again() -> None:
-    walk = Walk(list("abcdef"))
+    walk = AccessPattern(list("abcdef"))
     walk.step("a")
     assert walk.step("b") == 1
     assert walk.ahead(2) == ["c", "d"]
@@ -23,14 +23,14 @@ def test_what_was_given_out_is_not_given_again() -> None:
 
 
 def test_the_same_entry_again_changes_nothing() -> None:
-    walk = Walk(list("abcdef"))
+    walk = AccessPattern(list("abcdef"))
     for step in "aabbcc":
         streak = walk.step(step)
     assert streak == 2
 
 
 def test_a_step_aside_begins_anew() -> None:
-    walk = Walk(list("abcdef"))
+    walk = AccessPattern(list("abcdef"))
     for step in "abce":
         streak = walk.step(step)
     assert streak == 0
@@ -38,7 +38,7 @@ def test_a_step_aside_begins_anew() -> None:
 
 
 def test_a_listing_that_grows_is_followed_on() -> None:
-    walk = Walk(list("abc"))
+    walk = AccessPattern(list("abc"))
     for step in "abc":
         walk.step(step)
     assert walk.ahead(4) == []
@@ -50,7 +50,7 @@ def test_a_listing_that_grows_is_followed_on() -> None:
 def test_any_whole_walk_in_listing_or_sorted_order_is_told_ahead_from_the_fifth_entry_on(
     *, items: list[int], by_value: bool
 ) -> None:
-    walk = Walk(items, (lambda item: item,))
+    walk = AccessPattern(items, (lambda item: item,))
     order = sorted(items) if by_value else items
     told: list[int] = []
     for position, item in enumerate(order):

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs.errors import Interrupted, TimedOut
 from attachfs.fuse import deadlines
-from attachfs.fuse.deadlines import WaitingRoom, has_fatal_signal
+from attachfs.fuse.deadlines import RequestDeadlines, has_fatal_signal
 
 
 def mask(*signals: int) -> str:
@@ -73,7 +73,7 @@ class TestPendingSignals:
 
 class TestDeadlines:
     async def test_in_time(self, autojump_clock: MockClock) -> None:
-        room = WaitingRoom()
+        room = RequestDeadlines()
         with room.wait(0, 10):
             await trio.sleep(9.9)
             assert len(room) == 1
@@ -81,7 +81,7 @@ class TestDeadlines:
         assert autojump_clock.rate == 0
 
     async def test_too_late(self, autojump_clock: MockClock) -> None:
-        room = WaitingRoom()
+        room = RequestDeadlines()
         start = autojump_clock.current_time()
         with pytest.raises(TimedOut, match="10 s"), room.wait(0, 10):
             await trio.sleep(60)
@@ -89,13 +89,13 @@ class TestDeadlines:
         assert len(room) == 0
 
     async def test_an_error_inside_is_told_as_it_is(self) -> None:
-        room = WaitingRoom()
+        room = RequestDeadlines()
         with pytest.raises(KeyError), room.wait(0, 10):
             raise KeyError
         assert len(room) == 0
 
     async def test_a_cancellation_from_outside_is_not_a_timeout(self, autojump_clock: MockClock) -> None:
-        room = WaitingRoom()
+        room = RequestDeadlines()
         with trio.move_on_after(1) as outer, room.wait(0, 10):
             await trio.sleep(60)
         assert outer.cancelled_caught
@@ -103,7 +103,7 @@ class TestDeadlines:
         assert autojump_clock.rate == 0
 
     async def test_without_a_bound(self, autojump_clock: MockClock) -> None:
-        with WaitingRoom().wait(1):
+        with RequestDeadlines().wait(1):
             await trio.sleep(10**6)
         assert autojump_clock.rate == 0
 
@@ -128,15 +128,15 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Killed:
 
 
 @pytest.fixture
-async def room(nursery: trio.Nursery) -> WaitingRoom:
-    room = WaitingRoom()
+async def room(nursery: trio.Nursery) -> RequestDeadlines:
+    room = RequestDeadlines()
     nursery.start_soon(room.watch)
     return room
 
 
 class TestKilledCallers:
     async def test_is_answered_soon(
-        self, room: WaitingRoom, killed: Killed, autojump_clock: MockClock
+        self, room: RequestDeadlines, killed: Killed, autojump_clock: MockClock
     ) -> None:
         killed.pids.add(7)
         start = autojump_clock.current_time()
@@ -145,7 +145,7 @@ class TestKilledCallers:
         assert autojump_clock.current_time() - start < 1
 
     async def test_others_wait_on(
-        self, room: WaitingRoom, killed: Killed, nursery: trio.Nursery, autojump_clock: MockClock
+        self, room: RequestDeadlines, killed: Killed, nursery: trio.Nursery, autojump_clock: MockClock
     ) -> None:
         done: list[int] = []
 
@@ -165,7 +165,7 @@ class TestKilledCallers:
         assert autojump_clock.rate == 0
 
     async def test_a_caller_who_waits_twice_is_released_from_both(
-        self, room: WaitingRoom, killed: Killed, autojump_clock: MockClock
+        self, room: RequestDeadlines, killed: Killed, autojump_clock: MockClock
     ) -> None:
         released: list[type[BaseException]] = []
 
@@ -182,7 +182,7 @@ class TestKilledCallers:
         assert autojump_clock.rate == 0
 
     async def test_one_who_does_not_wait_long_is_never_looked_at(
-        self, room: WaitingRoom, killed: Killed, autojump_clock: MockClock
+        self, room: RequestDeadlines, killed: Killed, autojump_clock: MockClock
     ) -> None:
         for _ in range(50):
             with room.wait(7, 60):
@@ -192,7 +192,7 @@ class TestKilledCallers:
         assert autojump_clock.rate == 0
 
     async def test_the_watch_sleeps_while_nobody_waits(
-        self, room: WaitingRoom, killed: Killed, autojump_clock: MockClock
+        self, room: RequestDeadlines, killed: Killed, autojump_clock: MockClock
     ) -> None:
         with room.wait(7, 60):
             await trio.sleep(1)
@@ -206,7 +206,7 @@ class TestKilledCallers:
         assert autojump_clock.rate == 0
 
     async def test_the_status_is_that_of_the_caller(
-        self, monkeypatch: pytest.MonkeyPatch, room: WaitingRoom, autojump_clock: MockClock
+        self, monkeypatch: pytest.MonkeyPatch, room: RequestDeadlines, autojump_clock: MockClock
     ) -> None:
         asked: list[str] = []
         read: Callable[[str], bool] = lambda text: not asked.append(text)  # type: ignore[func-returns-value]  # noqa: E731

@@ -6,7 +6,7 @@ import pytest
 
 from attachfs import errors
 from attachfs.errors import AttachfsError, IntegrityError, TimedOut
-from attachfs.fuse.fault_log import _KEPT, FaultLog
+from attachfs.fuse.fault_log import _KEPT, ErrorLog
 
 
 class Clock:
@@ -23,9 +23,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def faults(clock: Clock, caplog: pytest.LogCaptureFixture) -> FaultLog:
+def faults(clock: Clock, caplog: pytest.LogCaptureFixture) -> ErrorLog:
     caplog.set_level(logging.DEBUG)
-    return FaultLog(clock)
+    return ErrorLog(clock)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -33,20 +33,20 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_is_told_with_operation_path_reason_and_errno(
-    faults: FaultLog, caplog: pytest.LogCaptureFixture
+    faults: ErrorLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.record("open", "assets/x", TimedOut("no answer within 60 s"))
     assert told(caplog) == ["open assets/x: no answer within 60 s [errno 110]"]
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_wrong_bytes_are_told_louder(faults: FaultLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_bytes_are_told_louder(faults: ErrorLog, caplog: pytest.LogCaptureFixture) -> None:
     faults.record("open", "x", IntegrityError("wrong"))
     assert caplog.records[0].levelno == logging.ERROR
 
 
 def test_repeats_are_counted_not_told(
-    faults: FaultLog, clock: Clock, caplog: pytest.LogCaptureFixture
+    faults: ErrorLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(100):
         faults.record("open", "x", TimedOut("slow"))
@@ -58,7 +58,7 @@ def test_repeats_are_counted_not_told(
 
 
 def test_after_a_while_a_single_fault_is_told_again(
-    faults: FaultLog, clock: Clock, caplog: pytest.LogCaptureFixture
+    faults: ErrorLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.record("open", "x", TimedOut("slow"))
     clock.now += 301
@@ -67,7 +67,7 @@ def test_after_a_while_a_single_fault_is_told_again(
 
 
 def test_other_paths_and_reasons_are_told_on_their_own(
-    faults: FaultLog, caplog: pytest.LogCaptureFixture
+    faults: ErrorLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.record("open", "x", TimedOut("slow"))
     faults.record("open", "y", TimedOut("slow"))
@@ -80,7 +80,7 @@ def test_other_paths_and_reasons_are_told_on_their_own(
     [errors.NotFound, errors.NoAttribute, errors.Interrupted, errors.IsDirectory, errors.NotDirectory],
 )
 def test_ordinary_life_is_quiet(
-    faults: FaultLog, caplog: pytest.LogCaptureFixture, kind: type[AttachfsError]
+    faults: ErrorLog, caplog: pytest.LogCaptureFixture, kind: type[AttachfsError]
 ) -> None:
     faults.record("lookup", "x", kind("r"))
     faults.record("lookup", "x", kind("r"))
@@ -89,7 +89,7 @@ def test_ordinary_life_is_quiet(
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
 
-def test_at_the_end_the_counts_are_told(faults: FaultLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_at_the_end_the_counts_are_told(faults: ErrorLog, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         faults.record("open", "x", TimedOut("slow"))
     faults.record("open", "y", TimedOut("slow"))
@@ -101,7 +101,7 @@ def test_at_the_end_the_counts_are_told(faults: FaultLog, caplog: pytest.LogCapt
     assert told(caplog) == []
 
 
-def test_memory_is_bounded(faults: FaultLog) -> None:
+def test_memory_is_bounded(faults: ErrorLog) -> None:
     for number in range(_KEPT + 100):
         faults.record("open", str(number), TimedOut("slow"))
     assert len(faults._told) == _KEPT

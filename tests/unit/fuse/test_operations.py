@@ -9,12 +9,12 @@ import pytest
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FUSEError, InodeT, XAttrNameT
 
-from attachfs.blobs.handle import OpenBlob
-from attachfs.blobs.store import Blobs
+from attachfs.blobs.handle import BlobHandle
+from attachfs.blobs.store import BlobStore
 from attachfs.errors import BadAnswer, IntegrityError, NotFound, TimedOut
-from attachfs.fuse.deadlines import Wait, WaitingRoom
+from attachfs.fuse.deadlines import Deadline, RequestDeadlines
 from attachfs.fuse.entries import Ownership
-from attachfs.fuse.fault_log import FaultLog
+from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import ROOT_INODE, InodeTable
 from attachfs.fuse.operations import File, Filesystem
 from attachfs.fuse.readahead import ReadAhead
@@ -28,14 +28,14 @@ EVENT, FILE, OTHER = event_ref(), file_ref(3, event=2), file_ref(4, event=2)
 CTX = pyfuse3.RequestContext()
 
 
-class CountedRoom(WaitingRoom):
+class CountedRoom(RequestDeadlines):
     """Counts those who may have to wait."""
 
     def __init__(self) -> None:
         super().__init__()
         self.came = 0
 
-    def wait(self, pid: int, seconds: float = float("inf")) -> Wait:
+    def wait(self, pid: int, seconds: float = float("inf")) -> Deadline:
         self.came += 1
         return super().wait(pid, seconds)
 
@@ -80,10 +80,10 @@ class World:
         self.ledger = Ledger(self.source, nursery, metadata_ttl=60)
         self.inodes = InodeTable()
         self.heard, self.room = Heard(), CountedRoom()
-        self.faults = FaultLog(trio.current_time)
+        self.faults = ErrorLog(trio.current_time)
         self.fs = Filesystem(
             Tree(self.ledger, "https://ledger.example", 42),
-            cast("Blobs", Claims()),
+            cast("BlobStore", Claims()),
             self.inodes,
             cast("ReadAhead", self.heard),
             self.room,
@@ -102,7 +102,7 @@ class World:
         return await self.fs.getxattr(InodeT(inode), XAttrNameT(name.encode()), CTX)
 
     def opened(self, at_hand: bytes | Exception | None) -> FileHandleT:
-        file = File(self.event, cast("OpenBlob", Bytes(at_hand)), streamed=False)
+        file = File(self.event, cast("BlobHandle", Bytes(at_hand)), streamed=False)
         return FileHandleT(self.fs.files.add(file))
 
 

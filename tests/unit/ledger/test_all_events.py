@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 from attachfs.errors import BadAnswer, Unreachable
 from attachfs.ledger import all_events as all_events_module
-from attachfs.ledger.all_events import AllEvents
-from attachfs.ledger.ttl_cache import Known
+from attachfs.ledger.all_events import BulkEvents
+from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.model import AssetRef, Event
 from tests.unit.fakes import asset_ref, event_ref, uuid
 
@@ -33,7 +33,7 @@ class World:
         self.asked: list[str] = []
         self.seen: dict[AssetRef, list[str]] = {}
         self.on_page: Callable[[], object] = lambda: None
-        self.events = AllEvents(self.page, clock)
+        self.events = BulkEvents(self.page, clock)
 
     async def page(self, token: str) -> tuple[list[tuple[str, Event]], str]:
         self.asked.append(token)
@@ -45,8 +45,8 @@ class World:
         return found
 
     async def read(self, go_on: Callable[[int], bool] = lambda _: True) -> bool:
-        def good() -> Known[None]:
-            return Known(None, self.clock() + 60, self.clock() + 3600)
+        def good() -> CacheEntry[None]:
+            return CacheEntry(None, self.clock() + 60, self.clock() + 3600)
 
         return await self.events.read(good, go_on, lambda: self.seen)
 
@@ -262,10 +262,10 @@ def test_whatever_order_the_service_has_no_event_is_missing_that_was_there_when_
 ) -> None:
     service = Moving(random.Random(seed), order, by_key=by_key, size=size)
     had = service.had()
-    events = AllEvents(service.page, lambda: 0.0)
+    events = BulkEvents(service.page, lambda: 0.0)
 
     async def read() -> bool:
-        return await events.read(lambda: Known(None, 60.0), lambda _: True, dict)
+        return await events.read(lambda: CacheEntry(None, 60.0), lambda _: True, dict)
 
     if trio.run(read):
         for asset, its in had.items():

@@ -7,13 +7,13 @@ import msgspec
 import pytest
 
 from attachfs.errors import Unreachable
-from attachfs.ledger.offline import Memory, OfflineSource, RememberingSource
+from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
 from tests.unit.fakes import FakePage, FakeSource, asset_ref, event_record, event_ref
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    memory = Memory(tmp_path / "memory.sqlite", lambda: 0.0)
+def memory(tmp_path: Path) -> Iterator[AnswerStore]:
+    memory = AnswerStore(tmp_path / "memory.sqlite", lambda: 0.0)
     yield memory
     memory.close()
 
@@ -33,8 +33,10 @@ def source() -> FakeSource:
     return source
 
 
-async def test_an_assets_events_are_found_in_the_listing_of_all(memory: Memory, source: FakeSource) -> None:
-    asked = RememberingSource(source, memory)
+async def test_an_assets_events_are_found_in_the_listing_of_all(
+    memory: AnswerStore, source: FakeSource
+) -> None:
+    asked = RecordingSource(source, memory)
     for token in ("", "t"):
         await asked.events_page(None, token)
     offline = OfflineSource(memory)
@@ -48,8 +50,8 @@ async def test_an_assets_events_are_found_in_the_listing_of_all(memory: Memory, 
         await offline.event(event_ref(2, 7))
 
 
-async def test_both_listings_are_told_together(memory: Memory, source: FakeSource) -> None:
-    asked = RememberingSource(source, memory)
+async def test_both_listings_are_told_together(memory: AnswerStore, source: FakeSource) -> None:
+    asked = RecordingSource(source, memory)
     for token in ("", "t"):
         await asked.events_page(None, token)
     await asked.events_page(asset_ref(1))
@@ -58,8 +60,8 @@ async def test_both_listings_are_told_together(memory: Memory, source: FakeSourc
 
 
 async def test_a_listing_of_all_that_was_not_read_to_its_end_tells_nothing(
-    memory: Memory, source: FakeSource
+    memory: AnswerStore, source: FakeSource
 ) -> None:
-    await RememberingSource(source, memory).events_page(None)
+    await RecordingSource(source, memory).events_page(None)
     with pytest.raises(Unreachable):
         await OfflineSource(memory).events_page(asset_ref(1))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from attachfs.errors import NotFound
 from attachfs.ledger.record_tables import AssetTable, EventTable, pack_event, unpack_events
-from attachfs.ledger.ttl_cache import Known, Table
+from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
 from tests.unit.fakes import asset_ref, event_ref, uuid
 
@@ -34,20 +34,20 @@ def clock() -> Clock:
 
 
 def test_the_first_learnt_goes_first(clock: Clock) -> None:
-    table: Table[int, str] = Table(2, clock)
+    table: TTLCache[int, str] = TTLCache(2, clock)
     for number in (1, 2, 1, 3):
-        table.put(number, Known(str(number), 60))
+        table.put(number, CacheEntry(str(number), 60))
     assert (len(table), table.get(2), table.fresh(1), table.fresh(3)) == (
         2,
         None,
-        Known("1", 60),
-        Known("3", 60),
+        CacheEntry("1", 60),
+        CacheEntry("3", 60),
     )
 
 
 def test_what_is_old_is_known_but_not_fresh_and_in_the_end_neither(clock: Clock) -> None:
-    table: Table[int, str] = Table(2, clock)
-    table.put(1, Known("x", 60, 100))
+    table: TTLCache[int, str] = TTLCache(2, clock)
+    table.put(1, CacheEntry("x", 60, 100))
     clock.now = 60
     assert table.fresh(1) is None
     assert table.get(1) is not None
@@ -60,7 +60,7 @@ def test_what_is_old_is_known_but_not_fresh_and_in_the_end_neither(clock: Clock)
 def test_a_listed_asset_comes_out_as_it_went_in(asset: Asset, times: tuple[float, float]) -> None:
     table = AssetTable(1, 10, Clock())
     table.put_listed([asset], *times)
-    assert table.get(AssetRef("assets", asset.id)) == Known(asset, *times)
+    assert table.get(AssetRef("assets", asset.id)) == CacheEntry(asset, *times)
     assert table.get(AssetRef("publicassets", asset.id)) is None
 
 
@@ -79,7 +79,7 @@ def test_whoever_leaves_the_table_is_known_from_the_listing_still(clock: Clock) 
     table = AssetTable(1, 10, clock)
     table.put_listed([Asset(uuid(number)) for number in (1, 2)], 60, 60)
     for number in (1, 2, 1):
-        assert table.fresh(asset_ref(number)) == Known(Asset(uuid(number)), 60, 60)
+        assert table.fresh(asset_ref(number)) == CacheEntry(Asset(uuid(number)), 60, 60)
     assert len(table) == 1
 
 
@@ -87,30 +87,30 @@ def test_a_page_renews_what_was_asked_before_it_and_an_answer_what_was_listed(cl
     table = AssetTable(1, 10, clock)
     ref = asset_ref(1)
     table.put_listed([Asset(ref.asset, 1)], 60, 60)
-    table.put(ref, Known(Asset(ref.asset, 2), 70, 70))
-    table.put(asset_ref(2), Known(Asset(uuid(2)), 70, 70))  # drives the other out
-    assert table.get(ref) == Known(Asset(ref.asset, 2), 70, 70)
+    table.put(ref, CacheEntry(Asset(ref.asset, 2), 70, 70))
+    table.put(asset_ref(2), CacheEntry(Asset(uuid(2)), 70, 70))  # drives the other out
+    assert table.get(ref) == CacheEntry(Asset(ref.asset, 2), 70, 70)
     table.put_listed([Asset(ref.asset, 3)], 80, 80)
-    assert table.get(ref) == Known(Asset(ref.asset, 3), 80, 80)
+    assert table.get(ref) == CacheEntry(Asset(ref.asset, 3), 80, 80)
 
 
 def test_an_absence_is_not_undone_by_an_older_listing(clock: Clock) -> None:
     table = AssetTable(1, 10, clock)
     ref = asset_ref(1)
     table.put_listed([Asset(ref.asset)], 60, 60)
-    table.put(ref, Known(NotFound("404"), 5))
+    table.put(ref, CacheEntry(NotFound("404"), 5))
     clock.now = 6
     assert table.get(ref) is None
 
 
 def test_events_that_are_not_in_the_table_or_old_are_looked_up_elsewhere(clock: Clock) -> None:
-    others: dict[EventRef, Known[Event]] = {}
+    others: dict[EventRef, CacheEntry[Event]] = {}
     table = EventTable(5, clock, others.get)
     ref = event_ref()
     assert table.fresh(ref) is None
-    table.put(ref, Known(Event(ref.event, 1), 10, 100))
-    others[ref] = Known(Event(ref.event, 2), 60, 160)
-    assert table.fresh(ref) == Known(Event(ref.event, 1), 10, 100)
+    table.put(ref, CacheEntry(Event(ref.event, 1), 10, 100))
+    others[ref] = CacheEntry(Event(ref.event, 2), 60, 160)
+    assert table.fresh(ref) == CacheEntry(Event(ref.event, 1), 10, 100)
     clock.now = 20
     assert table.fresh(ref) == others[ref]
     clock.now = 70

@@ -19,7 +19,7 @@ from attachfs.errors import (
 )
 from attachfs.ledger import records as records_module
 from attachfs.ledger import view as view_module
-from attachfs.ledger.ttl_cache import Table
+from attachfs.ledger.ttl_cache import TTLCache
 from attachfs.ledger.view import Ledger
 from attachfs.model import AssetRef, Digest
 from tests.unit.fakes import (
@@ -56,8 +56,8 @@ async def ledger(source: FakeSource, nursery: trio.Nursery) -> Ledger:
     return Ledger(source, nursery, metadata_ttl=60, negative_ttl=5)
 
 
-Ask = Callable[[Ledger], Awaitable[object]]
-ASKS: list[tuple[str, Ask]] = [
+Request = Callable[[Ledger], Awaitable[object]]
+ASKS: list[tuple[str, Request]] = [
     ("info", lambda ledger: ledger.info(FILE)),
     ("asset", lambda ledger: ledger.asset(ASSET)),
     ("event", lambda ledger: ledger.event(EVENT)),
@@ -75,7 +75,7 @@ def answer(source: FakeSource, kind: str, value: Exception) -> None:
 class TestRecords:
     @asks
     async def test_many_who_ask_at_once_make_one_request(
-        self, ledger: Ledger, source: FakeSource, kind: str, ask: Ask
+        self, ledger: Ledger, source: FakeSource, kind: str, ask: Request
     ) -> None:
         source.gate = trio.Event()
         answers = []
@@ -94,7 +94,7 @@ class TestRecords:
 
     @asks
     async def test_is_remembered_until_its_time_is_up(
-        self, ledger: Ledger, source: FakeSource, mock_clock: MockClock, kind: str, ask: Ask
+        self, ledger: Ledger, source: FakeSource, mock_clock: MockClock, kind: str, ask: Request
     ) -> None:
         await ask(ledger)
         mock_clock.jump(59.9)
@@ -112,7 +112,7 @@ class TestRecords:
         source: FakeSource,
         mock_clock: MockClock,
         kind: str,
-        ask: Ask,
+        ask: Request,
         error: AttachfsError,
     ) -> None:
         answer(source, kind, error)
@@ -132,7 +132,7 @@ class TestRecords:
     @asks
     @pytest.mark.parametrize("error", FAILURES, ids=lambda e: type(e).__name__)
     async def test_an_outage_is_not_remembered(
-        self, ledger: Ledger, source: FakeSource, kind: str, ask: Ask, error: AttachfsError
+        self, ledger: Ledger, source: FakeSource, kind: str, ask: Request, error: AttachfsError
     ) -> None:
         kept = source.infos[FILE], source.records[ASSET], source.records[EVENT]
         answer(source, kind, error)
@@ -146,7 +146,7 @@ class TestRecords:
 
     @asks
     async def test_an_outage_leaves_what_is_known(
-        self, ledger: Ledger, source: FakeSource, kind: str, ask: Ask
+        self, ledger: Ledger, source: FakeSource, kind: str, ask: Request
     ) -> None:
         await ask(ledger)
         answer(source, kind, Unreachable("x"))
@@ -155,7 +155,7 @@ class TestRecords:
 
     @asks
     async def test_the_last_who_leaves_takes_the_request_along(
-        self, ledger: Ledger, source: FakeSource, kind: str, ask: Ask
+        self, ledger: Ledger, source: FakeSource, kind: str, ask: Request
     ) -> None:
         source.gate = trio.Event()
 
@@ -421,7 +421,7 @@ class TestListings:
 
 class TestBounds:
     async def test_every_table_is_bounded(self, ledger: Ledger) -> None:
-        tables = [value for value in vars(ledger).values() if isinstance(value, Table)]
+        tables = [value for value in vars(ledger).values() if isinstance(value, TTLCache)]
         assert len(tables) == 7
         assert all(table.size <= 32_768 for table in tables)
 

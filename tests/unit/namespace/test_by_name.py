@@ -28,7 +28,7 @@ from attachfs.namespace import by_name as by_name_module
 from attachfs.namespace import safe_names
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory
-from attachfs.namespace.nodes import Named, Place, parent_of, path_of
+from attachfs.namespace.nodes import ByNameNode, Place, parent_of, path_of
 from attachfs.namespace.tree import Tree
 from tests.unit.fakes import (
     FakePage,
@@ -148,7 +148,7 @@ def test_assets_listed_are_opened_unique_and_the_same_in_every_order_and_page_si
         for name in found:
 
             async def look(by_name: ByName, _: Ledger, name: str = name) -> str:
-                owner = await by_name.resolve(Named((name,)))
+                owner = await by_name.resolve(ByNameNode((name,)))
                 assert isinstance(owner, AssetRef)
                 return owner.asset
 
@@ -177,10 +177,10 @@ def test_a_name_means_the_same_while_a_listing_runs_and_after_it(
     async def partly(by_name: ByName, _: Ledger) -> None:
         listing = by_name.assets()
         await listing.reach(data.draw(st.integers(0, len(assets))))
-        early = {name: await by_name.resolve(Named((name,))) for name in listing.ids}
+        early = {name: await by_name.resolve(ByNameNode((name,))) for name in listing.ids}
         await everything(listing)
         for name, owner in early.items():
-            assert await by_name.resolve(Named((name,))) == owner
+            assert await by_name.resolve(ByNameNode((name,))) == owner
 
     run(source, partly)
 
@@ -194,7 +194,7 @@ def test_a_name_with_the_whole_identity_always_opens(assets: dict[str, str]) -> 
         for one, text in assets.items():
             base = safe_names.safe(text, 216)
             name = safe_names.at_level(base, one, safe_names.WHOLE)
-            assert await by_name.resolve(Named((name,))) == AssetRef("assets", one)
+            assert await by_name.resolve(ByNameNode((name,))) == AssetRef("assets", one)
 
     run(source, look)
 
@@ -321,8 +321,8 @@ async def shown(directory: Directory) -> list[str]:
     return [directory[i].name for i in range(index)]
 
 
-def named(*parts: str) -> Named:
-    return Named(parts)
+def named(*parts: str) -> ByNameNode:
+    return ByNameNode(parts)
 
 
 X = "Container 7"
@@ -331,7 +331,7 @@ NODES = [named(X), named(X, "a"), named(X, "events"), named(X, "events", "e"), n
 
 
 @pytest.mark.parametrize("node", NODES, ids=path_of)
-def test_a_nodes_parent_is_the_directory_of_its_path(node: Named) -> None:
+def test_a_nodes_parent_is_the_directory_of_its_path(node: ByNameNode) -> None:
     assert path_of(parent_of(node)) == path_of(node).rpartition("/")[0]
     assert node.is_link is (node.parts[-1] in ("a", "f"))
 
@@ -408,9 +408,9 @@ async def test_the_smallest_identity_has_the_name_and_digits_mean_it_as_well(tre
     ids=ascii,
 )
 async def test_a_name_that_cannot_exist_costs_no_request_of_its_own(
-    tree: Tree, source: FakeSource, parent: Place | Named, name: str
+    tree: Tree, source: FakeSource, parent: Place | ByNameNode, name: str
 ) -> None:
-    if isinstance(parent, Named):
+    if isinstance(parent, ByNameNode):
         await tree.open_directory(parent)
     source.calls.clear()
     with pytest.raises(NotFound):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attachfs.namespace import safe_names
-from attachfs.namespace.safe_names import PLAIN, SHORT, WHOLE, Slots
+from attachfs.namespace.safe_names import PLAIN, SHORT, WHOLE, NameTable
 
 FAMILY = "\U0001f469\u200d\U0001f680"
 ANY = st.text(st.characters(), max_size=400)
@@ -157,7 +157,7 @@ class TestSlots:
         outcomes = []
         for _ in range(3):
             rng.shuffle(records)
-            slots = Slots()
+            slots = NameTable()
             shown = [slots.add(*record) for record in records]
             assert None not in shown
             assert len(set(shown)) == len(records) == len(slots.holders)
@@ -168,7 +168,7 @@ class TestSlots:
         assert sorted(outcomes[0].values()) == sorted(one for _, one, _ in records)
 
     def test_the_smallest_identity_has_the_plain_name(self) -> None:
-        slots = Slots()
+        slots = NameTable()
         assert slots.add("x", identity(2), PLAIN) == "x"
         assert slots.add("x", identity(1), PLAIN) == "x (00000002)"
         assert slots.add("x", identity(1, 5), PLAIN) == "x (00000001)"

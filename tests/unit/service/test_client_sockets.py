@@ -21,7 +21,7 @@ from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable
 from attachfs.service import http_body
 from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
-from attachfs.service.connections import Lanes
+from attachfs.service.connections import PerRequestPools
 from tests.unit.scripted import FILE, TOKEN, FakeAuth, Pieces, raw_server, real_client
 
 DATA = bytes(range(256)) * 4000  # about a megabyte
@@ -363,7 +363,7 @@ async def test_each_request_in_flight_has_a_lane_of_its_own_which_is_used_again(
         made.append(Lane())
         return made[-1]
 
-    lanes = Lanes(make)
+    lanes = PerRequestPools(make)
     first, second = [await lanes.handle_async_request(httpx.Request("GET", "http://x/")) for _ in range(2)]
     assert [lane.requests for lane in made] == [1, 1]
     await first.aclose()
@@ -411,7 +411,7 @@ async def test_lanes_that_nobody_uses_any_more_are_closed() -> None:
         made.append(Lane())
         return made[-1]
 
-    lanes = Lanes(make, lambda: now[0])
+    lanes = PerRequestPools(make, lambda: now[0])
     burst = [await lanes.handle_async_request(httpx.Request("GET", "http://x/")) for _ in range(5)]
     for response in burst:
         await response.aclose()

@@ -9,9 +9,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs.errors import RateLimited, Unreachable
-from attachfs.service.circuit_breaker import Circuit
+from attachfs.service.circuit_breaker import CircuitBreaker
 from attachfs.service.concurrency import Limiter
-from attachfs.service.rate_limit import Gate, asked_wait
+from attachfs.service.rate_limit import RateLimitGate, asked_wait
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
@@ -77,7 +77,7 @@ def test_the_longer_sane_wait_is_taken(headers: dict[str, str], wait: float | No
 
 
 def test_a_gate_stays_shut_for_as_long_as_asked(clock: Hands) -> None:
-    gate = Gate(clock)
+    gate = RateLimitGate(clock)
     assert gate.remaining == 0
     assert gate.shut(30, clock())
     assert gate.remaining == 30
@@ -86,7 +86,7 @@ def test_a_gate_stays_shut_for_as_long_as_asked(clock: Hands) -> None:
 
 
 def test_without_a_usable_wait_it_doubles_from_round_to_round_up_to_a_bound(clock: Hands) -> None:
-    gate, waits = Gate(clock), []
+    gate, waits = RateLimitGate(clock), []
     for asked in [None, 0, None, None, None, None, None, None]:
         assert gate.shut(asked, clock())
         waits.append(gate.remaining)
@@ -98,13 +98,13 @@ def test_without_a_usable_wait_it_doubles_from_round_to_round_up_to_a_bound(cloc
 
 
 def test_a_day_is_not_waited_without_asking_again(clock: Hands) -> None:
-    gate = Gate(clock)
+    gate = RateLimitGate(clock)
     gate.shut(3600, clock())
     assert gate.remaining == 300
 
 
 def test_a_burst_of_429s_is_news_once_and_the_longest_wait_holds(clock: Hands) -> None:
-    gate, began = Gate(clock), clock()
+    gate, began = RateLimitGate(clock), clock()
     clock.now += 1
     assert gate.shut(5, began)
     assert not gate.shut(9, began)
@@ -113,7 +113,7 @@ def test_a_burst_of_429s_is_news_once_and_the_longest_wait_holds(clock: Hands) -
 
 
 async def test_everybody_waits_at_the_gate_unless_it_opens_too_late(mock_clock: MockClock) -> None:
-    gate, through = Gate(trio.current_time), list[str]()
+    gate, through = RateLimitGate(trio.current_time), list[str]()
     gate.shut(10, 0.0)
     with pytest.raises(RateLimited, match="asks to wait 10 s"):
         await gate.passed("/x", deadline=9)
@@ -250,13 +250,15 @@ async def test_a_growing_bound_wakes_who_waits() -> None:
 # -- the circuit ---------------------------------------------------------------------------------------
 
 
-def fail(circuit: Circuit, what: str = "/a", *, connecting: bool = False, timeout: bool = False) -> None:
+def fail(
+    circuit: CircuitBreaker, what: str = "/a", *, connecting: bool = False, timeout: bool = False
+) -> None:
     permit = circuit.admit(what)
     permit.failed("it rains", connecting=connecting, timeout=timeout)
     permit.release()
 
 
-def is_open(circuit: Circuit) -> bool:
+def is_open(circuit: CircuitBreaker) -> bool:
     try:
         circuit.check("/x")
     except Unreachable:
@@ -265,7 +267,7 @@ def is_open(circuit: Circuit) -> bool:
 
 
 def test_five_failures_to_connect_open_it_wherever_they_happen(clock: Hands) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     for _ in range(4):
         fail(circuit, connecting=True)
     assert not is_open(circuit)
@@ -275,7 +277,7 @@ def test_five_failures_to_connect_open_it_wherever_they_happen(clock: Hands) -> 
 
 
 def test_one_broken_object_never_opens_it(clock: Hands) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     for _ in range(50):
         fail(circuit, "/a")
         fail(circuit, "/a/info")
@@ -284,7 +286,7 @@ def test_one_broken_object_never_opens_it(clock: Hands) -> None:
 
 
 def test_many_broken_objects_open_it(clock: Hands) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     for what in ["/a", "/b", "/a", "/b", "/c"]:
         assert not is_open(circuit)
         fail(circuit, what)
@@ -292,7 +294,7 @@ def test_many_broken_objects_open_it(clock: Hands) -> None:
 
 
 def test_a_success_in_between_starts_the_count_anew(clock: Hands) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     for _ in range(20):
         for _ in range(4):
             fail(circuit, connecting=True)
@@ -301,7 +303,7 @@ def test_a_success_in_between_starts_the_count_anew(clock: Hands) -> None:
 
 
 def test_fewer_failures_are_enough_if_they_go_on_for_long(clock: Hands) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     for _ in range(3):
         assert not is_open(circuit)
         permit = circuit.admit("/a")
@@ -311,7 +313,7 @@ def test_fewer_failures_are_enough_if_they_go_on_for_long(clock: Hands) -> None:
 
 
 def test_two_requests_that_ran_out_of_time_are_enough(clock: Hands) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     for what in ("/a", "/b"):
         assert not is_open(circuit)
         permit = circuit.admit(what)
@@ -321,8 +323,8 @@ def test_two_requests_that_ran_out_of_time_are_enough(clock: Hands) -> None:
 
 
 @pytest.fixture
-def opened(clock: Hands) -> Circuit:
-    circuit = Circuit(clock, wall=lambda: NOW)
+def opened(clock: Hands) -> CircuitBreaker:
+    circuit = CircuitBreaker(clock, wall=lambda: NOW)
     for _ in range(5):
         fail(circuit, connecting=True)
     assert circuit.open_since == NOW
@@ -330,7 +332,7 @@ def opened(clock: Hands) -> Circuit:
 
 
 def test_after_the_cooling_one_probe_is_let_through_and_its_success_closes_it(
-    opened: Circuit, clock: Hands
+    opened: CircuitBreaker, clock: Hands
 ) -> None:
     clock.now += 1
     probe = opened.admit("/probe")
@@ -341,7 +343,7 @@ def test_after_the_cooling_one_probe_is_let_through_and_its_success_closes_it(
     assert opened.open_since is None
 
 
-def test_each_failed_probe_doubles_the_cooling_up_to_a_bound(opened: Circuit, clock: Hands) -> None:
+def test_each_failed_probe_doubles_the_cooling_up_to_a_bound(opened: CircuitBreaker, clock: Hands) -> None:
     waits = []
     for _ in range(6):
         waited = 0
@@ -354,7 +356,7 @@ def test_each_failed_probe_doubles_the_cooling_up_to_a_bound(opened: Circuit, cl
 
 
 def test_a_probe_that_ended_without_telling_leaves_the_place_to_another(
-    opened: Circuit, clock: Hands
+    opened: CircuitBreaker, clock: Hands
 ) -> None:
     clock.now += 1
     opened.admit("/cancelled").release()
@@ -362,7 +364,7 @@ def test_a_probe_that_ended_without_telling_leaves_the_place_to_another(
 
 
 def test_requests_sent_before_it_opened_do_not_count_as_probes(clock: Hands) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     early = circuit.admit("/early")
     late = circuit.admit("/late")
     for _ in range(5):
@@ -375,7 +377,9 @@ def test_requests_sent_before_it_opened_do_not_count_as_probes(clock: Hands) -> 
     assert not is_open(circuit), "an answer is an answer"
 
 
-def test_it_is_logged_once_each_way(opened: Circuit, clock: Hands, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_logged_once_each_way(
+    opened: CircuitBreaker, clock: Hands, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "attachfs.api")
     caplog.clear()
     for _ in range(5):
@@ -390,7 +394,7 @@ def test_it_is_logged_once_each_way(opened: Circuit, clock: Hands, caplog: pytes
 
 
 def test_opening_is_logged_with_the_reason(clock: Hands, caplog: pytest.LogCaptureFixture) -> None:
-    circuit = Circuit(clock)
+    circuit = CircuitBreaker(clock)
     for _ in range(9):
         if not is_open(circuit):
             fail(circuit, connecting=True)
