@@ -109,7 +109,8 @@ class Download:
         vouched = expected is not None
         self.handed = handed or ServedBlocks(size, withholding=vouched)
         self._jumps = RangeReads(ref, size, self.handed, ahead, self._tick, compared=vouched)
-        self._in_one_go = expected is not None and not followed and size <= _SMALL
+        self._offered = None if followed else expected  # nobody reads before all is verified
+        self._in_one_go = self._offered is not None and size <= _SMALL
         self.intake = Receiver(ref, expected, size)
         self._received = 0  # bytes handed to the thread that stores them, and those it is done with
         self._stored = 0
@@ -320,7 +321,7 @@ class Download:
 
     async def _fetch_in_one_go(self, shelf: Shelf, source: BlobSource) -> None:
         """Receive all, and then do all that is to be done with the disk in one thread."""
-        async with source.download(self.ref, self.size) as chunks:
+        async with source.download(self.ref, self.size, digest=self._offered) as chunks:
             pieces = [chunk async for chunk in chunks]
         self._scope.deadline = math.inf
 
@@ -328,7 +329,7 @@ class Download:
             if not self.intake.begun:
                 self.intake.begin(shelf.room_now())
             for piece in pieces:
-                self.intake.put(piece.data, piece.offset, shelf.spill)
+                self._put(piece, shelf)
             self._cached = self.intake.conclude(shelf.spill)
             shelf.pin()
 
@@ -348,7 +349,7 @@ class Download:
             self.intake.begin(await shelf.room())
         pieces = SimpleQueue[Chunk | None]()
         async with (
-            source.download(self.ref, self.size, start=self.written) as chunks,
+            source.download(self.ref, self.size, start=self.written, digest=self._offered) as chunks,
             trio.open_nursery() as nursery,
         ):
             self._jumps.beside(chunks)
@@ -392,12 +393,19 @@ class Download:
 
         def store() -> None:
             while (piece := pieces.get()) is not None:
-                self.intake.put(piece.data, piece.offset, shelf.spill)
+                self._put(piece, shelf)
                 self._stored += len(piece.data)
                 tell(self._have_stored, idempotent=True)
 
         # A thread of its own: it may wait for the service as long as the transfer takes.
         await trio.to_thread.run_sync(store, limiter=trio.CapacityLimiter(1))
+
+    def _put(self, piece: Chunk, shelf: Shelf) -> None:
+        if piece.discards:
+            if self._offered is None:  # somebody may have read what would be void
+                raise Unexpected(f"{self.ref.path}: its source took back what it had sent")
+            self.intake.restart()
+        self.intake.put(piece.data, piece.offset, shelf.spill)
 
     def _have_stored(self) -> None:
         self._tick()

@@ -86,6 +86,11 @@ class Receiver:
             self._writer.write(data, offset)
         self.written = offset + len(data)
 
+    def restart(self) -> None:
+        """Void what came before: its source could not vouch for it, and nobody was served any of it."""
+        self.written = 0
+        self._hash = hashlib.new(self._hash.name)
+
     def conclude(self, spill: Callable[[], Writer]) -> CachedBlob:
         """Compare what came with what is recorded, and admit it or put it aside.
 

@@ -9,11 +9,16 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from attachfs.errors import Unreachable
-from attachfs.model import AttachmentRef
+from attachfs.model import AttachmentRef, Digest
 
 
 class Chunk(Protocol):
     """A piece of a blob. `offset` may go back to 0: the transfer began anew."""
+
+    @property
+    def discards(self) -> bool:
+        """Whether all that came before is void. Only where `digest` was given."""
+        ...
 
     @property
     def offset(self) -> int:
@@ -52,9 +57,13 @@ class BlobSource(Protocol):
     """Where bytes come from."""
 
     def download(
-        self, ref: AttachmentRef, size: int, /, *, start: int = 0
+        self, ref: AttachmentRef, size: int, /, *, start: int = 0, digest: Digest | None = None
     ) -> AbstractAsyncContextManager[Chunks]:
-        """Return the attachment's bytes in order, from `start` or from 0 on, at most `size` of them."""
+        """Return the attachment's bytes in order, from `start` or from 0 on, at most `size` of them.
+
+        `digest` is given only where nobody is served a byte before the whole is verified: the source may
+        then try bytes from elsewhere, and begin anew with a chunk that `discards` them.
+        """
         ...
 
     def part(
@@ -68,10 +77,10 @@ class UnreachableSource:
     """A source without bytes: what a mount without a network has."""
 
     def download(
-        self, ref: AttachmentRef, _size: int, /, *, start: int = 0
+        self, ref: AttachmentRef, _size: int, /, *, start: int = 0, digest: Digest | None = None
     ) -> AbstractAsyncContextManager[Chunks]:
         """Raise Unreachable: no bytes come from here."""
-        del start
+        del start, digest
         raise Unreachable(f"{ref.path}: offline, and not in the cache")
 
     def part(

@@ -28,6 +28,7 @@ class Chunk(NamedTuple):
 
     offset: int
     data: bytes
+    discards: bool = False
 
 
 class BlobBody:

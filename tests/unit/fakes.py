@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from attachfs.blobs.source import Chunk, Chunks, Part
 from attachfs.errors import NotFound
-from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
+from attachfs.model import AssetRef, AttachmentRef, Digest, EventRef, Realm
 
 T = TypeVar("T")
 
@@ -165,6 +165,7 @@ class Piece(NamedTuple):
 
     offset: int
     data: bytes
+    discards: bool = False
 
 
 class Transfer:
@@ -256,6 +257,7 @@ class FakeBytes:
     def __init__(self) -> None:
         self.contents: dict[AttachmentRef, bytes | Exception] = {}
         self.transfers: list[Transfer] = []
+        self.digests: list[Digest | None] = []  # what each download was told of the whole
         self.parts: bytes | Exception | Literal["held"] | None = None
         self.asked: list[PartAsked] = []
         self.etag: str | None = None  # of the parts
@@ -272,7 +274,10 @@ class FakeBytes:
         return transfer
 
     @asynccontextmanager
-    async def download(self, ref: AttachmentRef, size: int, *, start: int = 0) -> AsyncIterator[Chunks]:
+    async def download(
+        self, ref: AttachmentRef, size: int, /, *, start: int = 0, digest: Digest | None = None
+    ) -> AsyncIterator[Chunks]:
+        self.digests.append(digest)
         transfer = Transfer(ref, size, start)
         self.transfers.append(transfer)
         self._begun.send_nowait(transfer)

@@ -83,9 +83,17 @@ class Shelf:
 class Running:
     """A download under way, with the follower that keeps it so."""
 
-    def __init__(self, cache: DiskCache, nursery: trio.Nursery, data: bytes, digest: Digest | None) -> None:
+    def __init__(
+        self,
+        cache: DiskCache,
+        nursery: trio.Nursery,
+        data: bytes,
+        digest: Digest | None,
+        *,
+        followed: bool = True,
+    ) -> None:
         self.source = FakeBytes()
-        self.download = Download(REF, digest, len(data))
+        self.download = Download(REF, digest, len(data), followed=followed)
         self.download.join()
         self.ended = trio.Event()
         self._cache = cache
@@ -128,6 +136,40 @@ async def test_bytes_may_be_read_as_they_are_stored(running: Running) -> None:
     transfer.put(DATA[1000:5000], offset=1000)
     await running.download.reach(5000)
     assert not running.download.verified
+    running.download.leave()
+
+
+async def strict(
+    cache: DiskCache, nursery: trio.Nursery, data: bytes
+) -> tuple[Download, Transfer, FakeBytes]:
+    source = FakeBytes()
+    download = Download(REF, digest_of(data), len(data), followed=False)
+    download.join()
+    nursery.start_soon(download.run, Shelf(cache, download), source)
+    return download, await source.next(), source
+
+
+@pytest.mark.parametrize("length", [1000, 2**20 + 1], ids=["in one go", "as it comes"])
+async def test_a_source_may_take_back_bytes_that_nobody_was_served(
+    cache: DiskCache, nursery: trio.Nursery, length: int
+) -> None:
+    data = os.urandom(length)
+    running = Running(cache, nursery, data, digest_of(data), followed=False)
+    transfer = await running.transfer()
+    assert running.source.digests == [digest_of(data)]
+    transfer.put(b"wrong" + data[5:]).put(Piece(0, data, discards=True)).end()
+    with trio.fail_after(30):
+        await running.download.finished()
+    assert running.download.pread(length, 0) == data
+    running.download.leave()
+
+
+async def test_a_source_may_not_take_back_what_somebody_may_have_read(running: Running) -> None:
+    transfer = await running.transfer()
+    assert running.source.digests == [None]
+    transfer.put(DATA[:1000]).put(Piece(0, DATA, discards=True)).end()
+    with pytest.raises(Unexpected, match="took back"):
+        await running.download.finished()
     running.download.leave()
 
 
