@@ -20,8 +20,8 @@ NOBODY = 65534
 
 # Which package may import which; below all of them stand errors, model and units.
 BELOW = {
-    "cli": {"demo", "mount", "blobs", "cache", "service", "config"},
-    "demo": {"mount", "config"},
+    "cli": {"demo", "mount", "blobs", "cache", "service", "proof", "config"},
+    "demo": {"mount", "proof", "config"},
     "mount": {"fuse", "namespace", "blobs", "ledger", "cache", "service", "config"},
     "fuse": {"namespace", "blobs", "ledger"},
     "namespace": {"ledger"},
@@ -29,6 +29,7 @@ BELOW = {
     "ledger": set(),
     "cache": set(),
     "service": set(),
+    "proof": set(),
     "config": set(),
 }
 FOUNDATION = {"errors", "model", "units", "__version__"}
