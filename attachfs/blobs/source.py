@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from attachfs.cache.descriptor import CachedBlob
 from attachfs.errors import Unreachable
 from attachfs.model import AttachmentRef, Digest
 
@@ -70,6 +71,22 @@ class BlobSource(Protocol):
         self, ref: AttachmentRef, size: int, /, *, start: int, stop: int
     ) -> AbstractAsyncContextManager[Part | None]:
         """Return the bytes in [start, stop) of an attachment of `size` bytes. None: parts cannot be had."""
+        ...
+
+
+class LocalBlobs(Protocol):
+    """Where all bytes are on this machine already: nothing is downloaded or cached. Called in threads."""
+
+    def open(self, ref: AttachmentRef, digest: Digest, size: int, /) -> CachedBlob:
+        """Return an attachment's bytes, open and found to be those that are recorded.
+
+        Raises:
+            AttachfsError: they are not there, or not those.
+        """
+        ...
+
+    def contains(self, ref: AttachmentRef, size: int, /) -> bool:
+        """Whether an attachment of that size is there, without opening it."""
         ...
 
 

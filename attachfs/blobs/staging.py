@@ -13,6 +13,7 @@ import trio
 
 from attachfs.blobs.download import Download
 from attachfs.blobs.pins import Pins, PinStatus
+from attachfs.blobs.source import LocalBlobs
 from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
 from attachfs.errors import IntegrityError, NoRoom, Unexpected
 from attachfs.model import AttachmentRef, Digest
@@ -35,10 +36,19 @@ class Staging:
         pins: what was recorded when an attachment was first seen.
         namespace: begins the pins' keys: the service's host.
         downloads: those that run or rest; somebody else keeps the table.
+        local: where all bytes are instead of in the cache, if they are on this machine anyway.
     """
 
-    def __init__(self, cache: DiskCache, pins: Pins, namespace: str, downloads: dict[Key, Download]) -> None:
+    def __init__(
+        self,
+        cache: DiskCache,
+        pins: Pins,
+        namespace: str,
+        downloads: dict[Key, Download],
+        local: LocalBlobs | None = None,
+    ) -> None:
         self._cache = cache
+        self._local = local
         self._pins = pins
         self._namespace = namespace
         self._downloads = downloads
@@ -80,7 +90,10 @@ class Staging:
                 f"attachment was first read it was {pinned}; review with: attachfs pins conflicts; "
                 f"to believe the new record: attachfs pins release {self._key(ref)}"
             )
-        cached = self._cache.open(digest, size)
+        if self._local is not None:
+            cached: CachedBlob | None = self._local.open(ref, digest, size)
+        else:
+            cached = self._cache.open(digest, size)
         if cached is not None:
             try:
                 self.pin(ref, digest, size)
@@ -89,8 +102,11 @@ class Staging:
                 raise
         return cached
 
-    async def contains(self, digest: Digest, size: int) -> bool:
+    async def contains(self, ref: AttachmentRef, digest: Digest, size: int) -> bool:
         """Whether a blob is in the cache."""
+        local = self._local
+        if local is not None:
+            return await self.in_thread(lambda: local.contains(ref, size))
         return await self.in_thread(lambda: self._cache.contains(digest, size))
 
     # -- what is pinned ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.range_reads import RangeReadContext
-from attachfs.blobs.source import BlobSource
+from attachfs.blobs.source import BlobSource, LocalBlobs
 from attachfs.blobs.staging import Key, Staging
 from attachfs.blobs.withholding import WITHHELD, ServedBlocks
 from attachfs.cache.disk_cache import CachedBlob, DiskCache
@@ -49,6 +49,7 @@ class BlobStore:
         verify, strict_limit: strict up to this many bytes under `auto`, stream above.
         scan_policy: which scan results open.
         leaving: what becomes of a download that nobody follows any more.
+        local: where all bytes are on this machine already; `source` and `cache` are then not used.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class BlobStore:
         strict_limit: int = 32 * 2**20,
         scan_policy: ScanPolicy = "block-bad",
         leaving: PausePolicy = NO_PAUSE,
+        local: LocalBlobs | None = None,
     ) -> None:
         self._ledger = ledger
         self._source = source
@@ -75,7 +77,7 @@ class BlobStore:
         self._scan_policy = scan_policy
         self._leaving = leaving
         self._downloads: dict[Key, Download] = {}
-        self._shelves = Staging(cache, pins, namespace, self._downloads)
+        self._shelves = Staging(cache, pins, namespace, self._downloads, local)
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
         self._handed_out: OrderedDict[tuple[Digest, int], ServedBlocks] = OrderedDict()
         self._contradicted: list[Download] = []  # and somebody still follows them
@@ -146,7 +148,7 @@ class BlobStore:
                 return b"unavailable"
             return b"match" if anchors == {info.digest} else b"mismatch"
         digest = info.digest
-        there = digest is not None and await self._shelves.contains(digest, info.size)
+        there = digest is not None and await self._shelves.contains(ref, digest, info.size)
         return b"yes" if there else b"no"
 
     # -- before the bytes --------------------------------------------------------------------------

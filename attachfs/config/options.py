@@ -233,6 +233,12 @@ OPTIONS: tuple[Option, ...] = (
         "no",
         flag=True,
     ),
+    Option(
+        "archive",
+        parse_path,
+        "Mount this exported bag instead of a ledger: no requests, no credentials, no cache.",
+        metavar="BAG",
+    ),
     Option("negative-ttl", _seconds, "Seconds for which absences are remembered.", "5", metavar="SECONDS"),
     Option(
         "allow-other",

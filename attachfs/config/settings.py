@@ -44,6 +44,7 @@ class Config:
     negative_ttl: float
     stale_ttl: float
     offline: bool
+    archive: Path | None
     allow_other: bool
     uid: int
     gid: int
@@ -136,6 +137,8 @@ def load(
             given = Given(option.default, "default")
         origins[option.key] = given.origin if given is not None else "default"
         values[option.key] = _parse(option, given, base) if given is not None else None
+    if values["archive"] is not None:
+        _turn_to_archive(values, origins)
     host = re.sub("[^A-Za-z0-9.-]", "_", urlsplit(values["url"]).netloc)
     values["cache_dir"] = values["cache_dir"] or platformdirs.user_cache_path(APP) / (
         values["profile"] or host
@@ -146,6 +149,28 @@ def load(
     if values["gid"] is None:
         values["gid"] = os.getgid()
     return Config(**values, state_dir=platformdirs.user_state_path(APP), origins=origins)
+
+
+# What says which ledger is asked and how; beside `--archive` it would be a mistake.
+_OF_A_SERVICE = (
+    *("url", "token_file", "client_id", "client_secret_file", "no_auth", "ca_file", "offline"),
+    *("cache_dir", "cache_size", "cache_min_free"),
+)
+
+
+def _turn_to_archive(values: dict[str, Any], origins: Mapping[str, str]) -> None:
+    """Settle what an archive leaves no choice of: no service is asked, and its bytes are compared.
+
+    Raises:
+        UsageError: the same command line names a ledger too, or wants bytes that nobody has compared.
+    """
+    for key in _OF_A_SERVICE:
+        if origins[key].startswith("-"):
+            raise UsageError(f"{origins[key]} is of no use with --archive: leave one of them out")
+    if values["verify"] == "off":
+        raise UsageError(f"{origins['verify']}: the bytes of an archive are always verified; leave it out")
+    values["url"] = values["archive"].as_uri()
+    values["offline"] = True
 
 
 def _file(

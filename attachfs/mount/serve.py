@@ -13,36 +13,23 @@ import trio
 
 from attachfs.blobs.download import PausePolicy
 from attachfs.blobs.pins import Pins
-from attachfs.blobs.source import UnreachableSource
 from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.config.settings import Config
-from attachfs.errors import (
-    BadAnswer,
-    RateLimited,
-    TimedOut,
-    Unexpected,
-    Unreachable,
-    first_of,
-)
+from attachfs.errors import Unexpected, first_of
 from attachfs.fuse.deadlines import RequestDeadlines
 from attachfs.fuse.entries import Ownership
 from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import InodeTable
 from attachfs.fuse.operations import Filesystem
 from attachfs.fuse.readahead import ReadAhead
-from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
 from attachfs.ledger.view import Ledger
-from attachfs.mount import credentials
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
+from attachfs.mount.origin import of_archive, of_service, pins_of
 from attachfs.mount.signals import SignalHandler
 from attachfs.mount.status import status_json
 from attachfs.mount.systemd import Notifier
 from attachfs.namespace.tree import Tree
-from attachfs.service.auth import Auth, ClientCredentials
-from attachfs.service.client import Client, open_http
-from attachfs.service.connections import connect
-from attachfs.service.secret_file import Secret
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +62,8 @@ async def serve(
         Unexpected: the kernel refuses the mount.
     """
     kept = {
-        "the cache": config.cache_dir,
+        "the cache": config.cache_dir if config.archive is None else None,
+        "the archive": config.archive,
         "the token file": config.token_file,
         "the client secret file": config.client_secret_file,
         "the log file": config.log_file,
@@ -84,12 +72,15 @@ async def serve(
     check_mountpoint(mountpoint, kept)
     with ExitStack() as disk:
         cache = DiskCache(config.cache_dir, config.cache_size, config.cache_min_free)
-        cache.start(f"the mount {mountpoint}")
-        disk.callback(cache.close)
-        pins = Pins(config.state_dir / "pins.sqlite")
+        if config.archive is None:  # else nothing is put into it
+            cache.start(f"the mount {mountpoint}")
+            disk.callback(cache.close)
+        pins = pins_of(config)
         disk.callback(pins.close)
         async with _filesystem(config, mountpoint, cache, pins, reload) as (filesystem, control, tasks):
-            tasks.start_soon(functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True))
+            if config.archive is None:
+                index = functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True)
+                tasks.start_soon(index)
             tasks.start_soon(filesystem.thin_out, mountpoint)
             await _mounted(filesystem, control, config, mountpoint, ready)
             tasks.cancel_scope.cancel()
@@ -102,32 +93,13 @@ async def _filesystem(
     """Make every layer, each from those below it."""
     born = time.time_ns()
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(
-            open_http(ca_file=config.ca_file, max_connections=config.max_connections)
-        )
         tasks = await stack.enter_async_context(trio.open_nursery())
-        connected = trio.Event()
-        if not config.offline:
-            tasks.start_soon(connect, http, config.url, connected)
-
-        def log_in(client_id: str, secret: Path | Secret) -> Auth:
-            return ClientCredentials(client_id, secret, config.url, http)
-
-        auth = credentials.choose(config, log_in)
-        try:
-            if not config.offline:
-                await auth.header()  # credentials that cannot be used are told before the mount is there
-        except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
-            log.warning("mounting all the same: %s", error.reason)  # a laptop may be without a network
-        client = Client(
-            http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections
-        )
-        memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
-        stack.callback(memory.close)
-        source = OfflineSource(memory) if config.offline else RecordingSource(client, memory)
-        tasks.start_soon(memory.keep_writing)
+        if config.archive is None:
+            origin = await of_service(config, stack, tasks)
+        else:
+            origin = of_archive(config.archive, stack)
         ledger = Ledger(
-            source,
+            origin.records,
             tasks,
             metadata_ttl=config.metadata_ttl,
             negative_ttl=config.negative_ttl,
@@ -135,25 +107,26 @@ async def _filesystem(
         )
         blobs = BlobStore(
             ledger,
-            UnreachableSource() if config.offline else client,
+            origin.blobs,
             cache,
             pins,
             tasks,
-            namespace=config.host,
+            namespace=origin.namespace,
             verify=config.verify,
             strict_limit=config.strict_limit,
             scan_policy=config.scan_policy,
             leaving=PausePolicy(),
+            local=origin.local,
         )
         waiting = RequestDeadlines()
         tasks.start_soon(waiting.watch)
 
         def figures() -> bytes:
             about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
-            return status_json(control.config, about, client, ledger, memory, blobs, cache, filesystem)
+            return status_json(control.config, about, origin, ledger, blobs, cache, filesystem)
 
         inodes = InodeTable()
-        tree = Tree(ledger, config.url, born)
+        tree = Tree(ledger, origin.url, born)
         filesystem = Filesystem(
             tree,
             blobs,
@@ -170,17 +143,17 @@ async def _filesystem(
             config,
             mountpoint,
             reload,
-            log_in,
-            client=client,
+            origin.log_in,
+            client=origin.client,
             ledger=ledger,
             blobs=blobs,
             filesystem=filesystem,
             notifier=Notifier(),
             figures=figures,
         )
-        if not config.offline:
+        if origin.connected is not None:
             with trio.move_on_after(_CONNECTING):  # the first answer is a round trip nearer then
-                await connected.wait()
+                await origin.connected.wait()
         try:
             yield filesystem, control, tasks
         finally:

@@ -55,7 +55,7 @@ class SignalHandler:
         config: what it was mounted with.
         mountpoint: where.
         reload: reads the configuration again, as it was read at first; None where that cannot be done.
-        log_in: makes credentials of a client id and its secret.
+        log_in: makes credentials of a client id and its secret; None: there is no service.
         client, ledger, blobs, filesystem: what is told of changes.
         notifier: the service manager.
         figures: returns the mount's figures as JSON.
@@ -66,9 +66,9 @@ class SignalHandler:
         config: Config,
         mountpoint: Path,
         reload: Callable[[], Config] | None,
-        log_in: Callable[[str, Path | Secret], Auth],
+        log_in: Callable[[str, Path | Secret], Auth] | None,
         *,
-        client: Client,
+        client: Client | None,
         ledger: Ledger,
         blobs: BlobStore,
         filesystem: Filesystem,
@@ -142,7 +142,8 @@ class SignalHandler:
         }
         self.config = now = dataclasses.replace(old, **{name: getattr(new, name) for name in LIVE})
         mount_log.set_level(now.log_level)
-        self._client.retime(now.timeout)
+        if self._client is not None:
+            self._client.retime(now.timeout)
         self._filesystem.retime(now.timeout, now.negative_ttl)
         self._ledger.retime(now.metadata_ttl, now.negative_ttl, now.stale_ttl)
         self._blobs.change_policy(now.scan_policy)
@@ -151,12 +152,19 @@ class SignalHandler:
         if changed - LIVE:
             names = ", ".join(sorted(name.replace("_", "-") for name in changed - LIVE))
             log.warning("changed, but only a new mount will use it: %s", names)
-        if not now.offline:
-            await self._renew_credentials(now, changed=changed)
+        if self._client is not None and self._log_in is not None and not now.offline:
+            await self._renew_credentials(self._client, self._log_in, now, changed=changed)
 
-    async def _renew_credentials(self, now: Config, *, changed: set[str]) -> None:
+    async def _renew_credentials(
+        self,
+        client: Client,
+        log_in: Callable[[str, Path | Secret], Auth],
+        now: Config,
+        *,
+        changed: set[str],
+    ) -> None:
         try:
-            auth = credentials.choose(now, self._log_in)
+            auth = credentials.choose(now, log_in)
             await auth.header()
         except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
             log.warning("the credentials could not be tried: %s", error.reason)
@@ -165,7 +173,7 @@ class SignalHandler:
         except AttachfsError as error:
             log.error("the credentials in use are kept: %s", error.reason)  # noqa: TRY400 - as above
             return
-        self._client.authenticate(auth)
+        client.authenticate(auth)
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -10,18 +10,16 @@ from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.config.settings import Config
 from attachfs.fuse.operations import Filesystem
-from attachfs.ledger.offline import AnswerStore
 from attachfs.ledger.view import Ledger
 from attachfs.mount import credentials
-from attachfs.service.client import Client
+from attachfs.mount.origin import Origin
 
 
 def status_json(
     config: Config,
     about: dict[str, Any],
-    client: Client,
+    origin: Origin,
     ledger: Ledger,
-    memory: AnswerStore,
     blobs: BlobStore,
     cache: DiskCache,
     filesystem: Filesystem,
@@ -33,7 +31,8 @@ def status_json(
         **about,
         "url": config.url,
         "profile": config.profile,
-        "credentials": credentials.describe(config),
+        "archive": None if config.archive is None else str(config.archive),
+        "credentials": "none" if config.archive else credentials.describe(config),
         "scan_policy": config.scan_policy,
         "verify": config.verify,
         "open_files": len(filesystem.files),
@@ -45,9 +44,9 @@ def status_json(
         "verified_bytes": blobs.verified_bytes,
         "offline": config.offline,
         "stale": ledger.stale,
-        "memory": memory.figures(),
+        "memory": {} if origin.memory is None else origin.memory.figures(),
         "cache": dataclasses.asdict(cache.stats()),
-        "requests": client.figures(),
+        "requests": {} if origin.client is None else origin.client.figures(),
         "last_errors": filesystem.faults.latest(),
     }
     return json.dumps(figures).encode()

@@ -20,15 +20,16 @@ NOBODY = 65534
 
 # Which package may import which; below all of them stand errors, model and units.
 BELOW = {
-    "cli": {"demo", "mount", "blobs", "cache", "service", "proof", "config"},
+    "cli": {"demo", "mount", "blobs", "cache", "service", "archive", "proof", "config"},
     "demo": {"mount", "proof", "config"},
-    "mount": {"fuse", "namespace", "blobs", "ledger", "cache", "service", "config"},
+    "mount": {"fuse", "namespace", "blobs", "ledger", "cache", "service", "archive", "config"},
     "fuse": {"namespace", "blobs", "ledger"},
     "namespace": {"ledger"},
     "blobs": {"ledger", "cache"},
     "ledger": set(),
     "cache": set(),
     "service": set(),
+    "archive": {"blobs", "ledger", "cache"},
     "proof": set(),
     "config": set(),
 }

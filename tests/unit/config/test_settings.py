@@ -230,3 +230,30 @@ class TestValues:
     def test_every_option_is_a_field(self) -> None:
         fields = set(settings.Config.__dataclass_fields__)
         assert fields - {"state_dir", "origins"} == {option.key for option in OPTIONS}
+
+
+class TestArchive:
+    def test_it_needs_no_service_and_shows_where_it_is(self, tmp_path: Path) -> None:
+        found = load({"archive": "bag 1"}, {}, {"DATATRAILS_URL": "https://a.example"}, cwd=tmp_path)
+        assert found.archive == tmp_path / "bag 1"
+        assert found.source == found.url == f"file://{tmp_path}/bag%201"
+        assert found.offline
+
+    @pytest.mark.parametrize(
+        ("line", "words", "named"),
+        [
+            ({"url": "https://a.example"}, {}, "--url"),
+            ({"no_auth": "yes"}, {}, "--no-auth"),
+            ({}, {"token_file": "/t"}, "-o token_file"),
+            ({}, {"cache_dir": "/c"}, "-o cache_dir"),
+        ],
+    )
+    def test_naming_a_ledger_beside_it_is_a_mistake(
+        self, line: dict[str, str], words: dict[str, str], named: str
+    ) -> None:
+        with pytest.raises(UsageError, match=f"^{named} is of no use with --archive"):
+            load({"archive": "/bag", **line}, words, {})
+
+    def test_its_bytes_are_always_verified(self) -> None:
+        with pytest.raises(UsageError, match="always verified"):
+            load({"archive": "/bag"}, {}, {"ATTACHFS_VERIFY": "off"})

@@ -1,0 +1,105 @@
+"""Where a mount's records and bytes come from: the service, what is kept of its answers, or an archive."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import trio
+
+from attachfs.archive.blobs import BagBlobs, ReadOnlyPins
+from attachfs.archive.folder import BagFolder
+from attachfs.archive.manifest import check_declaration
+from attachfs.archive.source import Archive, BagSource
+from attachfs.blobs.pins import Pins
+from attachfs.blobs.source import BlobSource, LocalBlobs, UnreachableSource
+from attachfs.config.settings import Config
+from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unreachable
+from attachfs.ledger.listings import Source
+from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
+from attachfs.mount import credentials
+from attachfs.service.auth import Auth, ClientCredentials
+from attachfs.service.client import Client, open_http
+from attachfs.service.connections import connect
+from attachfs.service.secret_file import Secret
+
+log = logging.getLogger(__name__)
+
+LogIn = Callable[[str, Path | Secret], Auth]
+
+
+class Origin(NamedTuple):
+    """Where records and bytes come from.
+
+    `url` is the ledger's address, for what says where a file is from; `namespace` begins its pins' keys. An
+    archive has all bytes on this machine (`local`), and neither a client nor a memory of answers.
+    `connected` is set once there is a connection to the service; None: there will be none.
+    """
+
+    records: Source
+    blobs: BlobSource
+    local: LocalBlobs | None
+    url: str
+    namespace: str
+    client: Client | None = None
+    memory: AnswerStore | None = None
+    log_in: LogIn | None = None
+    connected: trio.Event | None = None
+
+
+async def of_service(config: Config, stack: AsyncExitStack, tasks: trio.Nursery) -> Origin:
+    """Return the service, or with `--offline` what is kept of its answers.
+
+    Args:
+        config: the settings.
+        stack: closes what is opened.
+        tasks: where connections are made and answers written down.
+
+    Raises:
+        UsageError: the credentials cannot be used.
+    """
+    http = await stack.enter_async_context(
+        open_http(ca_file=config.ca_file, max_connections=config.max_connections)
+    )
+
+    def log_in(client_id: str, secret: Path | Secret) -> Auth:
+        return ClientCredentials(client_id, secret, config.url, http)
+
+    connected = None
+    auth = credentials.choose(config, log_in)
+    if not config.offline:
+        connected = trio.Event()
+        tasks.start_soon(connect, http, config.url, connected)
+        try:
+            await auth.header()  # credentials that cannot be used are told before the mount is there
+        except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
+            log.warning("mounting all the same: %s", error.reason)  # a laptop may be without a network
+    client = Client(http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections)
+    memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
+    stack.callback(memory.close)
+    tasks.start_soon(memory.keep_writing)
+    records = OfflineSource(memory) if config.offline else RecordingSource(client, memory)
+    blobs = UnreachableSource() if config.offline else client
+    return Origin(records, blobs, None, config.url, config.host, client, memory, log_in, connected)
+
+
+def of_archive(bag: Path, stack: AsyncExitStack) -> Origin:
+    """Return an exported bag.
+
+    Raises:
+        UsageError: it is none that can be mounted.
+    """
+    folder = BagFolder(bag)
+    stack.callback(folder.close)
+    check_declaration(folder)
+    archive = Archive(folder)
+    namespace = urlsplit(archive.url).netloc
+    return Origin(BagSource(archive), UnreachableSource(), BagBlobs(archive), archive.url, namespace)
+
+
+def pins_of(config: Config) -> Pins:
+    """Return what was first seen of attachments: an archive is compared with it, and adds nothing to it."""
+    path = config.state_dir / "pins.sqlite"
+    return Pins(path) if config.archive is None else ReadOnlyPins(path)
