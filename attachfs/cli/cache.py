@@ -6,6 +6,7 @@ readable there, and what a mount misses it fetches again.
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,12 +17,12 @@ import click
 
 from attachfs.cache.disk_cache import DiskCache, Entry
 from attachfs.cache.quarantine import Quarantine
-from attachfs.cli import output
+from attachfs.cli import arguments, output
 from attachfs.cli.progress import Progress
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
 from attachfs.model import Digest
-from attachfs.units import format_size
+from attachfs.units import format_size, parse_size
 
 _DAY = 86_400  # seconds
 _SHORTEST = 6  # hexadecimal digits that name a blob, if they name only one
@@ -248,3 +249,67 @@ def _beyond(entries: Sequence[Entry], to: int | None, chosen: dict[Digest, Entry
         more.append(entry)
         size -= entry.size
     return more
+
+
+_cache_options = arguments.locating_options(
+    "url", "cache-dir", "cache-size", "cache-min-free", "profile", "config"
+)
+
+
+@click.group("cache")
+def command() -> None:
+    """Look at the cache on the disk, check it, and remove from it, beside a running mount or without."""
+
+
+@command.command("stat")
+@arguments.as_json
+@_cache_options
+def cache_stat(as_json: bool, **given: str | None) -> None:
+    """Show how much is cached, and who uses the cache."""
+    sys.exit(stat(arguments.settings(given), as_json=as_json))
+
+
+@command.command("list")
+@arguments.as_json
+@_cache_options
+def cache_list(as_json: bool, **given: str | None) -> None:
+    """List what is cached, the least recently opened first."""
+    sys.exit(list_blobs(arguments.settings(given), as_json=as_json))
+
+
+@command.command("verify")
+@arguments.as_json
+@_cache_options
+def cache_verify(as_json: bool, **given: str | None) -> None:
+    """Hash everything that is cached again, and put aside what is wrong.
+
+    Exit status: 0 all is right, 1 something was not, 3 something could not be read.
+    """
+    sys.exit(verify(arguments.settings(given), as_json=as_json))
+
+
+def _size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@command.command("evict")
+@click.argument("digests", nargs=-1, metavar="[DIGEST…]")
+@click.option("--older-than", type=click.FloatRange(0), metavar="DAYS", help="Not opened for so long.")
+@click.option("--to", callback=_size, metavar="SIZE", help="The least recently opened beyond this size.")
+@_cache_options
+def cache_evict(
+    digests: tuple[str, ...], older_than: float | None, to: int | None, **given: str | None
+) -> None:
+    """Remove some of what is cached. Programs that have it open read on."""
+    sys.exit(evict(arguments.settings(given), digests, older_than=older_than, to=to))
+
+
+@command.command("clear")
+@arguments.yes
+@_cache_options
+def cache_clear(yes: bool, **given: str | None) -> None:
+    """Remove all that is cached. First-seen hashes and the quarantine stay."""
+    sys.exit(clear(arguments.settings(given), sure=yes))

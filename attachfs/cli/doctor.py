@@ -22,11 +22,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+import click
 import trio
 
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
-from attachfs.cli import output
+from attachfs.cli import arguments, output
 from attachfs.cli.cache import holder
 from attachfs.cli.pins import DATABASE, stands
 from attachfs.config.settings import Config
@@ -416,3 +417,15 @@ def _running(mount: Mount, patience: float) -> Finding:
         return Finding("mount", State.OK, f"{where} is another user's")
     detail = f"{where} is dead ({output.reason_of(error)})"
     return Finding("mount", State.WRONG, detail, f"attachfs umount {mount.point}")
+
+
+@click.command("doctor")
+@arguments.as_json
+@arguments.mount_options
+def command(as_json: bool, **given: str | None) -> None:
+    """Find out what is missing on this machine or wrong in this set-up, and say what to do about it.
+
+    Give the options that you mount with. Exit status: 0 all well, 1 something is wrong, 3 something could
+    not be found out.
+    """
+    sys.exit(run(arguments.settings(given), as_json=as_json))

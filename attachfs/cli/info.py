@@ -4,11 +4,14 @@ import errno
 import json
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attachfs.cli import output
+import click
+
+from attachfs.cli import arguments, output
 from attachfs.units import format_size
 
 _NO_SUCH = (errno.ENODATA, errno.EOPNOTSUPP)
@@ -103,3 +106,11 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
         nested = (_flat(f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items())
         return [pair for pairs in nested for pair in pairs]
     return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+
+
+@click.command("info")
+@arguments.paths
+@arguments.as_json
+def command(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Show what the ledger records of files, assets and events, without downloading anything."""
+    sys.exit(run(paths, as_json=as_json))

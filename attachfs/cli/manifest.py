@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attachfs.cli import output
+import click
+
+from attachfs.cli import arguments, output
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
@@ -87,3 +89,14 @@ def _write(line: bytes) -> None:
         output.say(output.shown(os.fsdecode(line).rstrip("\n")))
     else:
         sys.stdout.buffer.write(line)
+
+
+@click.command("manifest")
+@arguments.paths
+@arguments.as_json
+def command(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Print lines for 'sha256sum -c' from the ledger's records, without downloading anything.
+
+    Names are relative to PATH, so that the lines can be checked in a copy of it.
+    """
+    sys.exit(run(paths, as_json=as_json))

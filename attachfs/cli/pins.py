@@ -5,13 +5,14 @@ that differs is looked up in the database again. One that has just refused a fil
 seconds.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
 
 from attachfs.blobs.pins import Conflict, Pin, Pins
-from attachfs.cli import output
+from attachfs.cli import arguments, output
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
 from attachfs.model import is_uuid
@@ -152,3 +153,34 @@ def _conflict_json(conflict: Conflict, *, still: bool) -> dict[str, object]:
         "times": conflict.times,
         "stands": still,
     }
+
+
+@click.group("pins")
+def command() -> None:
+    """Review the hashes that were first seen, and release one so that another is believed."""
+
+
+@command.command("list")
+@click.argument("pattern", default="")
+@arguments.as_json
+def pins_list(pattern: str, as_json: bool) -> None:
+    """List first-seen hashes whose key has PATTERN in it, or matches it (with *, ? or [)."""
+    sys.exit(list_pins(arguments.settings({}), pattern, as_json=as_json))
+
+
+@command.command("conflicts")
+@arguments.as_json
+def pins_conflicts(as_json: bool) -> None:
+    """List attachments whose record has changed since. Exit status 1 if one of them is still refused."""
+    sys.exit(conflicts(arguments.settings({}), as_json=as_json))
+
+
+@command.command("release")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY…")
+@arguments.yes
+def pins_release(keys: tuple[str, ...], yes: bool) -> None:
+    """Forget first-seen hashes, so that what the ledger records next is believed.
+
+    KEY is as 'attachfs pins list' shows it, or an attachment's path or identity.
+    """
+    sys.exit(release(arguments.settings({}), keys, sure=yes))

@@ -5,12 +5,15 @@ What is cached already is skipped, so that running it again goes on where it was
 
 import errno
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from attachfs.cli import output
+import click
+
+from attachfs.cli import arguments, output
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts
@@ -145,3 +148,14 @@ def _summary(counts: Counter[str], size: int) -> str:
         if counts[what]:
             words.append(f"{counts[what]:,} {words_of}")
     return ", ".join(words)
+
+
+@click.command("prefetch")
+@arguments.paths
+@arguments.jobs
+def command(paths: tuple[Path, ...], jobs: int) -> None:
+    """Fill a mount's cache with the files at and below PATH.
+
+    What is cached already is skipped: after Ctrl-C (exit status 130), run it again to go on.
+    """
+    sys.exit(run(paths, jobs=jobs))

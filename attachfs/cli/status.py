@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from attachfs.cli import output
+from attachfs.cli import arguments, output
 from attachfs.errors import UsageError
 from attachfs.mount import unmount
 from attachfs.mount.mountinfo import Mount, mount_above
@@ -236,3 +237,12 @@ def _span(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+@click.command("status")
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@arguments.as_json
+@click.option("--watch", is_flag=True, help="Show them live, until q or Ctrl-C.")
+def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
+    """Show the figures of the mount at MOUNTPOINT, or of all running mounts."""
+    sys.exit(run(mountpoint, as_json=as_json, watch=watch))

@@ -9,13 +9,16 @@ change its attributes too.
 import errno
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from attachfs.cli import output
+import click
+
+from attachfs.cli import arguments, output
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
@@ -220,3 +223,19 @@ def _read(path: Path, alg: str, progress: Callable[[int], object]) -> _Read:
     finally:
         os.close(fd)
     return _Read(Digest(alg, hasher.hexdigest()), size)
+
+
+@click.command("verify")
+@arguments.paths
+@arguments.as_json
+@click.option("--live", is_flag=True, help="Copies too must be compared with the ledger itself.")
+@arguments.jobs
+def command(paths: tuple[Path, ...], as_json: bool, live: bool, jobs: int) -> None:
+    """Read files again, hash them, and compare with the ledger.
+
+    PATH is a file or directory on a mount, or a copy made with 'cp -a' or 'rsync -X', which carries its
+    record along. Copies are compared with the ledger itself where a mount of it is running.
+
+    Exit status: 0 all are right, 1 something differs, 3 something could not be found out.
+    """
+    sys.exit(run(paths, as_json=as_json, live=live, jobs=jobs))

@@ -1,10 +1,13 @@
 """`attachfs config`: which settings a mount would use, and where each was given."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from attachfs.cli import output
+import click
+
+from attachfs.cli import arguments, output
 from attachfs.config import file as config_file
 from attachfs.config import options
 from attachfs.config.settings import Config
@@ -67,3 +70,24 @@ def _words(name: str, value: object) -> str:
         if isinstance(value, Path) and str(value).startswith(home)
         else str(value)
     )
+
+
+@click.group("config")
+def command() -> None:
+    """Show the settings that a mount would use, and where they come from."""
+
+
+@command.command("show")
+@arguments.as_json
+@arguments.o_words
+@arguments.mount_options
+def config_show(as_json: bool, o_words: tuple[str, ...], **given: str | None) -> None:
+    """Show every setting with its value, and where that was given. Secrets are never shown."""
+    sys.exit(show(arguments.settings(given, arguments.words_of(o_words)), as_json=as_json))
+
+
+@command.command("path")
+@arguments.locating_options("config", "profile")
+def config_path(**given: str | None) -> None:
+    """Show where the configuration file is, or would be."""
+    sys.exit(path(arguments.settings(given)))

@@ -1,0 +1,60 @@
+"""Arguments and options that several commands take, and the settings that come from them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from attachfs.config import options
+from attachfs.config import settings as config_settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+paths = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH…")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
+yes = click.option("--yes", is_flag=True, help="Do not ask.")
+jobs = click.option(
+    "-j", "--jobs", type=click.IntRange(1, 256), default=8, show_default=True, help="Files at once."
+)
+o_words = click.option(
+    "-o", "o_words", multiple=True, metavar="NAME[=VALUE],…", help="Any option in mount(8)'s form."
+)
+
+
+def mount_options(command: F) -> F:
+    """Give a command every option of the configuration."""
+    return _options(command, {option.name for option in options.OPTIONS})
+
+
+def locating_options(*names: str) -> Callable[[F], F]:
+    """Give a command those options of the configuration; `settings` takes the rest from where mount does."""
+    return lambda command: _options(command, set(names))
+
+
+def _options(command: F, names: set[str]) -> F:
+    for option in reversed(options.OPTIONS):
+        if option.name not in names:
+            continue
+        help_text = option.help if option.default is None else f"{option.help} [default: {option.default}]"
+        if option.flag:
+            decorate = click.option(
+                f"--{option.name}", is_flag=True, flag_value="yes", default=None, help=option.help
+            )
+        else:
+            decorate = click.option(f"--{option.name}", metavar=option.metavar, help=help_text)
+        command = decorate(command)
+    return command
+
+
+def settings(given: dict[str, str | None], words: dict[str, str] | None = None) -> config_settings.Config:
+    """Return the settings from a command's options, and from wherever else mount takes them."""
+    return config_settings.load({key: value for key, value in given.items() if value is not None}, words)
+
+
+def words_of(arguments: tuple[str, ...]) -> dict[str, str]:
+    """Return the options in the values of every -o."""
+    words: dict[str, str] = {}
+    for argument in arguments:
+        words |= config_settings.parse_o_words(argument)
+    return words
