@@ -1,8 +1,8 @@
 """Keys that sign logs. Trusted are those that the user names, by file or as `datatrails`, and no others.
 
-The two published keys are those of the service's logs, as its vendor handed them out with its own
-verification tools (a JWKS of two keys, merkle-log-signing/14346aaf… and …/16e61f87…) in 2024 and 2025. They are
-offered by name so that nobody has to copy them, and used only when that name is given.
+The two published keys are those of the service's logs, as its vendor handed them out with its tools (a JWKS
+of two keys, merkle-log-signing/14346aaf… and …/16e61f87…) in 2024 and 2025. They are offered by name so that
+nobody has to copy them, and used only when that name is given.
 """
 
 import base64

@@ -70,6 +70,29 @@ class Massif:
         self._leaves = leaves
         self._data = data
 
+    @property
+    def full_size(self) -> int:
+        """The number of nodes of the range when this massif is full."""
+        return mmr.size_of(self._first_leaf + self._leaves)
+
+    def root(self, size: int) -> bytes:
+        """Return the bag of the peaks of the range of `size` nodes.
+
+        Raises:
+            ProofError: as `peaks`.
+        """
+        return mmr.bag(self.peaks(size))
+
+    def is_consistent(self, size: int) -> bool:
+        """Whether each node above others, of those before `size`, is the hash of the two below it."""
+        for index in range(self.first, size):
+            level = mmr.height(index)
+            if level and self.node(index) != mmr.interior(
+                index, self.node(index - (1 << level)), self.node(index - 1)
+            ):
+                return False
+        return True
+
     def covers(self, leaf_number: int) -> bool:
         """Whether a leaf belongs into this massif."""
         return self._first_leaf <= leaf_number < self._first_leaf + self._leaves

@@ -14,8 +14,8 @@ from attachfs.proof.seal import Seal, parse_seal
 class LogFiles(Protocol):
     """Where massifs and seals come from."""
 
-    def massif_of(self, tenant: str, index: int) -> tuple[bytes, bytes]:
-        """Return the massif that holds the node at an index of a tenant's log, and that massif's seal.
+    def massif_of(self, tenant: str, leaf_number: int) -> tuple[bytes, bytes]:
+        """Return the massif that holds a leaf of a tenant's log, and that massif's seal.
 
         Raises:
             ProofError: they are not there.
@@ -26,8 +26,8 @@ class Proof(NamedTuple):
     """The verdict.
 
     `leaf` is the hash in hexadecimal, `mmr_index` its place; `sealed_size` the number of nodes under the
-    signature, `sealed_ms` its time as the signer says, in milliseconds since 1970; `key` and
-    `key_fingerprint` who signed.
+    signature, `sealed_root` the bag of their peaks, `sealed_ms` the signature's time as the signer says, in
+    milliseconds since 1970; `key` and `key_fingerprint` who signed.
     """
 
     state: State
@@ -37,6 +37,7 @@ class Proof(NamedTuple):
     mmr_index: int | None = None
     massif: int | None = None
     sealed_size: int | None = None
+    sealed_root: str = ""
     sealed_ms: int | None = None
     key: str = ""
     key_fingerprint: str = ""
@@ -57,25 +58,35 @@ def prove(event: dict[str, Any], log: LogFiles, keys: Sequence[Key], tenant: str
         proof = proof._replace(tenant=place.tenant, mmr_index=place.mmr_index)
         leaf = leaf_hash(event, place.idtimestamp)
         proof = proof._replace(leaf=leaf.hex())
-        raw_massif, raw_seal = log.massif_of(place.tenant, place.mmr_index)
+        number = leaf_number(place)
+        raw_massif, raw_seal = log.massif_of(place.tenant, number)
         massif, seal = Massif(raw_massif), parse_seal(raw_seal)
         proof = proof._replace(massif=massif.number, sealed_size=seal.size, sealed_ms=seal.time_ms)
-        _check_leaf(event, place, leaf, massif)
+        _check_leaf(event, place, leaf, massif, number)
         key = check_seal(massif, seal, place, keys)
-        proof = proof._replace(key=key.name, key_fingerprint=key.fingerprint)
+        root = mmr.bag(massif.peaks(seal.size)).hex()
+        proof = proof._replace(key=key.name, key_fingerprint=key.fingerprint, sealed_root=root)
         _check_path(place, leaf, massif, seal)
     except ProofError as error:
         return proof._replace(state=error.state, reason=error.reason)
     return proof
 
 
-def _check_leaf(event: dict[str, Any], place: Commitment, leaf: bytes, massif: Massif) -> None:
+def leaf_number(place: Commitment) -> int:
+    """Return which leaf of its log an event is, counted from 0.
+
+    Raises:
+        ProofError: no leaf can stand in this place.
+    """
     try:
-        number = mmr.leaf_number(place.mmr_index)
+        return mmr.leaf_number(place.mmr_index)
     except ValueError as error:
         raise ProofError(
             State.LEAF_DIFFERS, f"the record's place in the log holds no event: {error}"
         ) from error
+
+
+def _check_leaf(event: dict[str, Any], place: Commitment, leaf: bytes, massif: Massif, number: int) -> None:
     if not massif.covers(number):
         raise ProofError(State.UNREADABLE, f"massif {massif.number} does not hold node {place.mmr_index}")
     if place.mmr_index >= massif.size:

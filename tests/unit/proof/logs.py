@@ -60,14 +60,14 @@ class Files(NamedTuple):
     massif: bytes
     seal: bytes
 
-    def massif_of(self, tenant: str, index: int) -> tuple[bytes, bytes]:
-        del tenant, index
+    def massif_of(self, tenant: str, leaf_number: int) -> tuple[bytes, bytes]:
+        del tenant, leaf_number
         return self
 
 
 class Nothing:
-    def massif_of(self, tenant: str, index: int) -> tuple[bytes, bytes]:
-        raise ProofError(State.NO_LOG, f"no log of {tenant} ({index})")
+    def massif_of(self, tenant: str, leaf_number: int) -> tuple[bytes, bytes]:
+        raise ProofError(State.NO_LOG, f"no log of {tenant} ({leaf_number})")
 
 
 def make_world(events: int, height: int, version: int = 0) -> World:
