@@ -8,31 +8,36 @@ ignored and reported to `note`, so that they never become a path or a URL.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from attachfs.errors import BadAnswer
+from attachfs.text import excerpt
 
 Realm = Literal["assets", "publicassets"]
 Verify = Literal["auto", "strict", "stream", "off"]
 ScanPolicy = Literal["off", "warn", "block-bad", "require-ok"]
 Note = Callable[[str], None]
 
+EVENTS = "events"  # the directory of an asset's events
+STATUS_XATTR = "user.attachfs.status"  # of a mount's root: its figures, as JSON
+NO_FILTERS: Mapping[str, str] = MappingProxyType({})  # of a listing
+
 # Lower case only: one attachment has one path, and so one inode.
-_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_UUID_RE = re.compile(_UUID)
+UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_UUID_RE = re.compile(UUID)
 # blobs/<uuid>, attachments/<uuid>, blobsV1/<uuid>, or the bare UUID: at most one plain prefix.
-_BLOB_RE = re.compile(rf"(?:(?!assets/|publicassets/)[A-Za-z][A-Za-z0-9_-]*/)?({_UUID})")
-_ASSET_RE = re.compile(rf"(?:public)?assets/({_UUID})")
-_EVENT_RE = re.compile(rf"(?:public)?assets/({_UUID})/events/({_UUID})")
+_BLOB_RE = re.compile(rf"(?:(?!assets/|publicassets/)[A-Za-z][A-Za-z0-9_-]*/)?({UUID})")
+_ASSET_RE = re.compile(rf"(?:public)?assets/({UUID})")
+_EVENT_RE = re.compile(rf"(?:public)?assets/({UUID})/events/({UUID})")
 
 _ALGORITHMS = {"sha256": "sha256", "sha384": "sha384", "sha512": "sha512"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SIZE = 2**63 - 1  # loff_t; the kernel cannot express a larger st_size
-_MAX_TEXT = 200  # characters of foreign text quoted in a message
 
 
 class AssetRef(NamedTuple):
@@ -154,10 +159,10 @@ def parse_digest(alg: object, value: object) -> Digest:
         raise ValueError("no hash is recorded")
     name = _ALGORITHMS.get(re.sub("[-_ ]", "", alg).lower())
     if name is None:
-        raise ValueError(f"the hash algorithm {_quote(alg)} is not known")
+        raise ValueError(f"the hash algorithm {excerpt(alg)} is not known")
     text = value.lower()
     if re.fullmatch("[0-9a-f]+", text) is None or len(text) != 2 * hashlib.new(name).digest_size:
-        raise ValueError(f"the recorded {name} hash {_quote(value)} is malformed")
+        raise ValueError(f"the recorded {name} hash {excerpt(value)} is malformed")
     return Digest(name, text)
 
 
@@ -187,7 +192,7 @@ def decode(raw: bytes, what: str) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        raise BadAnswer(f"{what}: the answer is not readable JSON ({_quote(str(error))})") from error
+        raise BadAnswer(f"{what}: the answer is not readable JSON ({excerpt(error)})") from error
     if not isinstance(value, dict):
         raise BadAnswer(f"{what}: the answer is not a JSON object")
     return value
@@ -226,12 +231,12 @@ def parse_info(raw: bytes, ref: AttachmentRef) -> Info:
     body = decode(raw, what)
     size = body.get("size")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _MAX_SIZE:
-        raise BadAnswer(f"{what}: size {_quote(repr(size))} is not a file's size")
+        raise BadAnswer(f"{what}: size {excerpt(ascii(size))} is not a file's size")
     identity = body.get("identity")
     if identity not in (None, ""):
         found = _BLOB_RE.fullmatch(identity) if isinstance(identity, str) else None
         if found is None or found[1] != ref.attachment:
-            raise BadAnswer(f"{what}: the answer is about {_quote(repr(identity))}, not this attachment")
+            raise BadAnswer(f"{what}: the answer is about {excerpt(ascii(identity))}, not this attachment")
     recorded = body.get("hash")
     recorded = recorded if isinstance(recorded, dict) else {}
     digest, problem = None, ""
@@ -256,7 +261,7 @@ def parse_asset(record: dict[str, Any], ref: AssetRef | None, note: Note) -> Ass
     identity = record.get("identity")
     found = _ASSET_RE.fullmatch(identity) if isinstance(identity, str) else None
     if found is None or (ref is not None and found[1] != ref.asset):
-        note(f"ignored an asset whose identity is {_quote(repr(identity))}")
+        note(f"ignored an asset whose identity is {excerpt(ascii(identity))}")
         return None
     attributes = _object(record.get("attributes"))
     return Asset(
@@ -272,7 +277,7 @@ def parse_event(record: dict[str, Any], asset: str | None, note: Note) -> tuple[
     identity = record.get("identity")
     found = _EVENT_RE.fullmatch(identity) if isinstance(identity, str) else None
     if found is None or (asset is not None and found[1] != asset):
-        note(f"ignored an event whose identity is {_quote(repr(identity))}")
+        note(f"ignored an event whose identity is {excerpt(ascii(identity))}")
         return None
     event_attributes = _object(record.get("event_attributes"))
     attachments = [
@@ -303,7 +308,7 @@ def parse_attachments(attributes: dict[str, Any], note: Note) -> Iterator[Attach
             identity = entry.get("arc_blob_identity") or entry.get("arc_attachment_identity")
             found = _BLOB_RE.fullmatch(identity) if isinstance(identity, str) else None
             if found is None:
-                note(f"ignored an attachment whose identity is {_quote(repr(identity))}")
+                note(f"ignored an attachment whose identity is {excerpt(ascii(identity))}")
                 continue
             yield Attachment(
                 id=found[1],
@@ -353,9 +358,3 @@ def _object(value: object) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _quote(text: str) -> str:
-    """Make foreign text fit for a message: one line, printable, bounded."""
-    shown = text.encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "…"

@@ -22,6 +22,7 @@ from attachfs.cli.progress import Progress
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
 from attachfs.model import Digest
+from attachfs.text import printable
 from attachfs.units import format_size, parse_size
 
 _DAY = 86_400  # seconds
@@ -149,7 +150,7 @@ def verify(config: Config, *, as_json: bool) -> int:
                     elif not result.ok:
                         verdict = "COULD NOT TELL" if result.unreadable else "DIFFERS"
                         kept = f" (kept as {result.quarantined})" if result.quarantined else ""
-                        output.say(output.shown(f"{result.digest}: {verdict}: {result.problem}{kept}"))
+                        output.say(printable(f"{result.digest}: {verdict}: {result.problem}{kept}"))
             except KeyboardInterrupt:
                 output.note(f"cache verify: interrupted: {progress.line()}")
                 return output.INTERRUPTED
@@ -196,7 +197,7 @@ def clear(config: Config, *, sure: bool) -> int:
         entries = cache.entries()
         size = format_size(sum(entry.size for entry in entries))
         if not sure:
-            what = f"{output.count(len(entries), 'blob')} ({size}) from {output.shown(cache.root)}"
+            what = f"{output.count(len(entries), 'blob')} ({size}) from {printable(cache.root)}"
             click.confirm(f"Remove {what}?", abort=True, err=True)
         gone = [entry for entry in entries if cache.remove(entry.digest)]
     _tell_removed(gone)

@@ -11,6 +11,7 @@ from attachfs.cli import arguments, output
 from attachfs.config import file as config_file
 from attachfs.config import options
 from attachfs.config.settings import Config
+from attachfs.text import printable
 from attachfs.units import format_size
 
 _SECRET = "DATATRAILS_CLIENT_SECRET"  # noqa: S105 - a variable's name
@@ -42,7 +43,7 @@ def show(settings: Config, *, as_json: bool) -> int:
 def path(settings: Config) -> int:
     """Print the configuration file's path, and on standard error whether it is there."""
     found = settings.config or config_file.default_path()
-    output.say(output.shown(found))
+    output.say(printable(found))
     if not found.exists():
         output.note("there is no such file: every setting has its default, unless given otherwise")
     return output.OK

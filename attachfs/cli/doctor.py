@@ -45,6 +45,7 @@ from attachfs.mount import credentials, mountinfo
 from attachfs.mount.mountinfo import Mount
 from attachfs.service.auth import Auth, ClientCredentials, NoAuth, jwt_expiry
 from attachfs.service.client import Client, open_http
+from attachfs.text import printable
 from attachfs.units import format_size
 
 _PYTHON = (3, 11)
@@ -82,9 +83,9 @@ def run(config: Config, *, as_json: bool) -> int:
         if as_json:
             output.say_json(finding._asdict())
             continue
-        output.say(f"{finding.state:<8} {finding.check:<12} {output.shown(finding.detail)}")
+        output.say(f"{finding.state:<8} {finding.check:<12} {printable(finding.detail)}")
         if finding.remedy:
-            output.say(f"{'':<21} → {output.shown(finding.remedy)}")
+            output.say(f"{'':<21} → {printable(finding.remedy)}")
     if State.WRONG in states:
         return output.DIFFERS
     return output.UNKNOWN if State.UNKNOWN in states else output.OK

@@ -12,6 +12,7 @@ from attachfs.cli import arguments, output
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
+from attachfs.text import printable
 
 _JOBS = 8
 
@@ -86,7 +87,7 @@ def sum_line(value: str, name: bytes) -> bytes:
 
 def _write(line: bytes) -> None:
     if sys.stdout.isatty():
-        output.say(output.shown(os.fsdecode(line).rstrip("\n")))
+        output.say(printable(os.fsdecode(line).rstrip("\n")))
     else:
         sys.stdout.buffer.write(line)
 

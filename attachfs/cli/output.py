@@ -1,4 +1,4 @@
-"""What every command prints alike: foreign text made safe, tables, JSON, and the exit codes.
+"""What every command prints alike: messages, tables, JSON, and the exit codes.
 
 Names and values come from the ledger, and so from anybody who may write there. Nothing of them reaches a
 terminal unescaped that could move its cursor, change its state or show text in another order than it has.
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attachfs.text import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -26,21 +28,6 @@ INTERRUPTED = 130  # by Ctrl-C, as shells report it
 _WIDE = 10_000  # columns; what is piped into another program is not folded
 
 
-def shown(text: object) -> str:
-    r"""Return `text` with everything escaped that is not plainly visible: `\x1b`, `\u202e`, `\n`.
-
-    Bytes of a file's name that are no UTF-8 are shown as `\xff`.
-    """
-    return "".join(one if one.isprintable() else _escaped(one) for one in str(text))
-
-
-def _escaped(one: str) -> str:
-    code = ord(one)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return one.encode("unicode_escape").decode("ascii")
-
-
 def say(text: str) -> None:
     """Print a line of results; `text` is safe already."""
     click.echo(text)
@@ -48,12 +35,12 @@ def say(text: str) -> None:
 
 def complain(what: object, reason: object = "") -> None:
     """Print to standard error: what it is about, and what is wrong."""
-    click.echo(f"attachfs: {shown(what)}" + (f": {shown(reason)}" if reason != "" else ""), err=True)
+    click.echo(f"attachfs: {printable(what)}" + (f": {printable(reason)}" if reason != "" else ""), err=True)
 
 
 def note(text: str) -> None:
     """Print to standard error what is neither a result nor a complaint: a summary, progress."""
-    click.echo(shown(text), err=True)
+    click.echo(printable(text), err=True)
 
 
 def say_json(value: Any) -> None:
@@ -93,7 +80,7 @@ def print_table(
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     _print(table)
 
 
@@ -106,7 +93,7 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(Text(shown(name)), Text(shown(value)))
+        table.add_row(Text(printable(name)), Text(printable(value)))
     _print(table)
 
 

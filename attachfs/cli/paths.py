@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 from attachfs import model
 from attachfs.errors import AttachfsError, UsageError
-from attachfs.model import Digest
+from attachfs.model import UUID, Digest
 from attachfs.mount import mountinfo
 from attachfs.mount.mountinfo import Mount
 
 _ATTACHMENTS = "/archivist/v2/attachments/"
-_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_PLACE = re.compile(rf"(?:public)?assets/{_UUID}(?:/events/{_UUID})?/{_UUID}")
+_PLACE = re.compile(rf"(?:public)?assets/{UUID}(?:/events/{UUID})?/{UUID}")
 _NONE = (errno.ENODATA, errno.EOPNOTSUPP)
 
 

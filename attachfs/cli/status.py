@@ -22,6 +22,7 @@ from attachfs.errors import UsageError
 from attachfs.mount import unmount
 from attachfs.mount.mountinfo import Mount, mount_above
 from attachfs.mount.unmount import State
+from attachfs.text import printable
 from attachfs.units import format_size
 
 _EVERY = 1.0  # seconds between two looks with --watch
@@ -108,11 +109,11 @@ def _keys() -> Iterator[Any]:
 
 def picture(mount: Mount, state: State, figures: dict[str, Any]) -> RenderableType:
     """Return a mount's figures, to be printed."""
-    title = Text.assemble((output.shown(mount.point), "bold"), "  ", output.shown(mount.source))
+    title = Text.assemble((printable(mount.point), "bold"), "  ", printable(mount.source))
     if state is not State.ALIVE:
         remedy = f"attachfs umount {'--lazy ' if state is State.HUNG else ''}{mount.point}"
         what = "its process is gone" if state is State.DEAD else "it does not answer"
-        return Group(title, Text(f"  {what}; clear it with: {output.shown(remedy)}", "red"))
+        return Group(title, Text(f"  {what}; clear it with: {printable(remedy)}", "red"))
     if not figures:
         return Group(title, Text("  another user's, who alone can see its figures"))
     parts: list[RenderableType] = [title, _facts(figures), _requests(figures)]
@@ -171,7 +172,7 @@ def _facts(figures: dict[str, Any]) -> Table:
         ages = f"{_span(memory['newest_s'])} to {_span(memory['oldest_s'])} old"
         rows.append(("kept for --offline", f"{output.count(memory['answers'], 'answer')}, {ages}", ""))
     for name, value, style in rows:
-        table.add_row(Text(name), Text(output.shown(value), style))
+        table.add_row(Text(name), Text(printable(value), style))
     return table
 
 
@@ -214,7 +215,7 @@ def _requests(figures: dict[str, Any]) -> RenderableType:
             f"{1000 * one['latency_max']:.0f}",
             format_size(int(one["bytes"])),
         )
-        table.add_row(Text(output.shown(kind)), *cells)
+        table.add_row(Text(printable(kind)), *cells)
     return table
 
 
@@ -224,7 +225,7 @@ def _errors(errors: list[dict[str, Any]]) -> Table:
     table.add_column("", overflow="fold")
     for one in errors:
         reason = f"{one['operation']} {one['path']}: {one['reason']}"
-        table.add_row(output.moment(one["time"]), Text(output.shown(reason)))
+        table.add_row(output.moment(one["time"]), Text(printable(reason)))
     return table
 
 

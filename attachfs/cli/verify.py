@@ -24,6 +24,7 @@ from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
 from attachfs.cli.progress import Progress
 from attachfs.model import Digest
+from attachfs.text import printable
 from attachfs.units import format_size
 
 _CHUNK = 1 << 20  # bytes read and hashed at a time
@@ -100,10 +101,10 @@ def _say(result: Result, *, as_json: bool) -> None:
             }
         )
         return
-    reason = f": {output.shown(result.reason)}" if result.reason else ""
+    reason = f": {printable(result.reason)}" if result.reason else ""
     if result.verdict is Verdict.OK and reason:
-        reason = f" ({output.shown(result.reason)})"
-    output.say(f"{output.shown(result.path)}: {result.verdict}{reason}")
+        reason = f" ({printable(result.reason)})"
+    output.say(f"{printable(result.path)}: {result.verdict}{reason}")
 
 
 def _summary(counts: Counter[Verdict], size: int) -> str:

@@ -36,7 +36,7 @@ from attachfs.fuse.entries import IO_SIZE, Entries, Ownership
 from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import HandleTable, InodeTable
 from attachfs.fuse.readahead import ReadAhead
-from attachfs.model import AttachmentRef
+from attachfs.model import STATUS_XATTR, AttachmentRef
 from attachfs.namespace.directory import Directory
 from attachfs.namespace.nodes import Node, Place, parent_of, path_of
 from attachfs.namespace.tree import Tree
@@ -51,7 +51,6 @@ _MANY = 100_000  # inodes, some 400 bytes each, above which the kernel is asked 
 _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
 _FOREIGN_XATTRS = (b"security.", b"system.", b"trusted.")
-STATUS_XATTR = "user.attachfs.status"
 _TOP = tuple(place.value for place in Place if place.value)
 CLAIM_PREFIX = "user.attachfs."
 

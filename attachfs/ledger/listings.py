@@ -1,15 +1,13 @@
 """Listings, read page by page by whoever gets there first, and what brings the pages."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
 from typing import Protocol
 
 import trio
 
 from attachfs.errors import BadAnswer, TimedOut, Unreachable
-from attachfs.model import AssetRef, AttachmentRef, EventRef
+from attachfs.model import NO_FILTERS, AssetRef, AttachmentRef, EventRef
 
-NO_FILTERS: Mapping[str, str] = MappingProxyType({})
 COULD_NOT_ASK = (Unreachable, TimedOut)
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,7 +19,7 @@ import trio
 
 from attachfs.errors import Unreachable, UsageError
 from attachfs.ledger.listings import Page, Source
-from attachfs.model import AssetRef, AttachmentRef, EventRef
+from attachfs.model import NO_FILTERS, AssetRef, AttachmentRef, EventRef
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,6 @@ _MAX_BYTES = 256 * 2**20  # of answers; about 250,000 records
 _WRITE_EVERY = 1.0  # seconds
 _WRITE_SOON = 2 * 2**20  # bytes waiting, above which they are written down at once
 _WRITE_AT_ONCE = 16 * 2**20  # bytes waiting, above which new answers are dropped: the disk is too slow
-_NO_FILTERS: Mapping[str, str] = MappingProxyType({})
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, body BLOB NOT NULL, time REAL NOT NULL
@@ -160,13 +158,13 @@ class RecordingSource:
         self._source = source
         self._memory = memory
 
-    async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Page:
         """Return one page of all assets that pass the filters."""
         page = await self._source.assets_page(token, filters)
         return self._kept_page(_page_key("assets", token, filters), page)
 
     async def events_page(
-        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = _NO_FILTERS
+        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = NO_FILTERS
     ) -> Page:
         """Return one page of an asset's events that pass the filters."""
         page = await self._source.events_page(asset, token, filters)
@@ -203,12 +201,12 @@ class OfflineSource:
         self._memory = memory
         self._all_events: dict[str, list[str]] | None = None
 
-    async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Page:
         """Return one page of all assets that pass the filters."""
         return await self._page(_page_key("assets", token, filters))
 
     async def events_page(
-        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = _NO_FILTERS
+        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = NO_FILTERS
     ) -> Page:
         """Return one page of an asset's events that pass the filters."""
         key = _page_key(_events(asset), token, filters)
@@ -316,5 +314,5 @@ def _events(asset: AssetRef | None) -> str:
     return "assets/-/events" if asset is None else f"{asset.path}/events"
 
 
-def _page_key(listing: str, token: str, filters: Mapping[str, str] = _NO_FILTERS) -> str:
+def _page_key(listing: str, token: str, filters: Mapping[str, str] = NO_FILTERS) -> str:
     return f"{listing}?{token}" + "".join(f"&{name}={value}" for name, value in sorted(filters.items()))

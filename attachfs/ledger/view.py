@@ -19,11 +19,11 @@ import trio
 
 from attachfs import model
 from attachfs.errors import AttachfsError, NotFound, Unreachable
-from attachfs.ledger.listings import NO_FILTERS, Listed, Listing, Source
+from attachfs.ledger.listings import Listed, Listing, Source
 from attachfs.ledger.records import Records, note_for
 from attachfs.ledger.single_flight import SingleFlight
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
-from attachfs.model import Asset, AssetRef, Event, EventRef
+from attachfs.model import NO_FILTERS, Asset, AssetRef, Event, EventRef
 
 log = logging.getLogger(__name__)
 

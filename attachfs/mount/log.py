@@ -19,6 +19,7 @@ from typing import Any
 
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
+from attachfs.text import printable
 
 _TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 _SYSLOG = "/dev/log"  # of the journal, or of a syslog daemon
@@ -89,10 +90,7 @@ class Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Return the line."""
-        record.message = "".join(
-            one if one.isprintable() else one.encode("unicode_escape", "replace").decode("ascii")
-            for one in record.message
-        )
+        record.message = printable(record.message)
         return super().formatMessage(record)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attachfs.errors import UsageError
+from attachfs.model import STATUS_XATTR
 
 SUBTYPE = "attachfs"
 _FSTYPE = f"fuse.{SUBTYPE}"
@@ -89,7 +90,7 @@ def is_dead(point: Path) -> bool:
 def status(point: Path) -> dict[str, Any] | None:
     """Return a running mount's figures; None where none is mounted there, or it does not tell us."""
     try:
-        found = json.loads(os.getxattr(point, "user.attachfs.status"))
+        found = json.loads(os.getxattr(point, STATUS_XATTR))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attachfs.errors import AttachfsError, UsageError
+from attachfs.model import STATUS_XATTR
 from attachfs.mount.mountinfo import Mount, mount_at, mounts
+from attachfs.text import excerpt
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,6 @@ _ANSWERS_WITHIN = 5.0  # seconds; figures come from memory
 _UNMOUNTS_WITHIN = 20.0
 _ENDS_WITHIN = 20.0  # seconds a daemon may take to close its files once it has been unmounted
 _NAMED = 5  # processes named in a message
-_STATUS = "user.attachfs.status"
 _BIGGEST = 65_536  # bytes of an extended attribute
 
 
@@ -61,7 +62,7 @@ def ask(point: Path, within: float = _ANSWERS_WITHIN) -> tuple[State, bytes]:
         answer = b"!"
         try:
             os.statvfs(point)
-            answer = b"+" + os.getxattr(point, _STATUS)
+            answer = b"+" + os.getxattr(point, STATUS_XATTR)
         except OSError as error:
             # Whatever else it says, somebody said it.
             answer = b"-" if error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV) else b"+"
@@ -90,7 +91,7 @@ def users(mount: Mount) -> list[User]:
                 what = next(_uses(entry, mount), None)
                 if what is not None:
                     name = (entry / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                    found.append(User(int(entry.name), _plain(name), what))
+                    found.append(User(int(entry.name), excerpt(name), what))
     return sorted(found)
 
 
@@ -109,21 +110,17 @@ def _uses(process: Path, mount: Mount) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 info = (process / "fdinfo" / descriptor.name).read_text(encoding="ascii", errors="replace")
                 if re.search(rf"^mnt_id:\s*{mount.mount_id}$", info, re.MULTILINE):
-                    yield f"open: {_plain(str(descriptor.readlink()))}"
+                    yield f"open: {excerpt(str(descriptor.readlink()))}"
     with contextlib.suppress(OSError):
         device = f"{mount.device_major:02x}:{mount.device_minor:02x}"
         for line in (process / "maps").read_text(encoding="utf-8", errors="replace").split("\n"):
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[3] == device and _below(fields[5], mount.point):
-                yield f"mapped: {_plain(fields[5])}"
+                yield f"mapped: {excerpt(fields[5])}"
 
 
 def _below(path: str, point: Path) -> bool:
     return Path(path.removesuffix(" (deleted)")).is_relative_to(point)
-
-
-def _plain(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)[:200]
 
 
 def who(found: Sequence[User]) -> str:

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from attachfs import model
 from attachfs.ledger.listings import Listing
-from attachfs.model import AssetRef, AttachmentRef, EventRef
-from attachfs.namespace.nodes import EVENTS, ByNameNode, EventsDir, Node, child_of
+from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef
+from attachfs.namespace.nodes import ByNameNode, EventsDir, Node, child_of
 
 
 class Entry(NamedTuple):

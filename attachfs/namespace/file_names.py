@@ -14,10 +14,9 @@ import trio
 
 from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound
 from attachfs.ledger.view import Ledger
-from attachfs.model import AssetRef, Attachment, AttachmentRef, EventRef
+from attachfs.model import EVENTS, AssetRef, Attachment, AttachmentRef, EventRef
 from attachfs.namespace import safe_names
 
-EVENTS = "events"
 _PRIMARY = "arc_primary_image"  # a common display name that says nothing
 # So many characters of a name are left whatever suffix and extension it gets, even where it is cut.
 _ALIKE = 10

@@ -7,10 +7,9 @@ from enum import Enum
 from typing import NamedTuple
 
 from attachfs.errors import NotFound
-from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
+from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Realm
 
 BY_NAME = "by-name"
-EVENTS = "events"
 
 
 class Place(Enum):

@@ -14,6 +14,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from attachfs.model import UUID
+
 LIMIT = 255  # bytes, what Linux allows in a name
 # What a name that somebody else may come to share may be long: with " (<identity>)" it is within LIMIT.
 SHARED_LIMIT = 216
@@ -27,9 +29,8 @@ _FORBIDDEN = re.compile(
 )
 _EDGES = ". \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _EXTENSION = re.compile(r"(?<=.)(?:\.tar)?\.(?=[0-9]*[A-Za-z])[A-Za-z0-9]{1,10}\Z", re.DOTALL)
-_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _SHORT = re.compile(r"(.+) \(([0-9a-f]{8})\)", re.DOTALL)
-_WHOLE = re.compile(rf".+ \(({_UUID})\)|({_UUID})", re.DOTALL)
+_WHOLE = re.compile(rf".+ \(({UUID})\)|({UUID})", re.DOTALL)
 
 # What the service's sniffing tells apart, and what is seen in ledgers.
 _EXTENSIONS = {

@@ -16,10 +16,10 @@ from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
 from attachfs.ledger.listings import Listing
 from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
-from attachfs.model import AssetRef, AttachmentRef, EventRef, Info, is_uuid
+from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Info, is_uuid
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
-from attachfs.namespace.nodes import EVENTS, ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
+from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
 from attachfs.namespace.xattrs import FileXattrs, encoded, fitting, of_file_is_possible
 
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -17,7 +16,7 @@ import trio
 
 from attachfs import model
 from attachfs.errors import NotFound
-from attachfs.model import AssetRef, AttachmentRef, Digest, EventRef
+from attachfs.model import NO_FILTERS, AssetRef, AttachmentRef, Digest, EventRef
 from attachfs.service.auth import Auth
 from attachfs.service.blob_stream import BlobBody, Chunk, Transfer, brings_just
 from attachfs.service.connections import open_http
@@ -34,8 +33,6 @@ _WHOLE = frozenset({200})
 _PART = frozenset({200, 206, 416})
 
 _NO_PARTS = 300.0  # seconds for which it is believed that the service does not send parts
-
-_NO_FILTERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Page(NamedTuple):
@@ -100,13 +97,13 @@ class Client:
 
     # -- records ----------------------------------------------------------------------------------------
 
-    async def assets_page(self, token: str = "", filters: Mapping[str, str] = _NO_FILTERS) -> Page:
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Page:
         """Return one page of all assets. The filters must be the same from page to page."""
         ask = Request("assets", "/archivist/v2/assets", self._query(token, filters), accept=_LISTING_STATUSES)
         return await self._page(ask, "assets")
 
     async def events_page(
-        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = _NO_FILTERS
+        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = NO_FILTERS
     ) -> Page:
         """Return one page of an asset's events, or of all assets' events (None)."""
         path = "/archivist/v2/assets/-/events" if asset is None else f"{_record_path(asset)}/events"

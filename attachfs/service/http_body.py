@@ -19,11 +19,11 @@ import msgspec
 import trio
 
 from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, causes_of
+from attachfs.text import excerpt as printable_excerpt
 
 _CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
 _ERROR_BODY = 8 * 1024  # bytes of an error's body that are read, so that its connection can be used again
 _ERROR_BODY_TIME = 1  # seconds spent on it
-_EXCERPT = 200  # characters of foreign text in a message
 _TELLING = 8  # characters of base64 that would tell something of a secret
 _DRAINED = 10_000  # buffered pieces that ending a body may have to skip
 # What is left of a body above which it is read from the connection itself. That is three times as fast, and
@@ -85,8 +85,7 @@ def quote(text: str, secret: str | None = None) -> str:
         hidden = {spelling for part in (secret, secret.rpartition(" ")[2]) for spelling in _spellings(part)}
         longest_first = sorted(hidden, key=len, reverse=True)
         text = re.sub("|".join(map(re.escape, longest_first)), "[hidden]", text, flags=re.IGNORECASE)
-    shown = text.encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= _EXCERPT else shown[:_EXCERPT] + "…"
+    return printable_excerpt(text)
 
 
 def _spellings(secret: str) -> Iterator[str]:

@@ -33,7 +33,7 @@ BELOW = {
     "proof": set(),
     "config": set(),
 }
-FOUNDATION = {"errors", "model", "units", "__version__"}
+FOUNDATION = {"errors", "model", "text", "units", "__version__"}
 
 # Which package may know which library. The linter forbids them everywhere and excuses these files.
 KNOWS = {

@@ -59,25 +59,6 @@ def call(*arguments: object, answer: str | None = None) -> Result:
 # -- text ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("foreign", "safe"),
-    [
-        ("plain, Straße, 東京 🚢", "plain, Straße, 東京 🚢"),
-        ("\x1b]0;gone\x07\x1b[2J", r"\x1b]0;gone\x07\x1b[2J"),
-        ("two\nlines\r\t", r"two\nlines\r\t"),
-        ("invoice\u202egpj.exe", r"invoice\u202egpj.exe"),
-        ("\u2066\u2069\u200f\ufeff", r"\u2066\u2069\u200f\ufeff"),
-        ("\x9b31m\x7f\0", r"\x9b31m\x7f\x00"),
-        ("\udcff.txt", r"\xff.txt"),
-        ("\ud800", r"\ud800"),
-        ("\U000e0041", r"\U000e0041"),
-    ],
-)
-def test_whatever_could_steer_a_terminal_is_shown_escaped(foreign: str, safe: str) -> None:
-    assert output.shown(foreign) == safe
-    safe.encode()
-
-
 def test_json_is_ascii_and_tells_the_very_value(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"name": "\x1b[2J\u202e\x7f\udcff"}
     output.say_json(value)
