@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 from attachfs.archive.entries import Exported
+from attachfs.text import printable
 from attachfs.units import format_size
 
 _HEAD = """<!DOCTYPE html>
@@ -162,9 +163,4 @@ def time_of(text: str) -> str:
 
 def safe(text: object) -> str:
     """Return foreign text for a page: escaped, and with what is not plainly visible as its code."""
-    shown = "".join(one if one.isprintable() else _code(one) for one in str(text))
-    return html.escape(shown)
-
-
-def _code(one: str) -> str:
-    return one.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return html.escape(printable(text))

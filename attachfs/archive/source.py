@@ -17,8 +17,7 @@ from attachfs.archive.entries import Exported, error_of
 from attachfs.archive.folder import BagFolder
 from attachfs.archive.report import Report
 from attachfs.errors import AttachfsError, BadAnswer, NotFound, Unexpected, Unreachable, UsageError
-from attachfs.ledger.listings import NO_FILTERS
-from attachfs.model import AssetRef, AttachmentRef, EventRef, is_uuid
+from attachfs.model import NO_FILTERS, AssetRef, AttachmentRef, EventRef, is_uuid
 
 T = TypeVar("T")
 

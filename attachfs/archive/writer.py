@@ -19,6 +19,7 @@ from attachfs.archive import html, layout, report
 from attachfs.archive.folder import BagFolder
 from attachfs.archive.journal import DONE, REFUSED, Journal, sync_filesystem
 from attachfs.archive.thumbnails import Thumbnails
+from attachfs.text import printable
 from attachfs.units import format_size
 
 _DECLARATION = "BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n"
@@ -123,7 +124,7 @@ def _paths(about: dict[str, Any]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", "".join(one if one.isprintable() else "?" for one in text))
+    return printable(re.sub(r"\s+", " ", text))
 
 
 def who() -> str:
