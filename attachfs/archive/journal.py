@@ -125,9 +125,9 @@ class Journal:
             (entry.path, state, entry.size, stamp, _encoder.encode(entry)),
         )
 
-    def drop(self, path: str) -> None:
-        """Forget a row: of a listing that failed before and has now been read."""
-        self._db.execute("DELETE FROM files WHERE path = ?", (path,))
+    def reopen(self, path: str) -> None:
+        """Have an attachment exported again."""
+        self._db.execute("UPDATE files SET state = ?, stamp = '' WHERE path = ?", (TODO, path))
 
     def stamped(self, path: str) -> str:
         """Return the stamp of the file that was exported for an attachment, "" if none was."""

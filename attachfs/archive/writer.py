@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ _NAMED_PATHS = 10  # what was exported, as told to people; report.json has all
 def write_file(bag: Path, path: str, data: bytes, work: Path) -> str:
     """Write a tag file as a whole, or leave the one that is there; return its SHA-256. Thread-safe."""
     target = bag / path
-    temporary = work / "tmp" / hashlib.sha256(path.encode()).hexdigest()
+    temporary = work / "tmp" / f"{hashlib.sha256(path.encode()).hexdigest()}-{threading.get_ident()}"
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_bytes(data)
     temporary.replace(target)

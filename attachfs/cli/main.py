@@ -23,6 +23,7 @@ _COMMANDS = (
     "verify",
     "prefetch",
     "manifest",
+    "export",
     "cache",
     "pins",
     "doctor",

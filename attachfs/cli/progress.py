@@ -95,3 +95,35 @@ class Progress:
 
     def _of_files(self) -> str:
         return f"{self.files_done:,} of {output.count(self._files, 'file')}"
+
+
+class Counter:
+    """How many have been found so far, of nobody knows how many: a line on a terminal, else now and then.
+
+    Args:
+        what: the work, in a few words.
+        clock: seconds.
+    """
+
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what = what
+        self._clock = clock
+        self._told = clock()
+        self._status = Console(stderr=True).status(what) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, text: str) -> None:
+        """Show how many they are."""
+        if self._status is not None:
+            self._status.update(f"{self._what}: {text}")
+        elif self._clock() - self._told >= _EVERY:
+            self._told = self._clock()
+            output.note(f"{self._what}: {text}")

@@ -20,7 +20,7 @@ from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Info, is_u
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
 from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
-from attachfs.namespace.xattrs import FileXattrs, encoded, fitting, of_file_is_possible
+from attachfs.namespace.xattrs import FileXattrs, encoded, of_file_is_possible, record_value
 
 
 class Attributes(NamedTuple):
@@ -237,8 +237,9 @@ class Tree:
             return self._file_xattrs.value(node, await self._ledger.info(node), name)
         if isinstance(node, AssetRef | EventRef):
             raw = await self._ledger.raw_record(node)
-            if name == f"{_record_prefix(node)}.json":
-                return fitting(raw, path_of(node), name)
+            value = record_value(raw, path_of(node), name)
+            if value is not None:
+                return value
         values = await self._xattrs(node)
         if name not in values:
             raise NoAttribute(f"{path_of(node)} has no attribute {name}")

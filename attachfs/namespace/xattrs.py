@@ -1,5 +1,6 @@
 """Extended attributes: what fits into one, and those of files, which are made from their `/info`."""
 
+import re
 from collections import OrderedDict
 
 from attachfs import model
@@ -15,6 +16,8 @@ _SIZE_MAX = 65_536
 _READY = 1024  # files whose attributes are kept ready; up to 4 KiB where all of them have been asked for
 _PREFIX = "user.attachment."
 _JSON = "user.attachment.json"
+# A record that is larger than an attribute may be: in pieces of what one may have, the last one shorter.
+_PIECE = re.compile(r"user\.(?:attachment|asset|event)\.json\.(0|[1-9][0-9]{0,3})")
 # What desktop tools and hash tools look for.
 _MIME_TYPE, _ORIGIN, _SHA256 = "user.mime_type", "user.xdg.origin.url", "user.hash.sha256"
 
@@ -36,6 +39,23 @@ def fitting(value: bytes, path: str, name: str) -> bytes:
     if len(value) > _SIZE_MAX:
         raise NoAttribute(f"{path}: {name} is larger than an attribute may be")
     return value
+
+
+def record_value(raw: bytes, path: str, name: str) -> bytes | None:
+    """Return the record, or the piece of it, that an attribute of this name has; None: the name is another's.
+
+    Raises:
+        NoAttribute: it is too large to be told in one, or has no such piece.
+    """
+    if name.endswith(".json") and name.count(".") == 2:
+        return fitting(raw, path, name)
+    found = _PIECE.fullmatch(name)
+    if found is None:
+        return None
+    start = int(found[1]) * _SIZE_MAX
+    if start > len(raw):
+        raise NoAttribute(f"{path}: the record has no piece {found[1]}")
+    return raw[start : start + _SIZE_MAX]
 
 
 def of_file_is_possible(name: str) -> bool:
@@ -87,7 +107,7 @@ class FileXattrs:
         if known is None or not of_file_is_possible(text):
             return None
         info = known.get()
-        if text == _JSON:
+        if text.startswith(_JSON):
             return self.value(file, info, text)
         ready = self._made_ready(file, known, info)
         value = ready.values.get(name)
@@ -115,8 +135,9 @@ class FileXattrs:
         Raises:
             NoAttribute: there is none of that name.
         """
-        if name == _JSON:
-            return fitting(info.raw, file.path, name)
+        value = record_value(info.raw, file.path, name)
+        if value is not None:
+            return value
         values = self.all(file, info)
         if name not in values:
             raise NoAttribute(f"{file.path} has no attribute {name}")

@@ -158,3 +158,38 @@ async def test_names_that_are_no_utf_8_are_answered(world: World) -> None:
     with pytest.raises(NoAttribute):
         world.xattrs.known(FILE, b"user.attachment.\xfc")
     assert json.loads(world.xattrs.known(FILE, b"user.attachment.json") or b"")["ü"] == "1"
+
+
+@pytest.mark.parametrize("length", [65_535, 65_536, 65_537, 131_072, 200_000])
+def test_a_record_of_any_length_can_be_told_in_pieces(length: int) -> None:
+    raw = bytes(range(256)) * (length // 256) + b"x" * (length % 256)
+    pieces = list[bytes]()
+    while not pieces or len(pieces[-1]) == 65_536:
+        piece = xattrs.record_value(raw, "path", f"user.asset.json.{len(pieces)}")
+        assert piece is not None
+        pieces.append(piece)
+    assert b"".join(pieces) == raw
+    with pytest.raises(NoAttribute):
+        xattrs.record_value(raw, "path", f"user.asset.json.{len(pieces) + 1}")
+    if length > 65_536:
+        with pytest.raises(NoAttribute, match="larger"):
+            xattrs.record_value(raw, "path", "user.asset.json")
+    else:
+        assert xattrs.record_value(raw, "path", "user.asset.json") == raw
+
+
+@pytest.mark.parametrize(
+    "name", ["user.asset.json.", "user.asset.json.01", "user.asset.json.-1", "user.asset.x"]
+)
+def test_other_names_are_no_piece_of_a_record(name: str) -> None:
+    assert xattrs.record_value(b"{}", "path", name) is None
+
+
+async def test_a_files_record_comes_in_pieces_whether_it_is_known_or_not(world: World) -> None:
+    await world.renew(long="x" * 70_000)
+    whole = world.source.infos[FILE]
+    assert isinstance(whole, bytes)
+    assert world.xattrs.known(FILE, b"user.attachment.json.0") == whole[:65_536]
+    assert world.xattrs.known(FILE, b"user.attachment.json.1") == whole[65_536:]
+    info = await world.ledger.info(FILE)
+    assert world.xattrs.value(FILE, info, "user.attachment.json.1") == whole[65_536:]
