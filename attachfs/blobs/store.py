@@ -8,6 +8,7 @@ when the attachment was first seen), and, in strict verification, the whole of t
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 import trio
 
@@ -50,6 +51,7 @@ class BlobStore:
         scan_policy: which scan results open.
         leaving: what becomes of a download that nobody follows any more.
         local: where all bytes are on this machine already; `source` and `cache` are then not used.
+        on_admitted: told the digest and length of each blob that was downloaded, verified and admitted.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class BlobStore:
         scan_policy: ScanPolicy = "block-bad",
         leaving: PausePolicy = NO_PAUSE,
         local: LocalBlobs | None = None,
+        on_admitted: Callable[[Digest, int], None] | None = None,
     ) -> None:
         self._ledger = ledger
         self._source = source
@@ -76,6 +79,7 @@ class BlobStore:
         self._strict_limit = bounds[verify]
         self._scan_policy = scan_policy
         self._leaving = leaving
+        self._on_admitted = on_admitted
         self._downloads: dict[Key, Download] = {}
         self._shelves = Staging(cache, pins, namespace, self._downloads, local)
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
@@ -259,6 +263,8 @@ class BlobStore:
                 await download.run(shelf, self._source)
             if download.verified:
                 self.verified_bytes += download.size
+                if self._on_admitted is not None and download.expected is not None:
+                    self._on_admitted(download.expected, download.size)
             if download.contradicted:
                 self._contradicted.append(download)
             elif isinstance(download.error, IntegrityError | BadAnswer):

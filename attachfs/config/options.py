@@ -150,6 +150,22 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _store_url(text: str) -> str:
+    parts = urlsplit(text)
+    if "@" in text or "#" in text:
+        # Not quoted: what stands before an @ may be a password.
+        raise ValueError("the address must not hold credentials; see --shared-cache-credentials-file")
+    printable = re.fullmatch(r"[!-~]+", text) is not None
+    if printable and parts.scheme in ("http", "https") and parts.hostname and not parts.query:
+        return text
+    bucket = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", parts.netloc) is not None
+    if printable and parts.scheme == "s3" and bucket:
+        if parts.query in ("", "style=path", "style=virtual"):
+            return text
+        raise ValueError(f"{text!r}: of queries only ?style=path and ?style=virtual are known")
+    raise ValueError(f"{text!r} is neither https://host/cas/ nor s3://bucket/prefix")
+
+
 OPTIONS: tuple[Option, ...] = (
     Option("url", _url, "The ledger's address.", DEFAULT_URL, ("DATATRAILS_URL",), "URL"),
     Option(
@@ -238,6 +254,32 @@ OPTIONS: tuple[Option, ...] = (
         parse_path,
         "Mount this exported bag instead of a ledger: no requests, no credentials, no cache.",
         metavar="BAG",
+    ),
+    Option(
+        "shared-cache",
+        _store_url,
+        "Try this store of blobs before the ledger: https://host/cas/ or s3://bucket/prefix. Never trusted.",
+        metavar="URL",
+    ),
+    Option("shared-cache-write", _bool, "Add verified blobs to the shared cache.", "no", flag=True),
+    Option(
+        "shared-cache-credentials-file",
+        parse_path,
+        "File with the shared cache's own credentials (http): a token or user:password; mode 0600.",
+        metavar="FILE",
+    ),
+    Option(
+        "shared-cache-ca-file",
+        parse_path,
+        "Certificate authorities (PEM) to trust for the shared cache instead of the system's.",
+        metavar="FILE",
+    ),
+    Option(
+        "shared-cache-insecure",
+        _bool,
+        "Let plain http go to a shared cache on another host.",
+        "no",
+        flag=True,
     ),
     Option("negative-ttl", _seconds, "Seconds for which absences are remembered.", "5", metavar="SECONDS"),
     Option(

@@ -56,6 +56,11 @@ class Config:
     profile: str | None
     config: Path | None
     state_dir: Path
+    shared_cache: str | None
+    shared_cache_write: bool
+    shared_cache_credentials_file: Path | None
+    shared_cache_ca_file: Path | None
+    shared_cache_insecure: bool
     origins: Mapping[str, str]
 
     @property

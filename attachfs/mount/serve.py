@@ -26,6 +26,7 @@ from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
 from attachfs.mount.origin import of_archive, of_service, pins_of
+from attachfs.mount.sharing import open_shared_cache, share
 from attachfs.mount.signals import SignalHandler
 from attachfs.mount.status import status_json
 from attachfs.mount.systemd import Notifier
@@ -93,6 +94,7 @@ async def _filesystem(
     """Make every layer, each from those below it."""
     born = time.time_ns()
     async with AsyncExitStack() as stack:
+        shared = await stack.enter_async_context(open_shared_cache(config))
         tasks = await stack.enter_async_context(trio.open_nursery())
         if config.archive is None:
             origin = await of_service(config, stack, tasks)
@@ -105,9 +107,12 @@ async def _filesystem(
             negative_ttl=config.negative_ttl,
             stale_ttl=config.stale_ttl,
         )
+        sharing = share(config, shared, origin.blobs, cache)
+        if sharing.uploader is not None:
+            tasks.start_soon(sharing.uploader.run)
         blobs = BlobStore(
             ledger,
-            origin.blobs,
+            sharing.source,
             cache,
             pins,
             tasks,
@@ -117,13 +122,16 @@ async def _filesystem(
             scan_policy=config.scan_policy,
             leaving=PausePolicy(),
             local=origin.local,
+            on_admitted=sharing.on_admitted,
         )
         waiting = RequestDeadlines()
         tasks.start_soon(waiting.watch)
 
         def figures() -> bytes:
             about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
-            return status_json(control.config, about, origin, ledger, blobs, cache, filesystem)
+            return status_json(
+                control.config, about, origin, ledger, blobs, cache, filesystem, sharing.shared
+            )
 
         inodes = InodeTable()
         tree = Tree(ledger, origin.url, born)

@@ -13,6 +13,7 @@ from attachfs.fuse.operations import Filesystem
 from attachfs.ledger.view import Ledger
 from attachfs.mount import credentials
 from attachfs.mount.origin import Origin
+from attachfs.shared_cache.policy import SharedCache
 
 
 def status_json(
@@ -23,6 +24,7 @@ def status_json(
     blobs: BlobStore,
     cache: DiskCache,
     filesystem: Filesystem,
+    shared: SharedCache | None,
 ) -> bytes:
     """Return the running mount's figures as JSON."""
     figures: dict[str, Any] = {
@@ -49,6 +51,7 @@ def status_json(
         "memory": {} if origin.memory is None else origin.memory.figures(),
         "cache": dataclasses.asdict(cache.stats()),
         "requests": {} if origin.client is None else origin.client.figures(),
+        "shared_cache": None if shared is None else shared.figures(),
         "last_errors": filesystem.faults.latest(),
     }
     return json.dumps(figures).encode()

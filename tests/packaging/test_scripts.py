@@ -20,9 +20,19 @@ NOBODY = 65534
 
 # Which package may import which; below all of them stand errors, model and units.
 BELOW = {
-    "cli": {"demo", "mount", "blobs", "cache", "service", "archive", "proof", "config"},
+    "cli": {"demo", "mount", "blobs", "cache", "service", "shared_cache", "archive", "proof", "config"},
     "demo": {"mount", "proof", "config"},
-    "mount": {"fuse", "namespace", "blobs", "ledger", "cache", "service", "archive", "config"},
+    "mount": {
+        "fuse",
+        "namespace",
+        "blobs",
+        "ledger",
+        "cache",
+        "service",
+        "shared_cache",
+        "archive",
+        "config",
+    },
     "fuse": {"namespace", "blobs", "ledger"},
     "namespace": {"ledger"},
     "blobs": {"ledger", "cache"},
@@ -31,6 +41,7 @@ BELOW = {
     "service": set(),
     "archive": {"blobs", "ledger", "cache"},
     "proof": set(),
+    "shared_cache": {"blobs", "cache"},
     "config": set(),
 }
 FOUNDATION = {"errors", "model", "text", "units", "__version__"}
@@ -39,7 +50,7 @@ FOUNDATION = {"errors", "model", "text", "units", "__version__"}
 KNOWS = {
     "pyfuse3": {"fuse", "mount/serve.py"},
     "httpcore": {"service"},
-    "httpx": {"service"},
+    "httpx": {"service", "shared_cache"},
     "cachetools": {"cache/index.py"},
 }
 
