@@ -140,14 +140,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("body", WRONG.values(), ids=WRONG.keys())
-@pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
+@pytest.mark.parametrize("framing", ["announced", "chunked"])
 async def test_wrong_bytes_are_voided_and_the_service_sends_all(
     world: World,
     body: bytes,
-    announced: bool,
+    framing: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    world.sends(body if announced else Pieces(body))
+    world.sends(body if framing == "announced" else Pieces(body))
     assert await world.read() == DATA
     assert world.asked_service == 1
     assert world.shared.hits == 0

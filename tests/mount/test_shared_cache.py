@@ -1,0 +1,153 @@
+"""A store that a fleet shares, on real servers: it saves downloads, and never a wrong byte comes of it."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mount.conftest import Mounted, run_mount
+from tests.mount.scripted import ScriptedLedger, Served, serve
+from tests.mount.shared_stores import SharedStore, run_nginx, run_s3
+
+COUNT = 12
+
+
+def content(index: int) -> bytes:
+    """Return a file's bytes: from 1 byte to above a MiB."""
+    return bytes((index * 7 + offset) % 251 for offset in range(1 + index * 100_000))
+
+
+@pytest.fixture(scope="module", params=["nginx", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedStore]:
+    base = tmp_path_factory.mktemp("store") / "base"
+    with run_nginx(base) if request.param == "nginx" else run_s3(base) as running:
+        yield running
+
+
+class Fleet:
+    """Workstations of one ledger, with an own cache each."""
+
+    def __init__(self, base: Path, ledger: ScriptedLedger, served: Served, store: SharedStore) -> None:
+        self.base = base
+        self.ledger = ledger
+        self.served = served
+        self.store = store
+        self.files = {ledger.add(f"file {n}", content(n)): content(n) for n in range(COUNT)}
+        self._machines = 0
+
+    @contextlib.contextmanager
+    def machine(self, *options: str) -> Iterator["Machine"]:
+        """Mount on a workstation that has never mounted before."""
+        self._machines += 1
+        base = self.base / f"machine{self._machines}"
+        base.mkdir()
+        environ = {**os.environ, **self.store.environ}
+        with run_mount(base, *self.store.options, *options, server=self.served, environ=environ) as mounted:
+            yield Machine(self, mounted)
+
+    @property
+    def downloads(self) -> int:
+        """How many blobs the service has sent."""
+        return self.ledger.counts["blob"]
+
+
+class Machine:
+    """One workstation."""
+
+    def __init__(self, fleet: Fleet, mounted: Mounted) -> None:
+        self.fleet = fleet
+        self.mounted = mounted
+
+    def read_all(self) -> None:
+        """Read every file, and compare."""
+        for path, data in self.fleet.files.items():
+            assert (self.mounted.point / path).read_bytes() == data
+
+    def figures(self) -> dict[str, Any]:
+        """Return what status says of the shared cache."""
+        found: dict[str, Any] = self.mounted.status()["shared_cache"]
+        return found
+
+    def wait_for(self, key: str, value: int) -> None:
+        """Wait until a figure has a value; uploads go on behind readers' backs."""
+        until = time.monotonic() + 30
+        while self.figures()[key] != value:
+            assert time.monotonic() < until, self.figures()
+            time.sleep(0.02)  # nothing tells from outside
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, store: SharedStore) -> Iterator[Fleet]:
+    ledger = ScriptedLedger()
+    with serve(ledger, tmp_path / "ledger-token") as served:
+        yield Fleet(tmp_path, ledger, served, store)
+
+
+def test_a_second_machine_downloads_nothing_from_the_service(fleet: Fleet) -> None:
+    with fleet.machine("--shared-cache-write") as first:
+        first.read_all()
+        first.wait_for("uploaded", COUNT)
+    assert fleet.downloads == COUNT
+    with fleet.machine() as second:
+        second.read_all()
+        assert second.figures()["hits"] == COUNT
+    assert fleet.downloads == COUNT
+    assert set(fleet.store.objects().values()) == set(fleet.files.values())
+
+
+def test_every_object_flipped_costs_no_byte_and_is_healed(fleet: Fleet) -> None:
+    with fleet.machine("--shared-cache-write") as first:
+        first.read_all()
+        until = time.monotonic() + 30
+        while len(fleet.store.objects()) < COUNT:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    for name, data in fleet.store.objects().items():
+        fleet.store.replace(name, bytes([data[0] ^ 1]) + data[1:])
+    before = fleet.downloads
+    with fleet.machine() as reader:
+        reader.read_all()
+        assert reader.figures()["hits"] == 0
+    assert fleet.downloads - before == COUNT
+    healed = set(fleet.files.values())
+    for _ in range(COUNT):  # three wrong ones in a row turn reading off: a machine heals what it has met
+        with fleet.machine("--shared-cache-write") as writer:
+            writer.read_all()
+            wrong = writer.figures()["wrong"]
+            until = time.monotonic() + 30
+            while wrong and writer.figures()["uploaded"] < wrong:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        if set(fleet.store.objects().values()) == healed:
+            break
+    assert set(fleet.store.objects().values()) == healed
+
+
+def test_without_write_nothing_is_stored(fleet: Fleet) -> None:
+    before = fleet.store.objects()
+    with fleet.machine() as machine:
+        machine.read_all()
+    assert fleet.store.objects() == before
+
+
+@pytest.mark.parametrize("when", ["before", "in the middle"])
+def test_a_store_that_stands_still_costs_little_once(fleet: Fleet, when: str) -> None:
+    for index in range(30):
+        data = os.urandom(100 * 1024)
+        fleet.files[fleet.ledger.add(f"{when} {index}", data)] = data
+    with contextlib.ExitStack() as stack:
+        if when == "before":
+            stack.enter_context(fleet.store.stopped())
+        machine = stack.enter_context(fleet.machine("--shared-cache-write"))
+        began = time.monotonic()
+        paths = list(fleet.files.items())
+        for index, (path, data) in enumerate(paths):
+            if index == 10 and when != "before":
+                stack.enter_context(fleet.store.stopped())
+            assert (machine.mounted.point / path).read_bytes() == data
+        assert time.monotonic() - began < 25
+        assert machine.figures()["off"]
