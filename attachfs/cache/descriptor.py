@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from attachfs.cache.files import stamp_of, translate
+from attachfs.cache.files import Stamp, stamp_of, translate
 
 
 class Descriptor:
@@ -76,13 +76,17 @@ class CachedBlob:
     """An open file of verified bytes (or, from `Writer.dup_reader`, of bytes still arriving).
 
     `fd` is good until `close`; `pread` also for threads that may still be at it when somebody closes.
+
+    Args:
+        size: length in bytes.
+        descriptor: is closed with this.
+        stamp: the state in which the bytes were found right; None: they are still arriving.
     """
 
-    def __init__(self, size: int, descriptor: Descriptor) -> None:
+    def __init__(self, size: int, descriptor: Descriptor, stamp: Stamp | None = None) -> None:
         self.size = size
         self._descriptor = descriptor
-        with descriptor.use() as fd:
-            self._stamp = stamp_of(os.fstat(fd))
+        self._stamp = stamp
 
     @property
     def fd(self) -> int:
@@ -90,7 +94,7 @@ class CachedBlob:
         return self._descriptor.fd
 
     def unchanged(self) -> bool:
-        """Whether inode, size and time of last change are what they were at open."""
+        """Whether inode, size and time of last change are those in which the bytes were found right."""
         try:
             with self._descriptor.use() as fd:
                 return stamp_of(os.fstat(fd)) == self._stamp

@@ -6,10 +6,13 @@ so that nothing planted inside the cache's directory leads out of it.
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import re
+import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -31,9 +34,15 @@ _ELSE = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 _HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HEX_RE = re.compile("[0-9a-f]+")
 
-# sync_file_range(2), which Python does not offer.
-_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
+# sync_file_range(2) and futimens(3) with UTIME_OMIT, which Python does not offer.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_SYNC_FILE_RANGE = getattr(_LIBC, "sync_file_range", None)
 _SYNC_FILE_RANGE_WRITE = 2
+_UTIME_OMIT = (1 << 30) - 2
+
+_TICK = 0.01  # seconds; the longest tick of the clock that file times are taken from
+_TICKS = 10  # for which to wait until nobody writes
+_LONG_AGO = 60 * 10**9  # nanoseconds; more than a file server's clock may differ
 
 ALGORITHMS = tuple(_HEX_LENGTH)
 
@@ -189,6 +198,62 @@ def copy(source: int, target: int) -> None:
         offset += len(data)
 
 
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+def set_atime(fd: int, ns: int) -> None:
+    """Set a file's access time and nothing else; os.utime would overwrite the mtime of a write just made."""
+    access = _Timespec(ns // 1_000_000_000, ns % 1_000_000_000)
+    times = (_Timespec * 2)(access, _Timespec(0, _UTIME_OMIT))
+    if _LIBC.futimens(fd, times):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def settled_stat(fd: int) -> os.stat_result | None:
+    """Return the file's stat at a moment from which on each write gives it another time.
+
+    File times move in ticks: a write within the tick of the one before leaves mtime and ctime as they are.
+
+    Returns:
+        None if the file is being written all the time.
+    """
+    st = os.fstat(fd)
+    if 0 <= st.st_ctime_ns < time.time_ns() - _LONG_AGO:
+        return st
+    for _ in range(_TICKS):
+        time.sleep(_TICK)
+        before, st = st, os.fstat(fd)
+        if same_file_state(before, st):
+            return st
+    return None
+
+
+def same_file_state(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether nobody has written to the file between the two, nor set its times, which shows in its ctime."""
+    return stamp_of(one) == stamp_of(other) and one.st_ctime_ns == other.st_ctime_ns
+
+
+@contextmanager
+def without_writers(fd: int) -> Iterator[None]:
+    """Hold a read lease: nobody has the file open for writing or mapped so, nor can before the block ends.
+
+    Args:
+        fd: open for reading only.
+
+    Raises:
+        BlockingIOError: somebody has it open for writing.
+        OSError: this filesystem knows no leases.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # to whoever is asked to let go; the default would kill
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
 def _seal_ns(digest: Digest, st: os.stat_result) -> int:
     seconds = st.st_mtime_ns // 1_000_000_000
     text = f"{digest}:{st.st_ino}:{st.st_size}:{seconds}"
@@ -196,17 +261,55 @@ def _seal_ns(digest: Digest, st: os.stat_result) -> int:
     return seconds * 1_000_000_000 + below
 
 
-def seal(fd: int, digest: Digest) -> Stamp:
+def seal(fd: int, digest: Digest) -> os.stat_result:
     """Set the file's mtime so that its part below a second is derived from digest, inode and size.
 
     A write sets mtime to the time of day, a copy has another inode: either breaks the seal, by which the next
     open knows that the bytes must be hashed again. It guards against accidents and ordinary programs, not
     against somebody with the owner's rights who sets mtime back. Where the filesystem keeps coarser times,
     the seal does not hold and each run hashes a blob once.
+
+    The caller knows that the bytes are right, and that nobody else can be writing to the file: a file without
+    its name yet, or one inside `without_writers`.
+
+    Raises:
+        OSError: the time cannot be set; EBUSY: somebody wrote to the file all the same.
     """
     st = os.fstat(fd)
-    os.utime(fd, ns=(st.st_atime_ns, _seal_ns(digest, st)))
-    return stamp_of(os.fstat(fd))
+    mtime_ns = _seal_ns(digest, st)
+    os.utime(fd, ns=(st.st_atime_ns, mtime_ns))
+    sealed = os.fstat(fd)
+    if sealed.st_size != st.st_size or not _rounds_to(mtime_ns, sealed.st_mtime_ns):
+        raise OSError(errno.EBUSY, "another program wrote to it")
+    return sealed
+
+
+def _rounds_to(ns: int, kept: int) -> bool:
+    """Whether a filesystem may have kept `ns` as `kept`: exactly, or in coarser units, of 2 s at most."""
+    return any(ns // unit * unit == kept for unit in (1, 100, 1_000, 1_000_000, 10**7, 10**9, 2 * 10**9))
+
+
+def seal_again(fd: int, digest: Digest, before: os.stat_result) -> Stamp | None:
+    """Seal a file whose bytes were found right, unless somebody has written to it since, or may any moment.
+
+    Args:
+        fd: open for reading only.
+        digest: what the bytes were found to be.
+        before: `settled_stat` from before they were hashed.
+
+    Returns:
+        The stamp by which this run knows the file from now on; None: it was, or may be, written to.
+        Where it cannot be sealed (no leases, read-only), that is the stamp of `before`: each run hashes once.
+    """
+    try:
+        with without_writers(fd):
+            if not same_file_state(os.fstat(fd), before):
+                return None
+            return stamp_of(seal(fd, digest))
+    except BlockingIOError:
+        return None
+    except OSError:
+        return stamp_of(before) if same_file_state(os.fstat(fd), before) else None
 
 
 def is_sealed(digest: Digest, st: os.stat_result) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from attachfs.cache import files, scan
 from attachfs.cache.descriptor import CachedBlob
+from attachfs.cache.files import Stamp
 from attachfs.cache.index import File
 from attachfs.cache.quarantine import QuarantineNote
 from attachfs.cache.store import CacheSpace
@@ -74,8 +75,9 @@ class Reader:
         file, fd = opened
         descriptor = self._store.descriptor(file, fd)
         try:
-            if self._is_right(file, fd, digest, size):
-                return CachedBlob(size, descriptor)
+            stamp = self._verified(file, fd, digest, size)
+            if stamp is not None:
+                return CachedBlob(size, descriptor, stamp)
         except OSError as error:
             self._store.trouble("read", f"the cached blob {digest} cannot be read: {error.strerror}")
         except BaseException:
@@ -107,38 +109,44 @@ class Reader:
             if file is None:
                 file = File.found(st)
                 index.insert(digest, file, st)
-            now = time.time_ns()
-            file.used_ns = now
+            file.used_ns = time.time_ns()
             index.hold(file)
         except BaseException:
             os.close(fd)
             raise
-        with suppress(OSError):  # a read-only filesystem keeps the order in memory only
-            os.utime(fd, ns=(now, st.st_mtime_ns))
         return file, fd
 
-    def _is_right(self, file: File, fd: int, digest: Digest, size: int) -> bool:
-        """Whether the bytes are the digest's: by the seal, by memory of this run, or by hashing them."""
+    def _verified(self, file: File, fd: int, digest: Digest, size: int) -> Stamp | None:
+        """Return the state in which the bytes are known to be the digest's, None if they are not.
+
+        They are by the seal, by memory of this run, or by hashing them. Whoever reads compares later states
+        with the one returned, so it is never one from after the bytes were looked at.
+        """
         with file.hashing:
             st = os.fstat(fd)
-            stamp = files.stamp_of(st)
-            if file.stamp == stamp or files.is_sealed(digest, st):
-                file.stamp = stamp
-                return st.st_size == size
-            self._store.count("rehashed")
-            found, length = files.hash_file(fd, digest.alg)
-            if files.stamp_of(os.fstat(fd)) != stamp:
-                return False  # written to while it was hashed: whoever did that may go on
-            if found != digest:
-                _log.warning(
-                    "the cached blob %s has changed on disk (it is now %s): not served", digest, found
-                )
-                self._put_aside(fd, digest, size, found, length)
-                return False
-            with suppress(OSError):  # read-only: hashed once in each run
-                stamp = files.seal(fd, digest)
+            stamp: Stamp | None = files.stamp_of(st)
+            if file.stamp != stamp and not files.is_sealed(digest, st):
+                stamp = self._hashed(fd, digest, size)
             file.stamp = stamp
-            return length == size  # if not: right bytes, but not those that were asked for
+            if stamp is None or stamp.size != size:
+                return None  # or right bytes, but not those that were asked for
+            # The time of access orders eviction over restarts. It changes ctime: not while bytes are hashed.
+            with suppress(OSError):  # a read-only filesystem keeps the order in memory only
+                files.set_atime(fd, file.used_ns)
+            return stamp
+
+    def _hashed(self, fd: int, digest: Digest, size: int) -> Stamp | None:
+        """Return the state in which hashing found the bytes right, None if it did not."""
+        self._store.count("rehashed")
+        before = files.settled_stat(fd)
+        if before is None:
+            return None
+        found, length = files.hash_file(fd, digest.alg)
+        if found == digest:
+            return files.seal_again(fd, digest, before)
+        _log.warning("the cached blob %s has changed on disk (it is now %s): not served", digest, found)
+        self._put_aside(fd, digest, size, found, length)
+        return None
 
     def _put_aside(self, fd: int, digest: Digest, size: int, found: Digest, length: int) -> Path | None:
         """Move a blob that is not what its name says out of reach."""

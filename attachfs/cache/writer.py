@@ -128,14 +128,16 @@ class Writer:
             raise Unexpected(f"{digest} was given up before it was complete")
         try:
             with self._descriptor.use() as fd:
-                self._check_complete(digest, os.fstat(fd))
+                st = os.fstat(fd)
+                self._check_complete(digest, st)
                 if self._name is not None:
                     other = self._reader.lookup(digest, self.size)
                     if other is not None:
                         self._drop()
                         return other
-                    self._file.stamp = files.seal(fd, digest)
+                    st = files.seal(fd, digest)
                     os.fsync(fd)
+                stamp = self._file.stamp = files.stamp_of(st)
         except OSError as error:
             self._drop()
             self._store.trouble("write", f"the cache's disk did not take a blob: {error.strerror}")
@@ -145,11 +147,11 @@ class Writer:
             raise
         if self._name is not None:
             try:
-                self._give_name(self._name, digest)
+                self._give_name(self._name, digest, st)
             except OSError as error:
                 self._home.remove_temporary(self._name)
                 self._store.trouble("admit", f"{digest} cannot be kept in the cache: {error.strerror}")
-        return CachedBlob(self.size, self._descriptor)
+        return CachedBlob(self.size, self._descriptor, stamp)
 
     def quarantine(self, note: QuarantineNote) -> Path | None:
         """Put the bytes aside and close. None: they are too large to keep, or the disk failed."""
@@ -190,7 +192,7 @@ class Writer:
         if not self.complete or st.st_size != self.size:
             raise Unexpected(f"the file for {digest} is not complete")
 
-    def _give_name(self, name: str, digest: Digest) -> None:
+    def _give_name(self, name: str, digest: Digest, st: os.stat_result) -> None:
         """Rename the synced file into place and make the name durable."""
         store, index = self._store, self._store.index
         alg, start = folder = files.folder_of(digest)
@@ -202,7 +204,6 @@ class Writer:
             with store.lock, files.folder(alg_fd, start, create=True) as folder_fd:
                 os.rename(name, digest.hex, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
                 index.forget(digest)
-                st = os.stat(digest.hex, dir_fd=folder_fd, follow_symlinks=False)
                 self._file.used_ns = time.time_ns()
                 index.insert(digest, self._file, st)
                 store.counts["admitted"] += 1
