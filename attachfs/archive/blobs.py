@@ -8,7 +8,7 @@ from attachfs.archive import layout
 from attachfs.archive.source import Archive
 from attachfs.blobs.pins import Pin, PinResult, Pins, PinStatus
 from attachfs.cache.descriptor import CachedBlob, Descriptor
-from attachfs.cache.files import hash_file, translate
+from attachfs.cache.files import hash_file, stamp_of, translate
 from attachfs.errors import AttachfsError, BadAnswer, IntegrityError, NotFound
 from attachfs.model import AttachmentRef, Digest
 
@@ -43,8 +43,9 @@ class BagBlobs:
             raise translate(error, f"{path} in the archive cannot be read") from error
         descriptor = Descriptor(fd, lambda: None)
         try:
+            before = stamp_of(os.fstat(fd))  # reads are compared with what was hashed, not with what is later
             self._check(ref, fd, digest, size)
-            return CachedBlob(size, descriptor)
+            return CachedBlob(size, descriptor, before)
         except OSError as error:
             descriptor.close()
             raise translate(error, f"{path} in the archive cannot be read") from error
