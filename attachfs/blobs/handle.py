@@ -9,6 +9,7 @@ from typing import cast
 
 import trio
 
+from attachfs.background import TaskStarter
 from attachfs.blobs.download import Download
 from attachfs.cache.disk_cache import CachedBlob
 from attachfs.errors import AttachfsError, IntegrityError, Unexpected
@@ -37,7 +38,7 @@ class BlobHandle:
         size: int,
         source: CachedBlob | Download,
         digest: Digest | None = None,
-        nursery: trio.Nursery | None = None,
+        nursery: TaskStarter | None = None,
     ) -> None:
         self._path = path
         self.size = size
@@ -145,7 +146,7 @@ class _DiskReadahead:
         nursery: where that runs.
     """
 
-    def __init__(self, blob: CachedBlob, nursery: trio.Nursery) -> None:
+    def __init__(self, blob: CachedBlob, nursery: TaskStarter) -> None:
         self._blob = blob
         self._nursery = nursery
         self._position = 0  # where the program is

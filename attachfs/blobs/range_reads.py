@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import trio
 
+from attachfs.background import TaskStarter
 from attachfs.blobs.source import BlobSource, Chunks
 from attachfs.blobs.withholding import WITHHELD, ServedBlocks, blocks_of
 from attachfs.errors import AttachfsError, BadAnswer
@@ -37,7 +38,7 @@ class RangeReadContext(NamedTuple):
     """Who can be asked for parts, and where that runs."""
 
     source: BlobSource
-    nursery: trio.Nursery
+    nursery: TaskStarter
 
 
 class PendingRead:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import trio
 
+from attachfs.background import TaskStarter
 from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.pins import Pins
@@ -60,7 +61,7 @@ class BlobStore:
         source: BlobSource,
         cache: DiskCache,
         pins: Pins,
-        nursery: trio.Nursery,
+        nursery: TaskStarter,
         *,
         namespace: str,
         verify: Verify = "auto",

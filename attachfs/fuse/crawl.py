@@ -10,8 +10,7 @@ of the walk would make at its pace.
 import logging
 from collections.abc import Callable
 
-import trio
-
+from attachfs.background import TaskStarter
 from attachfs.errors import AttachfsError
 from attachfs.fuse.access_order import AccessPattern
 from attachfs.ledger.view import Ledger
@@ -91,7 +90,7 @@ class BulkRefresher:
         nursery: where the reading runs.
     """
 
-    def __init__(self, ledger: Ledger, tree: Tree, nursery: trio.Nursery) -> None:
+    def __init__(self, ledger: Ledger, tree: Tree, nursery: TaskStarter) -> None:
         self._ledger = ledger
         self._tree = tree
         self._nursery = nursery

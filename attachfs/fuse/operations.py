@@ -43,6 +43,7 @@ from attachfs.namespace.tree import Tree
 
 log = logging.getLogger(__name__)
 
+A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -63,20 +64,20 @@ class File(NamedTuple):
     streamed: bool
 
 
-_Handler = Callable[Concatenate["Filesystem", int, P], Coroutine[Any, Any, R]]
-_Quick = Callable[Concatenate["Filesystem", int, P], R | None]
+_Handler = Callable[Concatenate["Filesystem", A, P], Coroutine[Any, Any, R]]
+_Quick = Callable[Concatenate["Filesystem", A, P], R | None]
 
 
-def _handler(work: _Handler[P, R], quick: _Quick[P, R] | None = None) -> _Handler[P, R]:
+def _handler(work: _Handler[A, P, R], quick: _Quick[A, P, R] | None = None) -> _Handler[A, P, R]:
     """Guard a handler: whatever goes wrong is told once and becomes an errno, and nothing else.
 
-    The handler's first argument is an inode's or a handle's number; a request context, if it has one,
-    is its last. `quick` is asked first, and answers what is known already; None leaves it to the handler.
+    The handler's first argument is most often an inode's or a handle's number; a request context, if it
+    has one, is its last. `quick` is asked first, and answers what is known; None leaves it to the handler.
     """
     operation = work.__name__.lstrip("_")
 
     @functools.wraps(work)
-    async def guarded(self: "Filesystem", number: int, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def guarded(self: "Filesystem", number: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             if quick is not None:
                 answer = quick(self, number, *args, **kwargs)
@@ -85,21 +86,13 @@ def _handler(work: _Handler[P, R], quick: _Quick[P, R] | None = None) -> _Handle
             return await work(self, number, *args, **kwargs)
         except FUSEError:
             raise
-        except AttachfsError as error:
-            self.faults.record(operation, self.describe(operation, number, args), error)
-            raise FUSEError(errno_of(error)) from error
-        except Exception as error:
-            inner = first_of(error)
-            if not isinstance(inner, AttachfsError):
-                log.exception("%s failed for a reason of its own", operation)
-                inner = Unexpected(f"{type(inner).__name__}: see the log")
-            self.faults.record(operation, self.describe(operation, number, args), inner)
-            raise FUSEError(errno_of(inner)) from error
+        except Exception as error:  # an exception that left a handler would end the mount
+            raise FUSEError(self.report(operation, number, args, error)) from error
 
     return guarded
 
 
-def _quickly(quick: _Quick[P, R]) -> Callable[[_Handler[P, R]], _Handler[P, R]]:
+def _quickly(quick: _Quick[A, P, R]) -> Callable[[_Handler[A, P, R]], _Handler[A, P, R]]:
     """Return a guard for a handler, most of whose answers are had without waiting: by `quick`."""
     return lambda work: _handler(work, quick)
 
@@ -208,6 +201,7 @@ class Filesystem(pyfuse3.Operations):
         with self._waiting.wait(ctx.pid, self._timeout):
             return FileNameT((await self._tree.link_target(self.inodes[inode].node)).encode())
 
+    @_handler
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         self.inodes.forget(inode_list)
 
@@ -360,6 +354,7 @@ class Filesystem(pyfuse3.Operations):
             inode.released(streamed=file.streamed, verified=file.blob.verified)
         file.blob.close()
 
+    @_handler
     async def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         figures = pyfuse3.StatvfsData()
         figures.f_bsize = IO_SIZE
@@ -368,6 +363,23 @@ class Filesystem(pyfuse3.Operations):
         return figures
 
     # -- helpers -----------------------------------------------------------------------------------
+
+    def report(self, operation: str, number: object, args: Sequence[object], error: Exception) -> int:
+        """Log what went wrong in a handler; return the errno for it."""
+        inner = first_of(error)
+        if isinstance(inner, FUSEError):
+            return inner.errno
+        foreign = not isinstance(inner, AttachfsError)
+        reason = Unexpected(f"{type(inner).__name__}: see the log") if foreign else inner
+        assert isinstance(reason, AttachfsError)
+        try:
+            if foreign:
+                log.error("%s failed for a reason of its own", operation, exc_info=error)
+            path = self.describe(operation, number, args) if isinstance(number, int) else "/"
+            self.faults.record(operation, path, reason)
+        except Exception:  # the log must not do what it reports
+            log.exception("%s failed, and its path cannot be named", operation)
+        return errno_of(reason)
 
     def describe(self, operation: str, number: int, args: Sequence[object]) -> str:
         """Return the path that an operation was about, for the log."""

@@ -12,8 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-import trio
-
+from attachfs.background import TaskStarter
 from attachfs.errors import AttachfsError
 from attachfs.fuse.access_order import AccessPattern
 from attachfs.fuse.crawl import BulkRefresher, Crawl
@@ -83,7 +82,7 @@ class ReadAhead:
         tree: Tree,
         ledger: Ledger,
         blobs: Prefetcher,
-        nursery: trio.Nursery,
+        nursery: TaskStarter,
         number: Callable[[Node], int],
         room: int,
     ) -> None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import trio
 
 from attachfs import model
+from attachfs.background import TaskStarter
 from attachfs.errors import (
     AccessDenied,
     AttachfsError,
@@ -60,7 +61,7 @@ class Records:
     def __init__(
         self,
         source: Source,
-        nursery: trio.Nursery,
+        nursery: TaskStarter,
         *,
         metadata_ttl: float = 60,
         negative_ttl: float = 5,

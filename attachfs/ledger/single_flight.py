@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from attachfs.background import TaskStarter
 from attachfs.errors import Unexpected
 
 K = TypeVar("K", bound=Hashable)
@@ -33,7 +34,7 @@ class SingleFlight(Generic[K, V]):
         nursery: where flights run; it must outlive every caller.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: TaskStarter) -> None:
         self._nursery = nursery
         self._flights: dict[K, _RangeRequest[V]] = {}
 

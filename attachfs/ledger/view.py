@@ -18,6 +18,7 @@ from typing import TypeVar
 import trio
 
 from attachfs import model
+from attachfs.background import TaskStarter
 from attachfs.errors import AttachfsError, NotFound, Unreachable
 from attachfs.ledger.listings import Listed, Listing, Source
 from attachfs.ledger.records import Records, note_for
@@ -50,7 +51,7 @@ class Ledger(Records):
     def __init__(
         self,
         source: Source,
-        nursery: trio.Nursery,
+        nursery: TaskStarter,
         *,
         metadata_ttl: float = 60,
         negative_ttl: float = 5,

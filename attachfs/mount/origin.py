@@ -13,6 +13,7 @@ from attachfs.archive.blobs import BagBlobs, ReadOnlyPins
 from attachfs.archive.folder import BagFolder
 from attachfs.archive.manifest import check_declaration
 from attachfs.archive.source import Archive, BagSource
+from attachfs.background import Background
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.source import BlobSource, LocalBlobs, UnreachableSource
 from attachfs.config.settings import Config
@@ -49,7 +50,7 @@ class Origin(NamedTuple):
     connected: trio.Event | None = None
 
 
-async def of_service(config: Config, stack: AsyncExitStack, tasks: trio.Nursery) -> Origin:
+async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -> Origin:
     """Return the service, or with `--offline` what is kept of its answers.
 
     Args:
@@ -71,7 +72,8 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: trio.Nursery)
     auth = credentials.choose(config, log_in)
     if not config.offline:
         connected = trio.Event()
-        tasks.start_soon(connect, http, config.url, connected)
+        connecting = tasks.part("connecting ahead", "the first request connects")
+        connecting.start_soon(connect, http, config.url, connected)
         try:
             await auth.header()  # credentials that cannot be used are told before the mount is there
         except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
@@ -79,7 +81,7 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: trio.Nursery)
     client = Client(http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections)
     memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
     stack.callback(memory.close)
-    tasks.start_soon(memory.keep_writing)
+    tasks.keep_running("writing records down for --offline", memory.keep_writing)
     records = OfflineSource(memory) if config.offline else RecordingSource(client, memory)
     blobs = UnreachableSource() if config.offline else client
     return Origin(records, blobs, None, config.url, config.host, client, memory, log_in, connected)

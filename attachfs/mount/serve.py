@@ -11,6 +11,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from attachfs.background import Background
 from attachfs.blobs.download import PausePolicy
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.store import BlobStore
@@ -80,42 +81,44 @@ async def serve(
         disk.callback(pins.close)
         async with _filesystem(config, mountpoint, cache, pins, reload) as (filesystem, control, tasks):
             if config.archive is None:
-                index = functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True)
-                tasks.start_soon(index)
-            tasks.start_soon(filesystem.thin_out, mountpoint)
+                indexing = functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True)
+                tasks.part(
+                    "the index of the cache", "what earlier mounts have cached may be fetched anew"
+                ).start_soon(indexing)
+            tasks.keep_running("thinning out the kernel's entries", filesystem.thin_out, mountpoint)
             await _mounted(filesystem, control, config, mountpoint, ready)
-            tasks.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def _filesystem(
     config: Config, mountpoint: Path, cache: DiskCache, pins: Pins, reload: Callable[[], Config] | None
-) -> AsyncIterator[tuple[Filesystem, SignalHandler, trio.Nursery]]:
+) -> AsyncIterator[tuple[Filesystem, SignalHandler, Background]]:
     """Make every layer, each from those below it."""
     born = time.time_ns()
-    async with AsyncExitStack() as stack:
+    # The tasks end before what they use is closed.
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        tasks = Background(nursery)
         shared = await stack.enter_async_context(open_shared_cache(config))
-        tasks = await stack.enter_async_context(trio.open_nursery())
         if config.archive is None:
             origin = await of_service(config, stack, tasks)
         else:
             origin = of_archive(config.archive, stack)
         ledger = Ledger(
             origin.records,
-            tasks,
+            tasks.part("a shared request", "those who wait for it get an error"),
             metadata_ttl=config.metadata_ttl,
             negative_ttl=config.negative_ttl,
             stale_ttl=config.stale_ttl,
         )
         sharing = share(config, shared, origin.blobs, cache)
         if sharing.uploader is not None:
-            tasks.start_soon(sharing.uploader.run)
+            tasks.keep_running("filling the shared cache", sharing.uploader.run)
         blobs = BlobStore(
             ledger,
             sharing.source,
             cache,
             pins,
-            tasks,
+            tasks.part("a download", "those who wait for it get an error"),
             namespace=origin.namespace,
             verify=config.verify,
             strict_limit=config.strict_limit,
@@ -125,7 +128,7 @@ async def _filesystem(
             on_admitted=sharing.on_admitted,
         )
         waiting = RequestDeadlines()
-        tasks.start_soon(waiting.watch)
+        tasks.keep_running("looking for killed callers", waiting.watch)
 
         def figures() -> bytes:
             about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
@@ -139,7 +142,14 @@ async def _filesystem(
             tree,
             blobs,
             inodes,
-            ReadAhead(tree, ledger, blobs, tasks, inodes.number, config.cache_size),
+            ReadAhead(
+                tree,
+                ledger,
+                blobs,
+                tasks.part("reading ahead", "programs wait for what they ask for"),
+                inodes.number,
+                config.cache_size,
+            ),
             waiting,
             ErrorLog(trio.current_time),
             Ownership(config.uid, config.gid, config.umask),
@@ -157,6 +167,7 @@ async def _filesystem(
             blobs=blobs,
             filesystem=filesystem,
             notifier=Notifier(),
+            tasks=tasks,
             figures=figures,
         )
         if origin.connected is not None:
@@ -166,7 +177,7 @@ async def _filesystem(
             yield filesystem, control, tasks
         finally:
             filesystem.close()
-            tasks.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
 
 
 async def _mounted(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import trio
 
+from attachfs.background import Background
 from attachfs.blobs.store import BlobStore
 from attachfs.config.settings import Config
 from attachfs.errors import (
@@ -25,7 +26,6 @@ from attachfs.errors import (
     RateLimited,
     TimedOut,
     Unreachable,
-    UsageError,
 )
 from attachfs.fuse.operations import Filesystem
 from attachfs.ledger.view import Ledger
@@ -58,6 +58,7 @@ class SignalHandler:
         log_in: makes credentials of a client id and its secret; None: there is no service.
         client, ledger, blobs, filesystem: what is told of changes.
         notifier: the service manager.
+        tasks: starts what goes on beside the signals.
         figures: returns the mount's figures as JSON.
     """
 
@@ -73,6 +74,7 @@ class SignalHandler:
         blobs: BlobStore,
         filesystem: Filesystem,
         notifier: Notifier,
+        tasks: Background,
         figures: Callable[[], bytes],
     ) -> None:
         self.config = config
@@ -84,6 +86,7 @@ class SignalHandler:
         self._blobs = blobs
         self._filesystem = filesystem
         self._notifier = notifier
+        self._tasks = tasks
         self._figures = figures
         self._reloading = trio.Lock()
         self._terminal: int | None
@@ -96,21 +99,28 @@ class SignalHandler:
         """Do what signals say; cancel `scope` at the one that ends the mount."""
         watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         with trio.open_signal_receiver(*watched) as signals:
-            async with trio.open_nursery() as nursery:
-                if self._notifier.listening:
-                    nursery.start_soon(self._keep_telling)
-                async for number in signals:
-                    name = signal.Signals(number).name
-                    if number == signal.SIGUSR1:
-                        log.info("figures: %s", self._figures().decode())
-                    elif number == signal.SIGHUP and not self._hung_up():
-                        nursery.start_soon(self.reload)
-                    else:
-                        log.info("%s: unmounting", name)
+            if self._notifier.listening:
+                self._tasks.keep_running("telling the service manager", self._keep_telling)
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    self._tasks.part("SIGUSR1", "no figures are logged").start_soon(self._log_figures)
+                elif number == signal.SIGHUP and not self._hung_up():
+                    self._tasks.part("SIGHUP", "what was not read again stays as it was").start_soon(
+                        self.reload
+                    )
+                else:
+                    log.info("%s: unmounting", signal.Signals(number).name)
+                    _end_within(_ENDS_WITHIN)
+                    try:
                         self._notifier.stopping("unmounting")
                         await self._name_users()
-                        _end_within(_ENDS_WITHIN)
+                    except Exception:  # whoever it is does not keep the mount from ending
+                        log.exception("it is not known who uses the mount")
+                    finally:
                         scope.cancel()
+
+    async def _log_figures(self) -> None:
+        log.info("figures: %s", self._figures().decode())
 
     def ready(self) -> None:
         """Tell the service manager that the mount answers."""
@@ -126,7 +136,7 @@ class SignalHandler:
             try:
                 if self._reload is not None:
                     await self._apply(await trio.to_thread.run_sync(self._reload))
-            except UsageError as error:
+            except AttachfsError as error:
                 log.error("nothing was changed: %s", error.reason)  # noqa: TRY400 - the sentence is what matters
             self._ledger.forget()
             await self._filesystem.forget_metadata(self._mountpoint)
@@ -205,13 +215,17 @@ class SignalHandler:
                 self._notifier.status(self._state())
 
     def _state(self) -> str:
-        figures = json.loads(self._figures())
         state = f"{self._mountpoint}: {self.config.url}"
-        if figures.get("offline"):
-            return f"{state}, offline"
-        if figures["requests"]["unreachable_since"] is not None:
-            return f"{state}, out of reach ({figures['requests']['unreachable_reason']})"
-        return f"{state}, {figures['open_files']} open files, {figures['downloading']} downloads"
+        try:
+            figures = json.loads(self._figures())
+            if figures["offline"]:
+                return f"{state}, offline"
+            if figures["requests"]["unreachable_since"] is not None:
+                return f"{state}, out of reach ({figures['requests']['unreachable_reason']})"
+            return f"{state}, {figures['open_files']} open files, {figures['downloading']} downloads"
+        except Exception:  # a statistic ends nothing
+            log.exception("the service manager is not told how the mount is")
+            return state
 
 
 def _end_within(seconds: float) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from attachfs import __version__
@@ -14,6 +16,8 @@ from attachfs.ledger.view import Ledger
 from attachfs.mount import credentials
 from attachfs.mount.origin import Origin
 from attachfs.shared_cache.policy import SharedCache
+
+log = logging.getLogger(__name__)
 
 
 def status_json(
@@ -48,10 +52,19 @@ def status_json(
         "verified_bytes": blobs.verified_bytes,
         "offline": config.offline,
         "stale": ledger.stale,
-        "memory": {} if origin.memory is None else origin.memory.figures(),
-        "cache": dataclasses.asdict(cache.stats()),
-        "requests": {} if origin.client is None else origin.client.figures(),
-        "shared_cache": None if shared is None else shared.figures(),
+        "memory": {} if origin.memory is None else _part("memory", origin.memory.figures),
+        "cache": _part("cache", lambda: dataclasses.asdict(cache.stats())),
+        "requests": {} if origin.client is None else _part("requests", origin.client.figures),
+        "shared_cache": None if shared is None else _part("shared_cache", shared.figures),
         "last_errors": filesystem.faults.latest(),
     }
     return json.dumps(figures).encode()
+
+
+def _part(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a part of the figures, empty if it cannot be had: the others are shown all the same."""
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001 - a statistic ends nothing, whatever is wrong with a disk
+        log.warning("the figures lack %s: %s: %s", name, type(error).__name__, error)
+        return {}

@@ -44,7 +44,7 @@ BELOW = {
     "shared_cache": {"blobs", "cache"},
     "config": set(),
 }
-FOUNDATION = {"errors", "model", "text", "units", "__version__"}
+FOUNDATION = {"background", "errors", "model", "text", "units", "__version__"}
 
 # Which package may know which library. The linter forbids them everywhere and excuses these files.
 KNOWS = {
