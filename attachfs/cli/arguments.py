@@ -41,10 +41,18 @@ def _options(command: F, names: set[str]) -> F:
             decorate = click.option(
                 f"--{option.name}", is_flag=True, flag_value="yes", default=None, help=option.help
             )
+        elif option.repeatable:
+            decorate = click.option(
+                f"--{option.name}", metavar=option.metavar, help=help_text, multiple=True, callback=_join
+            )
         else:
             decorate = click.option(f"--{option.name}", metavar=option.metavar, help=help_text)
         command = decorate(command)
     return command
+
+
+def _join(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    return ":".join(values) if values else None
 
 
 def settings(given: dict[str, str | None], words: dict[str, str] | None = None) -> config_settings.Config:

@@ -24,6 +24,7 @@ _COMMANDS = (
     "prefetch",
     "manifest",
     "export",
+    "prove",
     "cache",
     "pins",
     "doctor",

@@ -19,6 +19,7 @@ SYSTEM_FILE = Path("/etc/attachfs/config.toml")
 _LIMIT = 1024 * 1024  # bytes
 _SECRETS = ("token", "secret", "password", "client-secret", "bearer-token")
 _OCTAL = ("umask",)
+_LISTS = ("log-key",)  # may be a list of texts
 
 
 class Given(NamedTuple):
@@ -159,6 +160,8 @@ def _text_of(name: str, value: object, origin: str) -> str:
         return str(value)
     if isinstance(value, str):
         return value
+    if name in _LISTS and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ":".join(value)
     raise UsageError(f"{origin}: must be a text, a number, true or false")
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from attachfs.units import parse_min_free, parse_size
 
 DEFAULT_URL = "https://app.datatrails.ai"
+LOG_KEY_NAME = "datatrails"  # stands for the published keys among the values of --log-key
 
 
 # Words that mount(8) and fstab(5) put into -o and that mean nothing to this program.
@@ -36,6 +37,7 @@ class Option:
     env: tuple[str, ...] = ()
     metavar: str = "VALUE"
     flag: bool = False
+    repeatable: bool = False
 
     @property
     def key(self) -> str:
@@ -115,6 +117,14 @@ def parse_path(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError("an empty path")
     return Path(text).expanduser().absolute()
+
+
+def parse_log_keys(text: str) -> tuple[str, ...]:
+    """Return the files of trusted keys, separated by colons; `datatrails` stays as it is."""
+    names = text.split(":")
+    if not all(names) or "\0" in text:
+        raise ValueError("an empty path among the files of keys")
+    return tuple(name if name == LOG_KEY_NAME else str(parse_path(name)) for name in names)
 
 
 def _printable(text: str) -> str:
@@ -309,6 +319,20 @@ OPTIONS: tuple[Option, ...] = (
         "Lines for people, or one JSON object a line.",
         "text",
         metavar="text|json",
+    ),
+    Option(
+        "log-url",
+        _url,
+        "Where 'prove' finds transparency logs (default: below the ledger's address).",
+        metavar="URL",
+    ),
+    Option(
+        "log-key",
+        parse_log_keys,
+        "Trust this key (PEM or JWKS) to seal transparency logs; 'datatrails' means the published ones. "
+        "Repeatable.",
+        metavar="FILE",
+        repeatable=True,
     ),
     Option("profile", _name, "Use this profile of the configuration file.", metavar="NAME"),
     Option(

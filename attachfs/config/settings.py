@@ -16,7 +16,16 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from attachfs.config.file import APP, ConfigFile, Given, default_path
-from attachfs.config.options import BY_KEY, FILE_KEYS, MOUNT_WORDS, OPTIONS, Option, parse_path
+from attachfs.config.options import (
+    BY_KEY,
+    FILE_KEYS,
+    LOG_KEY_NAME,
+    MOUNT_WORDS,
+    OPTIONS,
+    Option,
+    parse_log_keys,
+    parse_path,
+)
 from attachfs.errors import UsageError
 from attachfs.model import ScanPolicy, Verify
 from attachfs.units import MinFree
@@ -53,6 +62,8 @@ class Config:
     log_level: str
     log_file: Path | None
     log_format: str
+    log_url: str | None
+    log_key: tuple[str, ...] | None
     profile: str | None
     config: Path | None
     state_dir: Path
@@ -197,6 +208,12 @@ def _parse(option: Option, given: Given, base: Path) -> Any:
     try:
         if option.parse is parse_path and text and "\0" not in text:
             text = str(base / Path(text).expanduser())
+        elif option.parse is parse_log_keys:
+            names = (
+                name if name in ("", LOG_KEY_NAME) else str(base / Path(name).expanduser())
+                for name in text.split(":")
+            )
+            text = ":".join(names)
         return option.parse(text)
     except (ValueError, RuntimeError) as error:  # RuntimeError: ~somebody who is not there
         raise UsageError(f"{given.origin}: {error}") from error

@@ -137,6 +137,9 @@ class _Service:
                 # The shape .../{asset}/events/{event} never collides with .../{asset}/{blob}/info: "events".
                 yield add(f"v2/attachments/{owner}/{{blob}}/info", self.attachment_info)
                 yield add(f"v2/attachments/{owner}/{{blob}}", self.attachment)
+        logs = "/verifiabledata/merklelogs/v1/mmrs/tenant/{tenant}/0"
+        yield Route(f"{logs}/massifs/{{number:int}}.log", self.massif)
+        yield Route(f"{logs}/massifseals/{{number:int}}.sth", self.seal)
 
     # Credentials
 
@@ -252,6 +255,16 @@ class _Service:
     async def attachment(self, request: Request) -> ASGIApp:
         return _download(self._attachment(request), request)
 
+    # Transparency logs: public, and no part of the API.
+
+    async def massif(self, request: Request) -> Response:
+        params = request.path_params
+        return _binary(self.ledger.massif(params["tenant"], params["number"]))
+
+    async def seal(self, request: Request) -> Response:
+        params = request.path_params
+        return _binary(self.ledger.seal(params["tenant"], params["number"]))
+
     def _blob(self, request: Request) -> Blob:
         return _allowed(_found(self.ledger.blob(request.path_params["blob"]), "blob"))
 
@@ -309,6 +322,10 @@ def _field(body: dict[str, Any], name: str, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise HTTPException(400, f"{name} is not of the right type")
     return value
+
+
+def _binary(body: bytes | None) -> Response:
+    return Response(_found(body, "log"), media_type="application/octet-stream")
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -101,6 +101,12 @@ class BulkLedger:
         its_event = self._place(asset, event) if event is not None else (found[0], 0)
         return self.blob(blob) if its_event == found[:2] else None
 
+    def massif(self, tenant: str, number: int) -> None:
+        """Return nothing: there is no transparency log."""
+
+    def seal(self, tenant: str, number: int) -> None:
+        """Return nothing: there is no transparency log."""
+
     def blob(self, blob: str) -> Blob | None:
         """Return a blob."""
         if self._parse_blob(blob) is None:

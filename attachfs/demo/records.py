@@ -108,6 +108,12 @@ class Ledger(Protocol):
     def blob(self, blob: str) -> Blob | None:
         """Return a blob by its identity alone."""
 
+    def massif(self, tenant: str, number: int) -> bytes | None:
+        """Return a massif of a tenant's transparency log."""
+
+    def seal(self, tenant: str, number: int) -> bytes | None:
+        """Return the seal of such a massif."""
+
     def create_asset(
         self,
         attributes: dict[str, Any],

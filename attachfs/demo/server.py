@@ -95,6 +95,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     access = parser.add_argument_group("access")
     access.add_argument("--no-auth", action="store_true", help="ask for no credentials")
     access.add_argument("--token-file", type=Path, help="write a header line there that is always accepted")
+    parser.add_argument(
+        "--log-key-file", type=Path, help="write the key there that seals the transparency logs (PEM)"
+    )
     access.add_argument("--client-id", default=CLIENT_ID)
     access.add_argument("--client-secret", default=CLIENT_SECRET, help="not a secret: nothing is behind it")
     access.add_argument("--token-lifetime", type=float, default=TOKEN_LIFETIME, metavar="SECONDS")
@@ -138,6 +141,8 @@ def _ledger(options: argparse.Namespace, data: Path) -> tuple[Ledger, Story | No
         bulk = BulkLedger(options.bulk, options.events, options.attachments, options.size)
         return bulk, None
     store = Store(data)
+    if options.log_key_file is not None:
+        options.log_key_file.write_bytes(store.logs.key.pem())
     if options.empty:
         return store, None
     story = fill(store)

@@ -24,6 +24,7 @@ from attachfs.demo.records import (
     file_source,
 )
 from attachfs.demo.sniff import HEAD, sniff
+from attachfs.demo.transparency_log import Logs
 
 _PIECE = 1 << 20
 _OWNER = "0x601f5A7D3e6dcB55e87bf2F17bC8A27AaCD3511"
@@ -33,6 +34,7 @@ _OWNER = "0x601f5A7D3e6dcB55e87bf2F17bC8A27AaCD3511"
 class _Event:
     record: dict[str, Any]
     blobs: frozenset[str]
+    public_entry: dict[str, Any] | None = None  # its place in the public log
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Store:
         self._assets: dict[str, _Asset] = {}
         self._blobs: dict[str, Blob] = {}
         self._serial = itertools.count(1)
+        self.logs = Logs()
 
     # Reading: the interface that the application serves.
 
@@ -81,7 +84,7 @@ class Store:
                 return None
             holders = [holder]
         found = [
-            event.record
+            _seen(event, public=public)
             for holder in holders
             for event in holder.events.values()
             if query.matches(event.record)
@@ -97,7 +100,7 @@ class Store:
         """Return an event's record."""
         holder = self._find(asset, public=public)
         found = None if holder is None else holder.events.get(event)
-        return None if found is None else _encode(found.record, public=public)
+        return None if found is None else _encode(_seen(found, public=public), public=public)
 
     def find_attachment(
         self, asset: str, event: str | None, blob: str, *, public: bool = False
@@ -203,7 +206,12 @@ class Store:
             "tenant_identity": TENANT,
         }
         blobs = frozenset(_attached(event_attributes)) | frozenset(_attached(asset_attributes))
-        holder.events[event] = _Event(record, blobs)
+        public = None
+        if holder.record["proof_mechanism"] == "MERKLE_LOG":
+            record["merklelog_entry"] = self.logs.commit(record)
+            if holder.record["public"]:
+                public = self.logs.commit(_public(record))
+        holder.events[event] = _Event(record, blobs, public)
         holder.record["attributes"] = holder.record["attributes"] | asset_attributes
         holder.record["at_time"] = max(at, holder.record["at_time"])
         holder.blobs = frozenset(_attached(holder.record["attributes"]))
@@ -250,6 +258,19 @@ class Store:
     def tamper(self, blob: str, content: bytes | Source) -> None:
         """Make the service hand out other bytes than those that were recorded; the record stays."""
         self._blobs[blob].source = bytes_source(content) if isinstance(content, bytes) else content
+
+    def rewrite(self, asset: str, event: str, **event_attributes: Any) -> None:
+        """Change an event's attributes after it was sealed: the log keeps what was there."""
+        record = self._assets[asset].events[event].record
+        record["event_attributes"] = record["event_attributes"] | event_attributes
+
+    def massif(self, tenant: str, number: int) -> bytes | None:
+        """Return a massif of a tenant's transparency log."""
+        return self.logs.massif(tenant, number)
+
+    def seal(self, tenant: str, number: int) -> bytes | None:
+        """Return the seal of such a massif."""
+        return self.logs.seal(tenant, number)
 
     def heal(self, blob: str) -> None:
         """Make the service hand out the recorded bytes again."""
@@ -308,12 +329,20 @@ def _page(found: list[dict[str, Any]], offset: int, limit: int, *, public: bool)
 
 
 def _encode(record: dict[str, Any], *, public: bool) -> bytes:
-    if public:
-        record = dict(record)
-        for key in ("identity", "asset_identity"):
-            if key in record:
-                record[key] = f"public{record[key]}"
-    return msgspec.json.encode(record)
+    return msgspec.json.encode(_public(record) if public else record)
+
+
+def _public(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the public view of a record."""
+    changed = {key: f"public{record[key]}" for key in ("identity", "asset_identity") if key in record}
+    return record | changed
+
+
+def _seen(event: _Event, *, public: bool) -> dict[str, Any]:
+    """Return an event's record with its place in the log in which its reader will look for it."""
+    if public and event.public_entry is not None:
+        return event.record | {"merklelog_entry": event.public_entry}
+    return event.record
 
 
 def _attached(attributes: dict[str, Any]) -> Iterator[str]:

@@ -105,6 +105,9 @@ def _tell_voyage(teller: Teller) -> None:
         who="Bridge",
     )
     story.shared.append(path_of(event, certificate))
+    # Somebody changed what this event says after the transparency log had it: the file itself is untouched.
+    teller.store.rewrite(ship, event.rsplit("/", 1)[-1], draught_m="7.4")
+    story.rewritten = path_of(event, certificate)
 
     _tell_arrival(teller, box, photo)
 

@@ -24,7 +24,8 @@ class Story:
 
     `odd` is an event with oddly named attachments, `public_asset` a public asset, `untracked` an asset that
     listings leave out, `shared` one blob in several places, `superseded` a picture that only the asset's
-    first event still has; `legacy` is recorded in the shape from before 2023, `publish` in asset_attributes.
+    first event still has; `rewritten` is on an event whose record is no longer what the log sealed; `legacy`
+    is recorded in the shape from before 2023, `publish` in asset_attributes.
 
     `digests` has the recorded SHA-256 of every attachment by its path, those that cannot be read included;
     `unreadable` says which those are, and why.
@@ -46,6 +47,7 @@ class Story:
     legacy: str = ""
     publish: str = ""
     superseded: str = ""
+    rewritten: str = ""
     untracked: str = ""
     shared: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)

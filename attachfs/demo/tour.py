@@ -31,9 +31,10 @@ def run(mountpoint: Path | None) -> int:
         elif not mountpoint.is_dir():
             raise UsageError(f"{mountpoint} is not a directory; make it first: mkdir {mountpoint}")
         point = mountpoint.absolute()
+        arguments = ["--token-file", str(kept / "token.txt"), "--log-key-file", str(kept / "log-key.pem")]
         click.echo("Making a demo ledger …")
         try:
-            server = stack.enter_context(spawn_server(["--token-file", str(kept / "token.txt")]))
+            server = stack.enter_context(spawn_server(arguments))
         except RuntimeError as error:
             raise UsageError(f"{error}; the demo needs its packages: pip install 'attachfs[demo]'") from error
         given = {

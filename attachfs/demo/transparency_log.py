@@ -1,15 +1,19 @@
-"""A transparency log that is kept in memory: leaves are appended, massifs and seals are written out of it.
+"""Transparency logs that are kept in memory: leaves are appended, massifs and seals are written out of them.
 
-It writes what `attachfs.proof` reads, in the service's formats (see `proof/massif.py`, `proof/seal.py`).
+They write what `attachfs.proof` reads, in the service's formats (see `proof/massif.py`, `proof/seal.py`).
 """
 
 import hashlib
-from typing import NamedTuple
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from attachfs.proof import cbor, mmr
+from attachfs.proof.errors import ProofError
+from attachfs.proof.leaf import PUBLIC_TENANT, leaf_hash
 from attachfs.proof.massif import FIXED_STACK, HASH, TRIE_ENTRY, TRIE_START
 
 ISSUER = "https://demo.attachfs.invalid/log"
@@ -77,6 +81,10 @@ class TransparencyLog:
     def _leaves_each(self) -> int:
         return 1 << (self._height - 1)
 
+    def end_of(self, number: int) -> int:
+        """Return the number of nodes up to and with a massif's last one."""
+        return mmr.size_of(min((number + 1) * self._leaves_each, len(self._leaves)))
+
     def append(self, leaf: bytes, identity: str, idtimestamp: bytes) -> int:
         """Append a leaf, and return its index.
 
@@ -122,7 +130,7 @@ class TransparencyLog:
     def seal(self, number: int, key: SigningKey, time_ms: int) -> bytes:
         """Return the seal of a massif as it is now, with the peaks taken out as the service does."""
         leaves = min((number + 1) * self._leaves_each, len(self._leaves))
-        size = mmr.size_of(leaves)
+        size = self.end_of(number)
         peaks = [self._nodes[index] for index in mmr.peaks(size)]
         stamp = int.from_bytes(self._leaves[leaves - 1].idtimestamp, "big")
         payload: dict[cbor.Value, cbor.Value] = {1: size, 3: time_ms, 4: stamp, 6: 1}
@@ -136,3 +144,50 @@ class TransparencyLog:
         protected = cbor.encode({1: _ES384, 13: {1: ISSUER, 2: subject, 8: {1: key.cose_key()}}})
         signature = key.sign(cbor.encode(["Signature1", protected, b"", cbor.encode(signed)]))
         return cbor.encode(cbor.Tag(18, [protected, {}, cbor.encode(payload), signature]))
+
+
+_HEIGHT = 4  # eight events a massif, so that the story fills several
+_FIRST_STAMP = 0x018F_54C3_4A73_0000
+
+
+class Logs:
+    """The logs of a demo ledger: one for each tenant, and the public one. Each event is committed at once.
+
+    All are sealed whenever a seal is asked for, with a key that is made for this object and nothing else.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.key = SigningKey()
+        self._clock = clock
+        self._logs: dict[str, TransparencyLog] = {}
+        self._seals: dict[tuple[str, int], tuple[int, bytes]] = {}  # the log's size then, and the seal
+
+    def commit(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        """Append an event's leaf to its log, and return its `merklelog_entry`; None if it cannot have one."""
+        tenant = str(event["tenant_identity"]).removeprefix("tenant/")
+        if event["identity"].startswith("publicassets/"):
+            tenant = PUBLIC_TENANT
+        log = self._logs.setdefault(tenant, TransparencyLog(tenant, _HEIGHT))
+        stamp = (_FIRST_STAMP + log.size).to_bytes(8, "big")
+        try:
+            leaf = leaf_hash(event, stamp)
+        except ProofError:
+            return None
+        index = log.append(leaf, event["identity"].removeprefix("public"), stamp)
+        return {"commit": {"index": str(index), "idtimestamp": f"01{stamp.hex()}"}}
+
+    def massif(self, tenant: str, number: int) -> bytes | None:
+        """Return a massif's file, None if there is none."""
+        log = self._logs.get(tenant)
+        return log.massif(number) if log is not None and number < log.massifs else None
+
+    def seal(self, tenant: str, number: int) -> bytes | None:
+        """Return a massif's seal, None if there is no such massif."""
+        log = self._logs.get(tenant)
+        if log is None or number >= log.massifs:
+            return None
+        size, seal = self._seals.get((tenant, number), (0, b""))
+        if size != log.end_of(number):
+            size, seal = log.end_of(number), log.seal(number, self.key, int(self._clock() * 1000))
+            self._seals[tenant, number] = size, seal
+        return seal

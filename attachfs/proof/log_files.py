@@ -13,16 +13,17 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attachfs.errors import UsageError
 from attachfs.proof import keys, massif, seal
 from attachfs.proof.errors import ProofError, State
+from attachfs.proof.leaf import commitment
 from attachfs.proof.massif import DEFAULT_HEIGHT, Massif
-from attachfs.proof.prove import Proof
+from attachfs.proof.prove import Proof, leaf_number
 
 _NAME_RE = re.compile("([0-9]{16})\\.log")
 _MAX_SEALED = 1 << 20  # bytes of sealed.json
@@ -107,11 +108,9 @@ class LogFolder:
             return DEFAULT_HEIGHT
         try:
             with path.open("rb") as file:
-                header = file.read(massif.TRIE_START)
+                return massif.height_of(file.read(massif.TRIE_START))
         except OSError:
             return DEFAULT_HEIGHT
-        height = header[27] if len(header) > 27 else 0
-        return height if 1 <= height <= massif.MAX_HEIGHT else DEFAULT_HEIGHT
 
     def _any(self, tenant: str) -> Path | None:
         folder = self.folder / tenant / "massifs"
@@ -290,6 +289,42 @@ class KeptLogs(LogFolder):
             yield
         finally:
             os.close(descriptor)
+
+
+def copy_logs(
+    events: Iterable[dict[str, Any]], source: LogFolder, target: LogFolder, tenant: str | None = None
+) -> list[str]:
+    """Copy the massifs and seals that events need, into a bag for instance.
+
+    Args:
+        events: records, as received. Those without a place in a log need nothing.
+        source: where they are (see `fetch_logs`).
+        target: where to.
+        tenant: the UUID of the tenant to whom the records were served, where that is known.
+
+    Returns:
+        why some could not be copied, a sentence each.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    problems: dict[str, None] = {}
+    copied: set[tuple[str, int]] = set()
+    for event in events:
+        try:
+            place = commitment(event, tenant)
+            leaf = leaf_number(place)
+        except ProofError:
+            continue
+        number = leaf >> (source.height(place.tenant) - 1)
+        if (place.tenant, number) in copied:
+            continue
+        copied.add((place.tenant, number))
+        try:
+            target.save(place.tenant, number, *source.massif_of(place.tenant, leaf))
+        except ProofError as error:
+            problems[error.reason] = None
+    return list(problems)
 
 
 def _compare_root(came: Massif, known: _Sealed) -> None:

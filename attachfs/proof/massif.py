@@ -131,5 +131,11 @@ class Massif:
         return TrieEntry(found[:32], found[56:])
 
 
+def height_of(data: bytes) -> int:
+    """Return the height that a massif's header says, the service's if it says none that can be."""
+    height = data[27] if len(data) >= TRIE_START else 0
+    return height if 1 <= height <= MAX_HEIGHT else DEFAULT_HEIGHT
+
+
 def _unreadable(why: str) -> ProofError:
     return ProofError(State.UNREADABLE, f"the massif cannot be used: {why}")

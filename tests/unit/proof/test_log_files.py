@@ -11,7 +11,7 @@ from attachfs.errors import AttachfsError, NotFound, Unreachable, UsageError
 from attachfs.proof.errors import State
 from attachfs.proof.fetch import fetch_logs
 from attachfs.proof.keys import Key
-from attachfs.proof.log_files import GivenFiles, KeptLogs, LogFolder, load_keys
+from attachfs.proof.log_files import GivenFiles, KeptLogs, LogFolder, copy_logs, load_keys
 from attachfs.proof.prove import Proof, prove
 from tests.unit.proof.logs import (
     KEYS,
@@ -234,6 +234,24 @@ def test_a_folder_as_in_a_bag_proves_offline(tmp_path: Path) -> None:
     assert {prove(event, bag, KEYS).state for event in world.events} == {State.PROVEN}
     stranger = {**world.events[0], "tenant_identity": f"tenant/{OTHER}"}
     assert prove(stranger, bag, KEYS).state is State.NO_LOG
+
+
+async def test_what_events_need_is_copied_into_a_bag(tmp_path: Path) -> None:
+    world = make_world(6, 3)
+    kept, bag = KeptLogs(tmp_path / "kept"), LogFolder(tmp_path / "bag")
+    wanted = [world.events[0], make_event(77), world.events[2]]
+    await fetch_logs(wanted, Service(world.log), kept)
+    assert copy_logs(wanted, kept, bag) == []
+    assert [path.name for path in (tmp_path / "bag" / TENANT / "massifs").iterdir()] == [
+        "0000000000000000.log"
+    ]
+    assert [prove(event, bag, KEYS).state for event in wanted] == [
+        State.PROVEN,
+        State.NOT_COMMITTED,
+        State.PROVEN,
+    ]
+    (problem,) = copy_logs([world.events[5]], kept, bag)
+    assert "No such file" in problem
 
 
 def test_two_files_prove_an_event(tmp_path: Path) -> None:
