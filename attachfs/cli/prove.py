@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from attachfs.mount import mountinfo
 from attachfs.proof.errors import ProofError, State
 from attachfs.proof.fetch import fetch_logs
 from attachfs.proof.log_files import GivenFiles, KeptLogs, load_keys
-from attachfs.proof.prove import LogFiles, Proof, prove
+from attachfs.proof.prove import LogFiles, Proof, leaves_of, prove
 from attachfs.service.connections import open_http
 from attachfs.service.transparency_log import PATH, LogClient
 
@@ -109,19 +109,13 @@ class _Prover:
             yield _Result(one, self._prove(one, log))
 
     def _online(self, found: Iterable[Evidence], url: str) -> Iterator[_Result]:
-        log_url = self._config.log_url or f"{url}{PATH}"
-        kept = KeptLogs(self._config.state_dir / "logs" / file_name(log_url))
         events = iter(found)
         while batch := list(itertools.islice(events, _BATCH)):
-            trio.run(self._fetch, [one.event for one in batch if one.problem is None], log_url, kept)
+            leaves = leaves_of((one.event for one in batch), self._tenant)
+            kept = bring_logs(self._config, url, leaves)
             for result in self._offline(batch, kept):
                 self._remember(kept, result.proof)
                 yield result
-
-    async def _fetch(self, events: list[dict[str, Any]], log_url: str, kept: KeptLogs) -> None:
-        async with open_http(ca_file=self._config.ca_file, max_connections=1) as http:
-            client = LogClient(http, log_url, timeout=self._config.timeout)
-            await fetch_logs(events, client, kept, self._tenant)
 
     def _remember(self, kept: KeptLogs, proof: Proof) -> None:
         try:
@@ -139,6 +133,25 @@ class _Prover:
             except ProofError as error:
                 return proof._replace(state=error.state, reason=error.reason)
         return proof
+
+
+def bring_logs(config: Config, url: str, leaves: Mapping[str, Set[int]]) -> KeptLogs:
+    """Fetch what proofs need from where a ledger's logs are served, and return what is kept of them.
+
+    Args:
+        config: says where they are and how to get there, and where they are kept.
+        url: the ledger's address.
+        leaves: by tenant, the numbers of leaves in its log.
+    """
+    log_url = config.log_url or f"{url}{PATH}"
+    kept = KeptLogs(config.state_dir / "logs" / file_name(log_url))
+
+    async def fetch() -> None:
+        async with open_http(ca_file=config.ca_file, max_connections=1) as http:
+            await fetch_logs(leaves, LogClient(http, log_url, timeout=config.timeout), kept)
+
+    trio.run(fetch)
+    return kept
 
 
 def _facts(result: _Result) -> dict[str, Any]:

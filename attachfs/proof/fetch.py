@@ -1,12 +1,10 @@
 """Brings what proofs need from where a log is served: the massifs and seals of given events."""
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Mapping, Set
+from typing import Protocol
 
 from attachfs.errors import AttachfsError, NotFound
-from attachfs.proof import prove
 from attachfs.proof.errors import ProofError, State
-from attachfs.proof.leaf import commitment
 from attachfs.proof.log_files import KeptLogs
 
 _JOINING = 64  # massifs that are fetched at most to join a log to what is remembered of it
@@ -22,33 +20,23 @@ class LogService(Protocol):
         """Return a massif's seal."""
 
 
-async def fetch_logs(
-    events: Iterable[dict[str, Any]], service: LogService, kept: KeptLogs, tenant: str | None = None
-) -> None:
-    """Bring the massifs and seals that these events need.
+async def fetch_logs(leaves: Mapping[str, Set[int]], service: LogService, kept: KeptLogs) -> None:
+    """Bring the massifs and seals that proofs of these leaves need.
 
     What is kept already is fetched again only if its seal has changed, and stands if the log is out of reach.
     What could not be brought, `kept` says when it is asked for it.
 
     Args:
-        events: records, as received. Those without a place in a log need nothing.
+        leaves: by tenant, the numbers of leaves in its log (see `leaves_of`).
         service: where to fetch from.
         kept: where to.
-        tenant: the UUID of the tenant to whom the records were served, where that is known.
     """
-    wanted: dict[str, set[int]] = {}
-    for event in events:
-        try:
-            place = commitment(event, tenant)
-            wanted.setdefault(place.tenant, set()).add(prove.leaf_number(place))
-        except ProofError:
-            continue
-    for log, leaves in wanted.items():
-        for number in await _numbers(log, leaves, service, kept):
+    for log, numbers in leaves.items():
+        for number in await _numbers(log, numbers, service, kept):
             await _bring(log, number, service, kept)
 
 
-async def _numbers(log: str, leaves: set[int], service: LogService, kept: KeptLogs) -> list[int]:
+async def _numbers(log: str, leaves: Set[int], service: LogService, kept: KeptLogs) -> list[int]:
     """Return the massifs in which leaves stand. The first one fetched says how high massifs are."""
     if not kept.has_any(log):
         guess = min(leaves) >> (kept.height(log) - 1)

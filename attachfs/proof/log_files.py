@@ -13,17 +13,16 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attachfs.errors import UsageError
 from attachfs.proof import keys, massif, seal
 from attachfs.proof.errors import ProofError, State
-from attachfs.proof.leaf import commitment
 from attachfs.proof.massif import DEFAULT_HEIGHT, Massif
-from attachfs.proof.prove import Proof, leaf_number
+from attachfs.proof.prove import Proof
 
 _NAME_RE = re.compile("([0-9]{16})\\.log")
 _MAX_SEALED = 1 << 20  # bytes of sealed.json
@@ -291,16 +290,13 @@ class KeptLogs(LogFolder):
             os.close(descriptor)
 
 
-def copy_logs(
-    events: Iterable[dict[str, Any]], source: LogFolder, target: LogFolder, tenant: str | None = None
-) -> list[str]:
-    """Copy the massifs and seals that events need, into a bag for instance.
+def copy_logs(leaves: Mapping[str, Set[int]], source: LogFolder, target: LogFolder) -> list[str]:
+    """Copy the massifs and seals that proofs of these leaves need, into a bag for instance.
 
     Args:
-        events: records, as received. Those without a place in a log need nothing.
+        leaves: by tenant, the numbers of leaves in its log (see `leaves_of`).
         source: where they are (see `fetch_logs`).
         target: where to.
-        tenant: the UUID of the tenant to whom the records were served, where that is known.
 
     Returns:
         why some could not be copied, a sentence each.
@@ -309,21 +305,13 @@ def copy_logs(
         OSError: they cannot be written.
     """
     problems: dict[str, None] = {}
-    copied: set[tuple[str, int]] = set()
-    for event in events:
-        try:
-            place = commitment(event, tenant)
-            leaf = leaf_number(place)
-        except ProofError:
-            continue
-        number = leaf >> (source.height(place.tenant) - 1)
-        if (place.tenant, number) in copied:
-            continue
-        copied.add((place.tenant, number))
-        try:
-            target.save(place.tenant, number, *source.massif_of(place.tenant, leaf))
-        except ProofError as error:
-            problems[error.reason] = None
+    for tenant, numbers in leaves.items():
+        each = 1 << (source.height(tenant) - 1)  # leaves of a massif
+        for number in sorted({leaf // each for leaf in numbers}):
+            try:
+                target.save(tenant, number, *source.massif_of(tenant, number * each))
+            except ProofError as error:
+                problems[error.reason] = None
     return list(problems)
 
 

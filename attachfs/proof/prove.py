@@ -1,6 +1,7 @@
 """The verdict on one event: proven, contradicted, or not to be found out, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from attachfs.proof import mmr
@@ -70,6 +71,19 @@ def prove(event: dict[str, Any], log: LogFiles, keys: Sequence[Key], tenant: str
     except ProofError as error:
         return proof._replace(state=error.state, reason=error.reason)
     return proof
+
+
+def leaves_of(events: Iterable[dict[str, Any]], tenant: str | None = None) -> dict[str, set[int]]:
+    """Return the logs in which events stand, by tenant, and the numbers of their leaves there.
+
+    Events without a place in a log are left out. `tenant` is as in `prove`.
+    """
+    found: dict[str, set[int]] = {}
+    for event in events:
+        with suppress(ProofError):
+            place = commitment(event, tenant)
+            found.setdefault(place.tenant, set()).add(leaf_number(place))
+    return found
 
 
 def leaf_number(place: Commitment) -> int:

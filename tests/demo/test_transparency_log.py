@@ -15,7 +15,7 @@ from attachfs.proof.errors import State
 from attachfs.proof.fetch import fetch_logs
 from attachfs.proof.keys import parse_keys
 from attachfs.proof.log_files import KeptLogs
-from attachfs.proof.prove import Proof, prove
+from attachfs.proof.prove import Proof, leaves_of, prove
 from attachfs.service.transparency_log import PATH, LogClient
 
 OWNER = TENANT.removeprefix("tenant/")
@@ -32,7 +32,7 @@ async def proofs_of(store: Store, events: list[dict[str, Any]], folder: Path) ->
     app = create_app(store)  # wants credentials: the log must not
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as http:
         kept = KeptLogs(folder)
-        await fetch_logs(events, LogClient(http, f"http://demo{PATH}"), kept)
+        await fetch_logs(leaves_of(events), LogClient(http, f"http://demo{PATH}"), kept)
     return [prove(event, kept, keys) for event in events]
 
 

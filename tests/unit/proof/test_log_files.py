@@ -12,7 +12,7 @@ from attachfs.proof.errors import State
 from attachfs.proof.fetch import fetch_logs
 from attachfs.proof.keys import Key
 from attachfs.proof.log_files import GivenFiles, KeptLogs, LogFolder, copy_logs, load_keys
-from attachfs.proof.prove import Proof, prove
+from attachfs.proof.prove import Proof, leaves_of, prove
 from tests.unit.proof.logs import (
     KEYS,
     OTHER,
@@ -64,7 +64,7 @@ class Prover:
 
     async def __call__(self, *events: dict[str, Any]) -> list[Proof]:
         kept = KeptLogs(self.folder)
-        await fetch_logs(events, self.service, kept)
+        await fetch_logs(leaves_of(events), self.service, kept)
         proofs = [prove(event, kept, self.keys) for event in events]
         for proof in proofs:
             kept.remember(proof)
@@ -218,7 +218,7 @@ async def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     world = make_world(1, 3)
     kept = KeptLogs(tmp_path / "file")
-    await fetch_logs(world.events, Service(world.log), kept)
+    await fetch_logs(leaves_of(world.events), Service(world.log), kept)
     proof = prove(world.events[0], kept, KEYS)
     assert proof.state is State.NO_LOG
     assert "cannot be kept" in proof.reason
@@ -240,8 +240,9 @@ async def test_what_events_need_is_copied_into_a_bag(tmp_path: Path) -> None:
     world = make_world(6, 3)
     kept, bag = KeptLogs(tmp_path / "kept"), LogFolder(tmp_path / "bag")
     wanted = [world.events[0], make_event(77), world.events[2]]
-    await fetch_logs(wanted, Service(world.log), kept)
-    assert copy_logs(wanted, kept, bag) == []
+    leaves = leaves_of(wanted)
+    await fetch_logs(leaves, Service(world.log), kept)
+    assert copy_logs(leaves, kept, bag) == []
     assert [path.name for path in (tmp_path / "bag" / TENANT / "massifs").iterdir()] == [
         "0000000000000000.log"
     ]
@@ -250,7 +251,7 @@ async def test_what_events_need_is_copied_into_a_bag(tmp_path: Path) -> None:
         State.NOT_COMMITTED,
         State.PROVEN,
     ]
-    (problem,) = copy_logs([world.events[5]], kept, bag)
+    (problem,) = copy_logs(leaves_of([world.events[5]]), kept, bag)
     assert "No such file" in problem
 
 
