@@ -190,7 +190,7 @@ async def ledger(config: Config) -> list[Finding]:
     if config.offline:
         return [Finding("ledger", State.NOTE, "it is not asked: --offline")]
     try:
-        http = open_http(ca_file=config.ca_file, max_connections=1)
+        http = open_http(url=config.url, ca_file=config.ca_file, max_connections=1)
     except UsageError as error:
         return [_usage("ledger", error, "check --ca-file, and the proxy's variables in the environment")]
     async with http:

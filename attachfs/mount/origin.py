@@ -62,7 +62,7 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
         UsageError: the credentials cannot be used.
     """
     http = await stack.enter_async_context(
-        open_http(ca_file=config.ca_file, max_connections=config.max_connections)
+        open_http(url=config.url, ca_file=config.ca_file, max_connections=config.max_connections)
     )
 
     def log_in(client_id: str, secret: Path | Secret) -> Auth:

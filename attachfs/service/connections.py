@@ -1,114 +1,382 @@
-"""Connections to the service: how many, for how long, through which proxy.
+"""Connections to the service: which are kept, for how long, and through which proxy.
 
-Lives here and only here: that each request in flight has a lane, a connection pool of its own. A pool looks
-at all its connections, and asks the kernel about each idle one, whenever a request comes or goes: with 32
-in one pool, a copy of small files spent a sixth of its time on that.
+Owns: when a connection may be used again. It has to have been quiet for a moment since its last answer, and
+nothing may have arrived on it meanwhile: what a peer sends late, behind an answer, must not become the answer
+to the next request. Proxies and whatever is not a plain GET or HEAD go through httpx's own transport, with a
+connection for each request.
 """
 
+import errno
 import http.cookiejar
 import logging
+import os
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.request import getproxies
+from typing import Any
 
 import httpx
-import stamina.instrumentation
 import trio
 
 from attachfs import __version__
-from attachfs.errors import UsageError
+from attachfs.errors import UsageError, causes_of
+from attachfs.service import wire
+from attachfs.service.http1 import NETWORK_ERRORS, Body, Connection, UnsolicitedError, request_bytes
+from attachfs.service.proxies import Proxies
+
+log = logging.getLogger("attachfs.api")
 
 USER_AGENT = f"attachfs/{__version__} (+python httpx)"
 
 # An idle connection is kept this long (seconds): a person's next `ls` finds it open, and most load
 # balancers keep theirs for a minute.
-_KEEPALIVE = 30
+_KEEPALIVE = 30.0
+# Seconds for which nothing may have arrived since the last answer. It costs as many connections again as are
+# in use at a time, and no time: another one is taken meanwhile.
+_QUIET = 0.05
+_LOOK = 1.0  # seconds after which an idle connection is looked at, whether it has ended
+# Seconds for which a host that sent what nobody asked for gets a connection for each request.
+_DISTRUST = 600.0
+_JUMP = 2.0  # seconds by which one clock may leave another before the machine must have slept in between
 # Connecting takes a few round trips; a host that has not answered by then (seconds) is not there, and
 # waiting longer would leave no time for other attempts.
 _CONNECT = 10.0
-_CLOSING = 2  # seconds that closing idle connections may take
+
+Origin = tuple[str, str, int]
+
+
+class ClockJumps:
+    """Notices that the machine has slept, or was stopped and started again: its clocks disagree then.
+
+    Args:
+        clocks: CLOCK_MONOTONIC stands still in a suspend, CLOCK_BOOTTIME does not, and the time of day may
+            jump alone.
+    """
+
+    def __init__(
+        self,
+        *clocks: Callable[[], float],
+    ) -> None:
+        self._clocks = clocks or (
+            time.monotonic,
+            lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+            time.time,
+        )
+        self._seen = [clock() for clock in self._clocks]
+
+    def happened(self) -> bool:
+        """Return whether the clocks have moved apart since the last call."""
+        seen, self._seen = self._seen, [clock() for clock in self._clocks]
+        steps = [now - before for now, before in zip(self._seen, seen, strict=True)]
+        return max(steps) - min(steps) > _JUMP
+
+
+class Http1Pool(httpx.AsyncBaseTransport):
+    """GET and HEAD over HTTP/1.1, one request at a time on each connection.
+
+    Nothing here bounds how many requests there are: the limiter above does. A request's extensions may hold
+    `fresh` (True: all idle connections are dropped, and a new one is made) and `sending` (called with whether
+    the connection was used before, right before the request is sent), beside httpx's `timeout`, of which
+    "connect" is heeded.
+
+    Args:
+        context: what TLS trusts.
+        max_idle: connections kept.
+        quiet: seconds for which nothing may have arrived before a connection is used again.
+        clock: seconds. Not the event loop's: sockets take real time.
+        jumps: notices a suspend.
+        connect: makes a connection.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        max_idle: int = 66,
+        quiet: float = _QUIET,
+        clock: Callable[[], float] = time.monotonic,
+        jumps: ClockJumps | None = None,
+        connect: Callable[..., Any] = wire.connect,
+    ) -> None:
+        self._context = context
+        self._max_idle = max_idle
+        self._quiet = quiet
+        self._clock = clock
+        self._jumps = jumps or ClockJumps()
+        self._connect = connect
+        self._idle: deque[Connection] = deque()  # longest idle first
+        self._distrusted: dict[Origin, float] = {}  # until when
+        self._reported: set[str] = set()
+        self.unsolicited = 0  # connections closed because of bytes that belong to no answer
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; its connection is free again once the whole body has arrived.
+
+        Raises:
+            httpx.HTTPError: there is no answer.
+        """
+        payload = request_bytes(request)
+        url, extensions = request.url, request.extensions
+        origin = (
+            url.scheme,
+            url.raw_host.decode("ascii"),
+            url.port or (443 if url.scheme == "https" else 80),
+        )
+        if extensions.get("fresh"):
+            self.drop_idle()
+        connection = self._take(origin) or await self._open(origin, extensions)
+        if (sending := extensions.get("sending")) is not None:
+            sending(connection.used)
+        try:
+            await connection.wire.send(payload)
+            head, first = await connection.receive_head(head_only=request.method == "HEAD")
+            body = Body(connection, head, first, self._done)
+        except NETWORK_ERRORS as error:
+            connection.wire.close()
+            raise httpx.ReadError("the connection broke") from error
+        except BaseException:
+            connection.wire.close()
+            raise
+        version = {"http_version": b"HTTP/" + head.version}
+        return httpx.Response(head.status, headers=head.headers, stream=body, extensions=version)
+
+    def drop_idle(self) -> bool:
+        """Close all idle connections; return whether there were any."""
+        dropped = bool(self._idle)
+        while self._idle:
+            self._idle.pop().wire.close()
+        return dropped
+
+    async def aclose(self) -> None:
+        """Close the idle connections; one in use ends with its answer."""
+        self.drop_idle()
+
+    def _take(self, origin: Origin) -> Connection | None:
+        """Return an idle connection that can be used, the one that was used last. None: there is none."""
+        now = self._clock()
+        if self._jumps.happened():
+            self.drop_idle()
+        while self._idle and self._is_over(self._idle[0], now):
+            self._idle.popleft().wire.close()
+        position = len(self._idle)
+        while position:
+            position -= 1
+            connection = self._idle[position]
+            if connection.origin != origin or connection.idle_since > now - self._quiet:
+                continue
+            del self._idle[position]
+            left = connection.wire.unread()
+            if left is None:
+                return connection
+            connection.wire.close()
+            if left:
+                self._note_unsolicited(origin)
+        return None
+
+    def _is_over(self, connection: Connection, now: float) -> bool:
+        """Whether nobody will use a connection any more: it is old, or has ended. Asked of the oldest one."""
+        idle = now - connection.idle_since
+        if idle < _LOOK:  # not in the middle of a copy, where each system call counts
+            return False
+        if idle > _KEEPALIVE:
+            return True
+        left = connection.wire.unread()
+        if left:
+            self.unsolicited += 1
+        return left is not None
+
+    async def _open(self, origin: Origin, extensions: Mapping[str, Any]) -> Connection:
+        scheme, host, port = origin
+        timeout = extensions.get("timeout", {}).get("connect")
+        try:
+            with trio.fail_after(_CONNECT if timeout is None else timeout):
+                opened = await self._connect_sparing(host, port, self._context if scheme == "https" else None)
+        except trio.TooSlowError as error:
+            raise httpx.ConnectTimeout("no connection in time") from error
+        except (*NETWORK_ERRORS, UnicodeError) as error:
+            raise httpx.ConnectError("no connection") from error
+        if opened.unread():
+            opened.close()
+            self._note_unsolicited(origin)
+            raise UnsolicitedError("an answer came before the request")
+        return Connection(opened, origin)
+
+    async def _connect_sparing(self, host: str, port: int, context: ssl.SSLContext | None) -> wire.Wire:
+        """Connect; if there are no descriptors left, give up the idle connections and try once more."""
+        try:
+            return await self._connect(host, port, context)  # type: ignore[no-any-return]
+        except OSError as error:
+            if not lacks_descriptors(error) or not self.drop_idle():
+                raise
+        return await self._connect(host, port, context)  # type: ignore[no-any-return]
+
+    def _done(self, connection: Connection, reusable: bool, left_over: bool) -> None:  # noqa: FBT001
+        """Take a connection back whose answer has ended, or was given up."""
+        if left_over:
+            self._note_unsolicited(connection.origin)
+        now = self._clock()
+        if not reusable or self._distrusted.get(connection.origin, now) > now:
+            connection.wire.close()
+            return
+        connection.idle_since = now
+        self._idle.append(connection)
+        if len(self._idle) > self._max_idle:
+            self._idle.popleft().wire.close()
+
+    def _note_unsolicited(self, origin: Origin) -> None:
+        self.unsolicited += 1
+        self._distrusted[origin] = self._clock() + _DISTRUST
+        for position in reversed(range(len(self._idle))):
+            if self._idle[position].origin == origin:
+                self._idle[position].wire.close()
+                del self._idle[position]
+        host = f"{origin[1]}:{origin[2]}"
+        if host not in self._reported:
+            self._reported.add(host)
+            log.warning(
+                "%s sends bytes that belong to no answer; they are discarded, and each request to it gets a "
+                "connection of its own",
+                host,
+            )
+
+
+def lacks_descriptors(error: BaseException) -> bool:
+    """Return whether something failed because this process, or the system, has no file descriptors left."""
+    return any(
+        isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in causes_of(error)
+    )
+
+
+class Router(httpx.AsyncBaseTransport):
+    """Chooses how a request travels.
+
+    Args:
+        pool: for GET and HEAD without a proxy.
+        context: what TLS trusts.
+        proxies: which hosts need one.
+    """
+
+    def __init__(self, pool: Http1Pool, context: ssl.SSLContext, proxies: Proxies) -> None:
+        self.pool = pool
+        self._context = context
+        self._proxies = proxies
+        self._others: dict[str | None, httpx.AsyncBaseTransport] = {}
+
+    def transport_for(self, request: httpx.Request) -> httpx.AsyncBaseTransport:
+        """Return what sends this request.
+
+        Raises:
+            httpx.UnsupportedProtocol: a proxy is needed that cannot be used.
+        """
+        url = request.url
+        try:
+            proxy = self._proxies.url_for(url.scheme, url.raw_host.decode("ascii"), url.port)
+        except UsageError as error:
+            raise httpx.UnsupportedProtocol(error.reason) from error
+        if proxy is None and request.method in ("GET", "HEAD"):
+            return self.pool
+        if proxy not in self._others:
+            self._others[proxy] = httpx.AsyncHTTPTransport(
+                verify=self._context,
+                trust_env=False,
+                # What stands behind an answer cannot be seen there. So no connection is used twice.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+                proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=self._context),
+            )
+        return self._others[proxy]
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        return await self.transport_for(request).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all that is idle."""
+        await self.pool.aclose()
+        for other in self._others.values():
+            await other.aclose()
+
+
+class Http(httpx.AsyncClient):
+    """The connections. A client whose requests may also be handed to its transport directly."""
+
+    def __init__(self, router: Router, **options: Any) -> None:
+        super().__init__(transport=router, **options)
+        self.router = router
 
 
 def open_http(
     *,
+    url: str = "",
     ca_file: Path | str | None = None,
     max_connections: int = 32,
-    http2: bool = False,
+    quiet: float = _QUIET,
+    environ: Mapping[str, str] = os.environ,
     user_agent: str = USER_AGENT,
-) -> httpx.AsyncClient:
+) -> Http:
     """Return the connections: the system's trust store (or `ca_file`), the environment's proxies.
 
-    Nothing here bounds how many: the transport's limiter does. A pool at its bound makes requests queue
-    inside, and a request cancelled there can leave its connection behind for ever.
-
-    HTTP/1.1 unless `http2`. Measured against one server over TLS, 32 at a time, 50 ms away: 400 records take
-    0.9 s with either; 256 MiB of blobs take 1.0 s with HTTP/1.1 and 3.5 s with HTTP/2. And a server that
-    ends a connection in good order (after a thousand requests, say) breaks off what is in flight on it
-    with HTTP/2.
+    Args:
+        url: the ledger's address, whose proxy is looked at now rather than at the first request.
+        ca_file: PEM certificates to trust instead of the system's.
+        max_connections: requests in flight at once. Twice as many connections are kept, see `_QUIET`.
+        quiet: seconds for which nothing may have arrived before a connection is used again.
+        environ: where proxies are named.
+        user_agent: what requests for tokens call themselves.
 
     Raises:
-        UsageError: `ca_file` or a proxy variable cannot be used.
+        UsageError: `ca_file` or the proxy for `url` cannot be used.
     """
     # At debug level these print headers, at info level whole URLs: neither may reach a log.
-    for library in ("httpx", "httpcore", "hpack", "h2"):
+    for library in ("httpx", "httpcore"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    stamina.instrumentation.set_on_retry_hooks([])  # what is retried is counted, not logged
-    try:
-        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(
-            f"--ca-file {ca_file}: cannot be read as PEM certificates ({type(error).__name__}); "
-            f"give a file with 'BEGIN CERTIFICATE' blocks"
-        ) from error
+    context = _trust(ca_file)
+    proxies = Proxies(environ)
+    if url:
+        with suppress(httpx.InvalidURL, UnicodeError):
+            target = httpx.URL(url)
+            proxies.url_for(target.scheme, target.raw_host.decode("ascii"), target.port)
     # No cookies: nothing the service sets is kept, sent on, or sent to public assets.
     jar = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    limits = httpx.Limits(
-        max_connections=None,
-        max_keepalive_connections=max_connections + 4,  # and a few for tokens
-        keepalive_expiry=_KEEPALIVE,
+    return Http(
+        Router(Http1Pool(context, max_idle=2 * max_connections + 2, quiet=quiet), context, proxies),
+        verify=context,
+        trust_env=False,
+        follow_redirects=False,
+        cookies=jar,
+        headers={"User-Agent": user_agent, "DataTrails-User-Agent": user_agent},
     )
 
-    def lane() -> httpx.AsyncBaseTransport:
-        return httpx.AsyncHTTPTransport(verify=context, limits=limits)
 
-    # Which hosts a proxy is for, the library knows: then it has its pools. With HTTP/2 one connection is for
-    # many requests.
-    lanes = None if http2 or _has_proxy() else PerRequestPools(lane)
+def _trust(ca_file: Path | str | None) -> ssl.SSLContext:
     try:
-        return Http(
-            lanes,
-            verify=context,
-            http2=http2,
-            trust_env=True,
-            follow_redirects=False,
-            cookies=jar,
-            limits=limits,
-            headers={"User-Agent": user_agent, "DataTrails-User-Agent": user_agent},
-        )
-    except (ValueError, httpx.InvalidURL, ImportError) as error:
+        context = ssl.create_default_context(cadata=None if ca_file is None else _certificates(ca_file))
+    except OSError as error:  # ssl.SSLError is one
         raise UsageError(
-            "the proxy in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be used: "
-            "it must look like http://host:port"
+            f"TLS cannot be set up ({error.strerror or type(error).__name__}): check SSLKEYLOGFILE and "
+            f"OPENSSL_CONF in the environment"
         ) from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
-class Http(httpx.AsyncClient):
-    """A client whose requests may also be handed to its lanes directly."""
+def _certificates(file: Path | str) -> str:
+    """Return the certificates in a file, once they have been found to be some."""
+    try:
+        text = Path(file).read_bytes().decode("ascii", "replace").replace("\ufffd", "?")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--ca-file {file}: cannot be read as PEM certificates ({type(error).__name__}); "
+            f"give a file with 'BEGIN CERTIFICATE' blocks"
+        ) from error
+    return text
 
-    def __init__(self, lanes: "PerRequestPools | None", **options: Any) -> None:
-        super().__init__(transport=lanes, **options)
-        self.lanes = lanes
 
-
-async def exchange(
-    http: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str], patience: httpx.Timeout
-) -> httpx.Response:
-    """Send a GET request and return the response, its body not read yet.
+async def exchange(http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Send a request and return the response, its body not read yet.
 
     Everything that the library's client would do besides (its own headers, cookies, authentication,
     redirects) is either not wanted or done by the caller, and costs a tenth of a small request's time.
@@ -116,9 +384,8 @@ async def exchange(
     Raises:
         httpx.HTTPError, httpx.InvalidURL: there is no response.
     """
-    request = httpx.Request("GET", url, headers=headers, extensions={"timeout": patience.as_dict()})
-    if isinstance(http, Http) and http.lanes is not None:
-        return await http.lanes.handle_async_request(request)
+    if isinstance(http, Http):
+        return await http.router.transport_for(request).handle_async_request(request)
     return await http.send(request, stream=True, auth=None, follow_redirects=False)
 
 
@@ -130,10 +397,6 @@ def timeouts(timeout: float) -> httpx.Timeout:
     return httpx.Timeout(timeout, connect=min(_CONNECT, timeout / 6), pool=timeout)
 
 
-def _has_proxy() -> bool:
-    return bool(getproxies().keys() & {"http", "https", "all"})
-
-
 async def connect(http: httpx.AsyncClient, url: str, done: trio.Event) -> None:
     """Open a connection for the first request that comes, and never mind the answer.
 
@@ -141,84 +404,7 @@ async def connect(http: httpx.AsyncClient, url: str, done: trio.Event) -> None:
     `done` is set when it is over, however it ends.
     """
     try:
-        with suppress(httpx.HTTPError, httpx.InvalidURL):
+        with suppress(httpx.HTTPError, httpx.InvalidURL, UnicodeError), trio.move_on_after(_CONNECT):
             await http.head(url, timeout=timeouts(_CONNECT))
     finally:
         done.set()
-
-
-class _Idle(NamedTuple):
-    lane: httpx.AsyncBaseTransport
-    since: float
-    stream: Any  # httpcore's AsyncNetworkStream: the connection; None: not known
-
-    def is_over(self, now: float) -> bool:
-        """Whether nobody will use it any more: it is old, or the service has ended its connection."""
-        if self.since < now - _KEEPALIVE:
-            return True
-        # Nothing comes unasked on an idle connection but its end.
-        socket = None if self.stream is None else self.stream.get_extra_info("socket")
-        return socket is not None and (socket.fileno() < 0 or socket.is_readable())
-
-
-class PerRequestPools(httpx.AsyncBaseTransport):
-    """A lane for each request in flight; the one that was in use last is used next.
-
-    Args:
-        make: returns a new lane: a transport with its own pool.
-        clock: seconds, monotonic.
-    """
-
-    def __init__(
-        self, make: Callable[[], httpx.AsyncBaseTransport], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._make = make
-        self._clock = clock
-        self._idle: deque[_Idle] = deque()  # longest idle first
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request on a lane; the lane is free again when the response is closed."""
-        await self._close_old()
-        lane = self._idle.pop().lane if self._idle else self._make()
-        try:
-            response = await lane.handle_async_request(request)
-        except BaseException:
-            self._put_back(lane, None)
-            raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        connection = response.extensions.get("network_stream")
-        response.stream = _Stream(response.stream, lambda: self._put_back(lane, connection))
-        return response
-
-    async def aclose(self) -> None:
-        """Close the lanes that are idle; one in use ends with its response."""
-        while self._idle:
-            await self._idle.pop().lane.aclose()
-
-    def _put_back(self, lane: httpx.AsyncBaseTransport, connection: Any) -> None:
-        self._idle.append(_Idle(lane, self._clock(), connection))
-
-    async def _close_old(self) -> None:
-        """Close what a burst has left behind: connections that nobody will use any more."""
-        with trio.move_on_after(_CLOSING, shield=True):
-            while self._idle and self._idle[0].is_over(self._clock()):
-                await self._idle.popleft().lane.aclose()
-
-
-class _Stream(httpx.AsyncByteStream):
-    """A response's body that tells when it is closed."""
-
-    def __init__(self, stream: httpx.AsyncByteStream, closed: Callable[[], None]) -> None:
-        self._stream = stream
-        self._closed: Callable[[], None] | None = closed
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._stream.__aiter__()
-
-    async def aclose(self) -> None:
-        try:
-            await self._stream.aclose()
-        finally:
-            closed, self._closed = self._closed, None
-            if closed is not None:
-                closed()

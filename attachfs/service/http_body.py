@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote as percent
 from urllib.parse import quote_plus
 
-import httpcore
 import httpx
 import msgspec
 import trio
 
 from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, causes_of
+from attachfs.service.http1 import Body
 from attachfs.text import excerpt as printable_excerpt
 
 _CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
@@ -26,10 +26,6 @@ _ERROR_BODY = 8 * 1024  # bytes of an error's body that are read, so that its co
 _ERROR_BODY_TIME = 1  # seconds spent on it
 _TELLING = 8  # characters of base64 that would tell something of a secret
 _DRAINED = 10_000  # buffered pieces that ending a body may have to skip
-# What is left of a body above which it is read from the connection itself. That is three times as fast, and
-# the connection cannot be used again, which for something as large as this makes no difference.
-_DIRECT = 32 * 2**20  # bytes
-_PIECE = 2**20  # bytes asked of the connection at a time
 
 
 # -- what failed ---------------------------------------------------------------------------------------
@@ -148,7 +144,7 @@ class RawBody:
         self._what = what
         self._pieces: AsyncIterator[bytes] | None = None
         self._exhausted = False  # the library has nothing more, and has let go of the connection
-        self._direct: httpcore.AsyncNetworkStream | None = None
+        self._own = response.stream if isinstance(response.stream, Body) else None
         length = response.headers.get("content-length", "")
         self.length = int(length) if re.fullmatch("[0-9]{1,18}", length, re.ASCII) else None
         self.received = 0
@@ -168,13 +164,10 @@ class RawBody:
             TimedOut: the library's own timeout for one read has passed.
         """
         try:
-            piece = await (self._next() if self._direct is None else self._next_direct(self._direct))
+            piece = await (self._next() if self._own is None else self._own.next())
         except LIBRARY_ERRORS as error:
             self._exhausted = self.broken = True
             raise translate(error, self._what) from error
-        except httpcore.NetworkError as error:
-            self.broken = True
-            raise BadAnswer(f"{self._what}: the connection broke") from error
         if piece:
             self.received += len(piece)
         elif self.length is not None and self.received != self.length:
@@ -191,25 +184,8 @@ class RawBody:
             if piece is None:
                 self._exhausted = True
             elif piece:  # an empty one ends nothing
-                # With the first piece came all that had been received together with the headers.
-                self._direct = self._long_rest(self.received + len(piece))
                 return piece
         return b""
-
-    def _long_rest(self, received: int) -> httpcore.AsyncNetworkStream | None:
-        """Return the connection, if all that comes on it is the rest of this body, and much of it."""
-        if self.length is None or self.length - received < _DIRECT:
-            return None
-        if self._response.http_version != "HTTP/1.1" or "transfer-encoding" in self._response.headers:
-            return None
-        stream: httpcore.AsyncNetworkStream | None = self._response.extensions.get("network_stream")
-        return stream
-
-    async def _next_direct(self, stream: httpcore.AsyncNetworkStream) -> bytes:
-        """Read from the connection, for as long as the caller has patience."""
-        assert self.length is not None
-        rest = self.length - self.received
-        return await stream.read(min(rest, _PIECE)) if rest else b""
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body.
@@ -226,6 +202,9 @@ class RawBody:
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body is not at its end. Cannot be cancelled."""
+        if self._own is not None:
+            self._own.end()
+            return
         if self._pieces is not None and not self._exhausted:
             self._exhausted = True
             # The library's iterators are nested, and dropping them half-way leaves the inner ones to the

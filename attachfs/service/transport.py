@@ -361,7 +361,8 @@ class Transport:
         began = self._clock()
         try:
             timeouts = connections.timeouts(self.timeout)
-            response = await connections.exchange(self._http, url, headers, timeouts)
+            outgoing = httpx.Request("GET", url, headers=headers, extensions={"timeout": timeouts.as_dict()})
+            response = await connections.exchange(self._http, outgoing)
         except http_body.LIBRARY_ERRORS as failure:
             raise self._failed(trail, permit, failure) from _harmless(failure)
         took = self._clock() - began

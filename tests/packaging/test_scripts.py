@@ -49,7 +49,7 @@ FOUNDATION = {"background", "errors", "model", "text", "units", "__version__"}
 # Which package may know which library. The linter forbids them everywhere and excuses these files.
 KNOWS = {
     "pyfuse3": {"fuse", "mount/serve.py"},
-    "httpcore": {"service"},
+    "httptools": {"service"},
     "httpx": {"service", "shared_cache"},
     "cachetools": {"cache/index.py"},
 }

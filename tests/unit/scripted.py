@@ -138,7 +138,9 @@ async def raw_server(answer: Dialogue) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def real_client(url: str, auth: Auth | None = None, **options: Any) -> AsyncIterator[Client]:
-    """Return a client over real sockets."""
-    async with open_http() as http:
+async def real_client(
+    url: str, auth: Auth | None = None, *, quiet: float = 0.05, **options: Any
+) -> AsyncIterator[Client]:
+    """Return a client over real sockets, which are used again after `quiet` seconds."""
+    async with open_http(quiet=quiet) as http:
         yield Client(http, url, auth or NoAuth(), **options)

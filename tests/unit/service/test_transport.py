@@ -625,9 +625,13 @@ async def test_the_pool_refuses_a_ca_file_that_is_none(tmp_path: Any, clock: Moc
 async def test_the_pool_refuses_a_proxy_that_is_none(
     monkeypatch: pytest.MonkeyPatch, clock: MockClock
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "gopher://x")
-    with pytest.raises(UsageError, match="proxy"):
-        open_http()
+    for proxy in ("gopher://x", "socks5://x:1080", "http://", "http://[::1", "http://x:99999", "http://ü"):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(UsageError, match=r"HTTPS_PROXY .*proxy"):
+            open_http(url="https://ledger.test")
+    monkeypatch.setenv("NO_PROXY", ".test")
+    async with open_http(url="https://ledger.test"):
+        pass  # a proxy that is not used need not be usable
 
 
 async def test_the_libraries_loggers_are_kept_from_printing_headers(clock: MockClock) -> None:

@@ -1,0 +1,242 @@
+"""Bytes to and from one peer: a TCP connection, plain or with TLS.
+
+Owns: sockets. Plain sockets are used with trio's readiness calls, and TLS with the standard library's memory
+buffers: trio's streams cannot say whether anything is left over in them, which is what `unread` is for.
+"""
+
+import contextlib
+import socket
+import ssl
+from typing import Any, Protocol, cast
+
+import trio
+
+_PIECE = 2**20  # bytes asked of the kernel at a time
+_RECORD = 2**16  # bytes of TLS records taken in at a time
+
+
+class Wire(Protocol):
+    """A connection. A receive without bytes means that the peer has ended it."""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of `data`. Raises OSError."""
+        ...
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Wait for bytes, put them into `buffer`, and return how many. Raises OSError, ssl.SSLError."""
+        ...
+
+    async def receive(self, limit: int) -> bytes:
+        """Return at most `limit` bytes. Raises OSError, ssl.SSLError."""
+        ...
+
+    def unread(self) -> bytes | None:
+        """Return a byte that has arrived and was not received, b"" if the connection has ended, else None.
+
+        Never waits. The byte is taken: a connection that has one is of no use any more.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        ...
+
+
+class PlainWire:
+    """TCP without TLS.
+
+    Args:
+        sock: connected and non-blocking.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def send(self, data: bytes) -> None:
+        """Send all of `data`."""
+        sent = _send_now(self._sock, data)
+        if sent < len(data):
+            await _send_rest(self._sock, memoryview(data)[sent:])
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Wait for bytes, then take what is there: asking first would find nothing, for a system call."""
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            with contextlib.suppress(BlockingIOError):
+                return self._sock.recv_into(buffer)
+
+    async def receive(self, limit: int) -> bytes:
+        """Take what is there, or wait for it."""
+        await trio.lowlevel.checkpoint()  # a fast peer must not keep the others waiting
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return self._sock.recv(min(limit, _PIECE))
+            await trio.lowlevel.wait_readable(self._sock)
+
+    def unread(self) -> bytes | None:
+        """Look at the socket."""
+        try:
+            return self._sock.recv(1)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def close(self) -> None:
+        """Close the socket, and wake whoever waits for it."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+
+class TlsWire:
+    """TLS over TCP. Closing it sends no farewell, as is usual for HTTPS.
+
+    Args:
+        sock: connected and non-blocking.
+        context: what is trusted.
+        host: the name or address that the certificate must be for.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        self._sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+
+    async def handshake(self) -> None:
+        """Agree on keys. Raises OSError, ssl.SSLError."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._take_in()
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):
+                    await self._flush()  # the alert, which tells the peer why
+                raise
+            else:
+                return await self._flush()
+
+    async def send(self, data: bytes) -> None:
+        """Send all of `data`."""
+        self._tls.write(data)  # into a buffer in memory, which takes it all
+        await self._flush()
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Take what is decrypted, or wait for more."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self._read(buffer)
+            except ssl.SSLWantReadError:
+                await self._flush()  # an answer to a request for new keys, if there was one
+                await self._take_in()
+            except ssl.SSLZeroReturnError:
+                return 0
+
+    async def receive(self, limit: int) -> bytes:
+        """Take all that is decrypted, record by record, or wait for more."""
+        buffer = bytearray(min(limit, 2**18))
+        view = memoryview(buffer)
+        count = await self.receive_into(view)
+        while 0 < count < len(buffer):
+            try:
+                more = self._read(view[count:])
+            except ssl.SSLError:  # no whole record is left; or what is wrong shows at the next call
+                break
+            if not more:
+                break
+            count += more
+        return bytes(view[:count])
+
+    def unread(self) -> bytes | None:
+        """Decrypt what has arrived: session tickets come unasked, and are not a peer's word to anybody."""
+        ended = False
+        with contextlib.suppress(BlockingIOError):
+            while not ended:
+                ended = not self._fill()
+        try:
+            return self._tls.read(1)
+        except ssl.SSLWantReadError:
+            return b"" if ended else None
+        except ssl.SSLError:
+            return b""
+
+    def close(self) -> None:
+        """Close the socket, and wake whoever waits for it."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+    def _read(self, buffer: memoryview) -> int:
+        count: Any = self._tls.read(len(buffer), cast("bytearray", buffer))  # any writable buffer will do
+        assert isinstance(count, int)  # with a buffer, it tells how many
+        return count
+
+    def _fill(self) -> bool:
+        """Take in what the socket has; return whether the peer has not ended it. Raises BlockingIOError."""
+        try:
+            data = self._sock.recv(_RECORD)
+        except BlockingIOError:
+            raise
+        except OSError:
+            data = b""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        return bool(data)
+
+    async def _take_in(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            with contextlib.suppress(BlockingIOError):
+                data = self._sock.recv(_RECORD)
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+                return
+
+    async def _flush(self) -> None:
+        if self._outgoing.pending:
+            data = self._outgoing.read()
+            sent = _send_now(self._sock, data)
+            if sent < len(data):
+                await _send_rest(self._sock, memoryview(data)[sent:])
+
+
+async def connect(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
+    """Return a connection to `host`, with TLS if there is a `context`.
+
+    Raises:
+        OSError, ssl.SSLError: there is none.
+    """
+    stream = await trio.open_tcp_stream(host, port)
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    if context is None:
+        return PlainWire(sock)
+    wire = TlsWire(sock, context, host)
+    try:
+        await wire.handshake()
+    except BaseException:
+        wire.close()
+        raise
+    return wire
+
+
+def _send_now(sock: socket.socket, data: bytes) -> int:
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+
+
+async def _send_rest(sock: socket.socket, rest: memoryview) -> None:
+    while rest:
+        await trio.lowlevel.wait_writable(sock)
+        with contextlib.suppress(BlockingIOError):
+            rest = rest[sock.send(rest) :]
