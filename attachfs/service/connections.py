@@ -284,13 +284,16 @@ class Router(httpx.AsyncBaseTransport):
                 trust_env=False,
                 # What stands behind an answer cannot be seen there. So no connection is used twice.
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-                proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=self._context),
+                proxy=None if proxy is None else self._as_proxy(proxy),
             )
         return self._others[proxy]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""
         return await self.transport_for(request).handle_async_request(request)
+
+    def _as_proxy(self, url: str) -> httpx.Proxy:
+        return httpx.Proxy(url, ssl_context=self._context if url.startswith("https:") else None)
 
     async def aclose(self) -> None:
         """Close all that is idle."""
