@@ -40,6 +40,7 @@ _QUIET = 0.05
 _LOOK = 1.0  # seconds after which an idle connection is looked at, whether it has ended
 # Seconds for which a host that sent what nobody asked for gets a connection for each request.
 _DISTRUST = 600.0
+_HOSTS = 64  # of which that is remembered
 _JUMP = 2.0  # seconds by which one clock may leave another before the machine must have slept in between
 # Connecting takes a few round trips; a host that has not answered by then (seconds) is not there, and
 # waiting longer would leave no time for other attempts.
@@ -109,7 +110,6 @@ class Http1Pool(httpx.AsyncBaseTransport):
         self._connect = connect
         self._idle: deque[Connection] = deque()  # longest idle first
         self._distrusted: dict[Origin, float] = {}  # until when
-        self._reported: set[str] = set()
         self.unsolicited = 0  # connections closed because of bytes that belong to no answer
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -159,34 +159,40 @@ class Http1Pool(httpx.AsyncBaseTransport):
         now = self._clock()
         if self._jumps.happened():
             self.drop_idle()
-        while self._idle and self._is_over(self._idle[0], now):
-            self._idle.popleft().wire.close()
-        position = len(self._idle)
-        while position:
-            position -= 1
+        self._close_old(now)
+        for position in reversed(range(len(self._idle))):
             connection = self._idle[position]
-            if connection.origin != origin or connection.idle_since > now - self._quiet:
-                continue
-            del self._idle[position]
-            left = connection.wire.unread()
-            if left is None:
-                return connection
-            connection.wire.close()
-            if left:
-                self._note_unsolicited(origin)
+            if connection.origin == origin and connection.idle_since <= now - self._quiet:
+                del self._idle[position]
+                if self._is_quiet(connection):
+                    return connection
+                if origin in self._distrusted:
+                    break  # none of its other connections is left
         return None
 
-    def _is_over(self, connection: Connection, now: float) -> bool:
-        """Whether nobody will use a connection any more: it is old, or has ended. Asked of the oldest one."""
-        idle = now - connection.idle_since
-        if idle < _LOOK:  # not in the middle of a copy, where each system call counts
-            return False
-        if idle > _KEEPALIVE:
-            return True
+    def _close_old(self, now: float) -> None:
+        """Close what nobody will use any more: the oldest are too old, or have ended."""
+        while self._idle:
+            oldest = self._idle[0]
+            # In the middle of a copy each system call counts: nothing is looked at that was used just now.
+            if now - oldest.idle_since < _LOOK:
+                return
+            self._idle.popleft()
+            if now - oldest.idle_since > _KEEPALIVE:
+                oldest.wire.close()
+            elif self._is_quiet(oldest):
+                self._idle.appendleft(oldest)
+                return
+
+    def _is_quiet(self, connection: Connection) -> bool:
+        """Return whether nothing has arrived on an idle connection; close it otherwise."""
         left = connection.wire.unread()
+        if left is None:
+            return True
+        connection.wire.close()
         if left:
-            self.unsolicited += 1
-        return left is not None
+            self._note_unsolicited(connection.origin)
+        return False
 
     async def _open(self, origin: Origin, extensions: Mapping[str, Any]) -> Connection:
         scheme, host, port = origin
@@ -228,18 +234,18 @@ class Http1Pool(httpx.AsyncBaseTransport):
 
     def _note_unsolicited(self, origin: Origin) -> None:
         self.unsolicited += 1
+        known = origin in self._distrusted
+        if len(self._distrusted) >= _HOSTS:
+            self._distrusted.clear()
         self._distrusted[origin] = self._clock() + _DISTRUST
-        for position in reversed(range(len(self._idle))):
-            if self._idle[position].origin == origin:
-                self._idle[position].wire.close()
-                del self._idle[position]
-        host = f"{origin[1]}:{origin[2]}"
-        if host not in self._reported:
-            self._reported.add(host)
+        for connection in [one for one in self._idle if one.origin == origin]:
+            self._idle.remove(connection)
+            connection.wire.close()
+        if not known:
             log.warning(
-                "%s sends bytes that belong to no answer; they are discarded, and each request to it gets a "
-                "connection of its own",
-                host,
+                "%s:%d sends bytes that belong to no answer; they are discarded, and each request to it gets "
+                "a connection of its own",
+                *origin[1:],
             )
 
 

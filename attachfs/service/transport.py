@@ -124,6 +124,11 @@ class Transport:
         """Use other credentials from now on."""
         self._auth = auth
 
+    @property
+    def unsolicited(self) -> int:
+        """Connections closed because of bytes that belonged to no answer."""
+        return self._http.router.pool.unsolicited if isinstance(self._http, connections.Http) else 0
+
     async def fetch(self, ask: Request, limit: int) -> bytes:
         """Return a whole body of at most `limit` bytes, within the timeout.
 
@@ -405,6 +410,7 @@ def figures(transport: Transport) -> dict[str, Any]:
         "in_flight": transport.limiter.in_flight,
         "waiting": transport.limiter.waiting,
         "rate_limited_for_s": round(transport.gate.remaining, 1),
+        "unsolicited": transport.unsolicited,
         "unreachable_since": circuit.open_since,
         "unreachable_reason": circuit.reason if circuit.open_since is not None else "",
     }
