@@ -303,7 +303,7 @@ async def test_what_the_service_echoes_is_not_told_if_it_is_the_token(clock: Moc
         (b'{"code": 5, "message": "no such thing", "details": []}', ": no such thing"),
         (b'{"error": "quota", "description": "used up"}', ": quota used up"),
         (b"plain words", ": plain words"),
-        (b"line\n\x1b[31mred\xff", r": line\n\x1b[31mred\ufffd"),
+        (b"line\n\x1b[31mred\xff", ": line\\n\\x1b[31mred\ufffd"),
         (b"x" * 5000, ": " + "x" * 200 + "…"),
         (b"<html><body>Bad gateway</body></html>", ""),
         (b"", ""),
