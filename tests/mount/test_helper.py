@@ -22,7 +22,7 @@ mount --bind "$sbin" {base}/sbin
 mount -t tmpfs tmpfs "$sbin"
 ln -s {base}/sbin/* "$sbin"/
 {links}
-printf '#!/bin/sh\\nexec {python} -c "import attachfs.cli as c; c.mount_helper()" "$@"\\n' \\
+printf '#!/bin/sh\\nexec {python} -c "import attachfs.cli.main as c; c.mount_helper()" "$@"\\n' \\
     >{base}/mount.attachfs
 printf '#!/bin/sh\\nexec {python} -m attachfs "$@"\\n' >{base}/attachfs
 chmod 755 {base}/mount.attachfs {base}/attachfs
