@@ -2,16 +2,40 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from attachfs.config import options
 from attachfs.config import settings as config_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-paths = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH…")
+
+if TYPE_CHECKING:
+    _PathType = click.ParamType[Path]
+else:
+    _PathType = click.ParamType  # which is generic from click 8.2 on
+
+
+class AnyPath(_PathType):
+    """A path as it was given. click's own type asks for its status, and may wait for a mount for that."""
+
+    name = "path"
+
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Path:
+        """Return the path."""
+        return Path(value)
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell complete it."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+paths = click.argument("paths", nargs=-1, required=True, type=AnyPath(), metavar="PATH…")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 jobs = click.option(

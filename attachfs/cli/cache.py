@@ -18,6 +18,7 @@ import click
 from attachfs.cache.disk_cache import DiskCache, Entry
 from attachfs.cache.quarantine import Quarantine
 from attachfs.cli import arguments, output
+from attachfs.cli.groups import Group
 from attachfs.cli.progress import Progress
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
@@ -257,7 +258,7 @@ _cache_options = arguments.locating_options(
 )
 
 
-@click.group("cache")
+@click.group("cache", cls=Group)
 def command() -> None:
     """Look at the cache on the disk, check it, and remove from it, beside a running mount or without."""
 

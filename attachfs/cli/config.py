@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from attachfs.cli import arguments, output
+from attachfs.cli.groups import Group
 from attachfs.config import file as config_file
 from attachfs.config import options
 from attachfs.config.settings import Config
@@ -73,7 +74,7 @@ def _words(name: str, value: object) -> str:
     )
 
 
-@click.group("config")
+@click.group("config", cls=Group)
 def command() -> None:
     """Show the settings that a mount would use, and where they come from."""
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import click
 
+from attachfs.cli import arguments
+
 
 @click.command("demo")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=arguments.AnyPath())
 def command(mountpoint: Path | None) -> None:
     """Run a demo ledger on this machine and mount it: no account, nothing leaves the machine.
 

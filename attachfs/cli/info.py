@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, interruptible, output
 from attachfs.units import format_size
 
 _NO_SUCH = (errno.ENODATA, errno.EOPNOTSUPP)
@@ -113,4 +113,4 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
 @arguments.as_json
 def command(paths: tuple[Path, ...], as_json: bool) -> None:
     """Show what the ledger records of files, assets and events, without downloading anything."""
-    sys.exit(run(paths, as_json=as_json))
+    sys.exit(interruptible.run(lambda: run(paths, as_json=as_json), lambda: "info: interrupted"))

@@ -4,15 +4,17 @@ Exit codes: 0 all well; 1 it failed, or something differs; 2 the command line or
 be used; 3 it could not be found out; 130 interrupted by Ctrl-C.
 """
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from attachfs import __version__
-from attachfs.cli import output
+from attachfs.cli import output, streams
+from attachfs.cli.groups import Group
 from attachfs.errors import AttachfsError, UsageError
 
 # Commands in the order in which a person meets them; each is `command` in the module of its name.
@@ -34,7 +36,20 @@ _COMMANDS = (
 )
 
 
-class _Commands(click.Group):
+_HELP = """Mount an evidence ledger's attachments as a read-only, verified filesystem.
+
+\b
+Try it without an account:   attachfs demo
+Mount your own ledger:       attachfs mount ~/ledger
+Look at what is there:       attachfs ls ~/ledger/by-name
+Unmount:                     attachfs umount ~/ledger
+
+Nothing is downloaded before it is read, and a byte that does not match the ledger is never passed off as
+evidence.
+"""
+
+
+class _Commands(Group):
     """Commands, each loaded once it is called, so that none waits for what another one needs."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
@@ -46,6 +61,18 @@ class _Commands(click.Group):
         command: click.Command = importlib.import_module(f"attachfs.cli.{name}").command
         return command
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        streams.prepare()
+        try:
+            with streams.output_failures_told():
+                return super().main(*args, **extra)
+        finally:
+            streams.finish()
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with streams.output_failures_told(), _interruption_told():
+            return super().make_context(*args, **extra)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # mount.fuse(8), behind `mount -t fuse.attachfs`, runs `attachfs SOURCE /MOUNTPOINT -o …`.
         if _is_mount_fuse(args):
@@ -55,41 +82,44 @@ class _Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UsageError as error:
-            output.complain(error.reason)
-            ctx.exit(output.USAGE)
-        except AttachfsError as error:
-            output.complain(error.reason)
-            ctx.exit(output.DIFFERS)
+        with streams.output_failures_told(), _interruption_told():
+            try:
+                return super().invoke(ctx)
+            except UsageError as error:
+                output.complain(error.reason)
+                ctx.exit(output.USAGE)
+            except AttachfsError as error:
+                output.complain(error.reason)
+                ctx.exit(output.DIFFERS)
 
 
 def _is_mount_fuse(args: Sequence[str]) -> bool:
-    return len(args) > 1 and args[0] not in _COMMANDS and args[0][0:1] != "-" and args[1][0:1] == "/"
+    if len(args) < 3 or args[0] in _COMMANDS or args[0].startswith("-") or not args[1].startswith("/"):
+        return False
+    return "-o" in args[2:]
+
+
+@contextlib.contextmanager
+def _interruption_told() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.note("attachfs: interrupted")
+        sys.exit(output.INTERRUPTED)
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=_Commands, context_settings=_SETTINGS)
+@click.group(cls=_Commands, context_settings=_SETTINGS, help=_HELP)
 @click.version_option(__version__, prog_name="attachfs", message="%(prog)s %(version)s")
 def main() -> None:
-    r"""Mount an evidence ledger's attachments as a read-only, verified filesystem.
-
-    \b
-    Try it without an account:   attachfs demo
-    Mount your own ledger:       attachfs mount ~/ledger
-    Look at what is there:       ls ~/ledger/assets; attachfs info ~/ledger/assets/*/*
-    Unmount:                     attachfs umount ~/ledger
-
-    Nothing is downloaded before it is read, and a byte that does not match the ledger is never
-    passed off as evidence.
-    """
+    """Be the program; the commands do the work."""
 
 
 def mount_helper() -> None:
     """Be mount(8)'s helper; see cli/mount_helper.py."""
     from attachfs.cli import mount_helper as cli_mount_helper
 
+    streams.prepare()
     sys.exit(cli_mount_helper.main())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import click
 
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, interruptible, output
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
@@ -26,23 +26,27 @@ class _Line(NamedTuple):
 
 def run(paths: Sequence[Path], *, as_json: bool) -> int:
     """Print a line for each file below each path; 3 if one has no hash that can be checked."""
-    Mounts().require(paths)
-    code = output.OK
-    for path in paths:
-        base = path if path.is_dir() else path.parent
-        lines = 0
-        try:
+    lines = 0
+
+    def print_lines() -> int:
+        nonlocal lines
+        Mounts().require(paths)
+        code = output.OK
+        for path in paths:
+            base = path if path.is_dir() else path.parent
+            before = lines
             for line in in_order(places.walk([path]), _look, _JOBS):
                 lines += 1
                 if not _say(line, base, as_json=as_json):
                     code = output.UNKNOWN
-        except KeyboardInterrupt:
-            output.note(f"manifest: interrupted after {output.count(lines, 'file')}")
-            return output.INTERRUPTED
-        if not lines:
-            output.complain(path, "no attachments are listed there")
-            code = output.UNKNOWN
-    return code
+            if lines == before:
+                output.complain(path, "no attachments are listed there")
+                code = output.UNKNOWN
+        return code
+
+    return interruptible.run(
+        print_lines, lambda: f"manifest: interrupted after {output.count(lines, 'file')}"
+    )
 
 
 def _look(file: Found) -> _Line:

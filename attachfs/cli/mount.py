@@ -11,7 +11,7 @@ from attachfs.config import settings as config_settings
 
 
 @click.command("mount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=arguments.AnyPath())
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @arguments.o_words
 @arguments.mount_options

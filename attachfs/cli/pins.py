@@ -13,6 +13,7 @@ import click
 
 from attachfs.blobs.pins import Conflict, Pin, Pins
 from attachfs.cli import arguments, output
+from attachfs.cli.groups import Group
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
 from attachfs.model import is_uuid
@@ -155,7 +156,7 @@ def _conflict_json(conflict: Conflict, *, still: bool) -> dict[str, object]:
     }
 
 
-@click.group("pins")
+@click.group("pins", cls=Group)
 def command() -> None:
     """Review the hashes that were first seen, and release one so that another is believed."""
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import click
 
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, interruptible, output
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts
@@ -37,33 +37,34 @@ class _Plan(NamedTuple):
 
 def run(paths: Sequence[Path], *, jobs: int) -> int:
     """Fetch and return the exit code: 1 if a file differs from its record, else 3 if one could not be had."""
-    _check_mounts(paths)
     counts: Counter[str] = Counter()
-    done = 0
-    try:
+    progress = Progress("prefetch")
+
+    def fetch_all() -> int:
+        _check_mounts(paths)
         plans = list(in_order(places.walk(paths), _plan, jobs))
         todo = _to_fetch(plans, counts)
         total = sum(plan.size for plan in todo)
         _warn_of_size(paths, total)
-        with Progress("prefetch", total, len(todo)) as progress:
-            try:
+        with progress.of(total, len(todo)):
 
-                def fetch(plan: _Plan) -> tuple[_Plan, OSError | None, bool]:
-                    error = _fetch(plan, progress.advance)
-                    progress.advance(files=1)
-                    return plan, error, error is None and _is_cached(plan.path)
+            def fetch(plan: _Plan) -> tuple[_Plan, OSError | None, bool]:
+                error = _fetch(plan, progress.advance)
+                progress.advance(files=1)
+                return plan, error, error is None and _is_cached(plan.path)
 
-                for plan, error, kept in in_order(todo, fetch, jobs):
-                    _count(plan, error, counts, kept=kept)
-            finally:
-                done = progress.bytes_done
-    except KeyboardInterrupt:
-        output.note(f"prefetch: interrupted; {_summary(counts, done)}. Run it again to go on.")
-        return output.INTERRUPTED
-    output.note(f"prefetch: {_summary(counts, done)}")
-    if counts["differ"]:
-        return output.DIFFERS
-    return output.UNKNOWN if counts["failed"] or counts["not kept"] else output.OK
+            for plan, error, kept in in_order(todo, fetch, jobs):
+                _count(plan, error, counts, kept=kept)
+        output.note(f"prefetch: {_summary(counts)}")
+        if counts["differ"]:
+            return output.DIFFERS
+        return output.UNKNOWN if counts["failed"] or counts["not kept"] else output.OK
+
+    def interrupted() -> str:
+        progress.stop()
+        return f"prefetch: interrupted; {_summary(counts, progress.bytes_done)}. Run it again to go on."
+
+    return interruptible.run(fetch_all, interrupted)
 
 
 def _check_mounts(paths: Sequence[Path]) -> None:
@@ -129,6 +130,7 @@ def _is_cached(path: Path) -> bool:
 def _count(plan: _Plan, error: OSError | None, counts: Counter[str], *, kept: bool) -> None:
     if error is None:
         counts["fetched" if kept else "not kept"] += 1
+        counts["bytes"] += plan.size
         if not kept:
             output.complain(plan.path, "read, but not kept: the cache has no room for it")
         return
@@ -141,8 +143,11 @@ def _count(plan: _Plan, error: OSError | None, counts: Counter[str], *, kept: bo
     output.complain(plan.path, reason)
 
 
-def _summary(counts: Counter[str], size: int) -> str:
-    words = [f"{output.count(counts['fetched'], 'file')} fetched ({format_size(size)})"]
+def _summary(counts: Counter[str], begun: int = 0) -> str:
+    """Return what became of the files; `begun` is how many bytes were read, also of files that were not."""
+    words = [f"{output.count(counts['fetched'], 'file')} fetched ({format_size(counts['bytes'])})"]
+    if begun > counts["bytes"]:
+        words.append(f"{format_size(begun - counts['bytes'])} of others")
     words.append(f"{counts['there']:,} already there")
     for what, words_of in (("differ", "differ"), ("failed", "could not be had"), ("not kept", "not kept")):
         if counts[what]:

@@ -5,20 +5,14 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING, Self
 
 from attachfs.cli import output
 from attachfs.units import format_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.status import Status
 
 _EVERY = 10.0  # seconds between plain lines
 
@@ -33,7 +27,9 @@ class Progress:
         clock: seconds.
     """
 
-    def __init__(self, what: str, size: int, files: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, what: str, size: int = 0, files: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._what = what
         self._size = size
         self._files = files
@@ -44,18 +40,21 @@ class Progress:
         self.files_done = 0
         self._bar: Bar | None = None
         if sys.stderr.isatty():
-            self._bar = Bar(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TextColumn("{task.fields[files]}", markup=False),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-                redirect_stdout=sys.stdout.isatty(),  # lines of results go above the bar, files stay files
-            )
+            self._bar = _bar()
             self._task = self._bar.add_task(what, total=size, files=self._of_files())
+
+    def of(self, size: int, files: int) -> Self:
+        """Set how much it is in all, once that is known, and begin to count the time."""
+        self._size, self._files = size, files
+        self._began = self._told = self._clock()
+        if self._bar is not None:
+            self._bar.update(self._task, total=size, files=self._of_files())
+        return self
+
+    def stop(self) -> None:
+        """Take the bar away; the terminal is as before."""
+        if self._bar is not None:
+            self._bar.stop()
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -65,8 +64,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.stop()
 
     @property
     def seconds(self) -> float:
@@ -109,7 +107,7 @@ class Counter:
         self._what = what
         self._clock = clock
         self._told = clock()
-        self._status = Console(stderr=True).status(what) if sys.stderr.isatty() else None
+        self._status = _status(what) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         if self._status is not None:
@@ -127,3 +125,33 @@ class Counter:
         elif self._clock() - self._told >= _EVERY:
             self._told = self._clock()
             output.note(f"{self._what}: {text}")
+
+
+def _status(what: str) -> "Status":
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
+
+
+def _bar() -> "Bar":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[files]}", markup=False),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # lines of results go above the bar, files stay files
+    )

@@ -241,7 +241,7 @@ def _span(seconds: float) -> str:
 
 
 @click.command("status")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=arguments.AnyPath())
 @arguments.as_json
 @click.option("--watch", is_flag=True, help="Show them live, until q or Ctrl-C.")
 def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:

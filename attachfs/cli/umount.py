@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from attachfs.cli import arguments
+
 
 @click.command("umount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=arguments.AnyPath())
 @click.option("-l", "--lazy", is_flag=True, help="Detach at once; open files stay readable.")
 def command(mountpoint: Path, lazy: bool) -> None:
     """Unmount the ledger from MOUNTPOINT, and wait until its files are closed.

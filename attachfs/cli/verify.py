@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, interruptible, output
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
@@ -59,32 +59,32 @@ class _Read:
 
 def run(paths: Sequence[Path], *, as_json: bool, live: bool, jobs: int) -> int:
     """Print a line for each file and return the exit code: 1 if one differs, else 3 if one cannot be told."""
-    mounts = Mounts()
     counts: Counter[Verdict] = Counter()
-    done = 0
-    try:
+    progress = Progress("verify")
+
+    def check_all() -> int:
+        mounts = Mounts()
         files = list(places.walk(paths))
-        total = sum(in_order(files, _size, jobs))
-        with Progress("verify", total, len(files)) as progress:
-            try:
+        with progress.of(sum(in_order(files, _size, jobs)), len(files)):
 
-                def check(file: Found) -> Result:
-                    result = _check(file, mounts, progress.advance, live=live)
-                    progress.advance(files=1)
-                    return result
+            def check(file: Found) -> Result:
+                result = _check(file, mounts, progress.advance, live=live)
+                progress.advance(files=1)
+                return result
 
-                for result in in_order(files, check, jobs):
-                    counts[result.verdict] += 1
-                    _say(result, as_json=as_json)
-            finally:
-                done = progress.bytes_done
-    except KeyboardInterrupt:
-        output.note(f"verify: interrupted after {_summary(counts, done)}")
-        return output.INTERRUPTED
-    output.note(f"verify: {_summary(counts, done)}")
-    if counts[Verdict.DIFFERS]:
-        return output.DIFFERS
-    return output.UNKNOWN if counts[Verdict.UNKNOWN] or not files else output.OK
+            for result in in_order(files, check, jobs):
+                counts[result.verdict] += 1
+                _say(result, as_json=as_json)
+        output.note(f"verify: {_summary(counts, progress.bytes_done)}")
+        if counts[Verdict.DIFFERS]:
+            return output.DIFFERS
+        return output.UNKNOWN if counts[Verdict.UNKNOWN] or not files else output.OK
+
+    def interrupted() -> str:
+        progress.stop()
+        return f"verify: interrupted after {_summary(counts, progress.bytes_done)}"
+
+    return interruptible.run(check_all, interrupted)
 
 
 def _say(result: Result, *, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def _say(result: Result, *, as_json: bool) -> None:
 def _summary(counts: Counter[Verdict], size: int) -> str:
     return (
         f"{output.count(counts.total(), 'file')}, {format_size(size)}: {counts[Verdict.OK]:,} OK, "
-        f"{counts[Verdict.DIFFERS]:,} differ, {counts[Verdict.UNKNOWN]:,} could not be told"
+        f"{counts[Verdict.DIFFERS]:,} differ, {counts[Verdict.UNKNOWN]:,} unknown"
     )
 
 

@@ -17,7 +17,7 @@ def program(tmp_path: Path) -> Path:
     folder.mkdir()
     for name, function in (("attachfs", "main"), ("mount.attachfs", "mount_helper")):
         script = folder / name
-        code = f"import sys; from attachfs.cli import main; sys.argv[0] = '{name}'; main.{function}()"
+        code = f"import sys; from attachfs import __main__ as it; sys.argv[0] = '{name}'; it.{function}()"
         script.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "{code}" "$@"\n')
         script.chmod(0o755)
     return folder / "attachfs"
