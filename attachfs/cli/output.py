@@ -4,7 +4,6 @@ Names and values come from the ledger, and so from anybody who may write there. 
 terminal unescaped that could move its cursor, change its state or show text in another order than it has.
 """
 
-import contextlib
 import io
 import json
 import sys
@@ -36,17 +35,12 @@ def say(text: str) -> None:
 
 def complain(what: object, reason: object = "") -> None:
     """Print to standard error: what it is about, and what is wrong."""
-    _print_error(f"attachfs: {printable(what)}" + (f": {printable(reason)}" if reason != "" else ""))
+    click.echo(f"attachfs: {printable(what)}" + (f": {printable(reason)}" if reason != "" else ""), err=True)
 
 
 def note(text: str) -> None:
     """Print to standard error what is neither a result nor a complaint: a summary, progress."""
-    _print_error(printable(text))
-
-
-def _print_error(text: str) -> None:
-    with contextlib.suppress(OSError):  # there is nobody left to tell, and the exit status matters more
-        click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def say_json(value: Any) -> None:

@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
-
-import click
+from typing import TYPE_CHECKING, NoReturn
 
 from attachfs.cli import output
-from attachfs.errors import causes_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # What a stream is opened on that came closed. Results must not vanish in silence: writing them fails (EBADF).
 _INSTEAD = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
@@ -35,11 +35,25 @@ def prepare() -> None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the program
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8", write_through=True)
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_StandardError(2, "w", closefd=False)),
+            encoding="utf-8" if sys.stderr is None else sys.stderr.encoding,
+            errors="backslashreplace",
+            write_through=True,
+        )
+
+
+class _StandardError(io.FileIO):
+    """Where complaints go. If it is full there is nobody to tell, and the exit status still counts."""
+
+    def write(self, data: "Buffer") -> int:
+        """Write, if it can be done."""
+        with contextlib.suppress(OSError):
+            return super().write(data) or 0
+        return memoryview(data).nbytes
 
 
 def finish() -> None:
@@ -71,9 +85,6 @@ def output_failures_told() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None or error.errno not in _OF_WRITING:
             raise
-        for cause in causes_of(error):
-            if isinstance(cause, click.ClickException):  # it could not be shown, on standard error
-                raise SystemExit(cause.exit_code) from None
         _forget(1)
         output.complain("standard output cannot be written", output.reason_of(error))
         raise SystemExit(output.DIFFERS) from None
