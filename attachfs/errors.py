@@ -12,6 +12,7 @@ AttachfsError
 ├── BadAnswer             EIO: other statuses, unreadable answers, short and long bodies, unknown hashes
 ├── IntegrityError        EBADMSG: bytes differ from the record, or two records differ
 ├── NoRoom                ENOSPC: no room in the cache nor in a temporary file
+├── TooManyFiles          EMFILE: the process may open no more files
 ├── NoAttribute           ENODATA: there is no such extended attribute
 ├── IsDirectory, NotDirectory, ReadOnly
 └── Unexpected            EIO: a fault of our own, or of the local disk
@@ -76,6 +77,10 @@ class NoRoom(AttachfsError):
     """Neither the cache nor a temporary file has room."""
 
 
+class TooManyFiles(AttachfsError):
+    """The mount's process, or the machine, may open no more files."""
+
+
 class NoAttribute(AttachfsError):
     """There is no such extended attribute."""
 
@@ -107,6 +112,7 @@ ERRNO: dict[type[AttachfsError], int] = {
     BadAnswer: errno.EIO,
     IntegrityError: errno.EBADMSG,
     NoRoom: errno.ENOSPC,
+    TooManyFiles: errno.EMFILE,
     NoAttribute: errno.ENODATA,
     IsDirectory: errno.EISDIR,
     NotDirectory: errno.ENOTDIR,

@@ -36,6 +36,7 @@ from attachfs.fuse.entries import IO_SIZE, Entries, Ownership
 from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import HandleTable, InodeTable
 from attachfs.fuse.readahead import ReadAhead
+from attachfs.fuse.scarcity import scarcity_of
 from attachfs.model import STATUS_XATTR, AttachmentRef
 from attachfs.namespace.directory import Directory
 from attachfs.namespace.nodes import Node, Place, parent_of, path_of
@@ -62,6 +63,13 @@ class File(NamedTuple):
     inode: int
     blob: BlobHandle
     streamed: bool
+
+
+class OpenDirectory(NamedTuple):
+    """An open directory, and the process that opened it: a request to read it does not name its caller."""
+
+    directory: Directory
+    pid: int
 
 
 _Handler = Callable[Concatenate["Filesystem", A, P], Coroutine[Any, Any, R]]
@@ -145,7 +153,7 @@ class Filesystem(pyfuse3.Operations):
         self.entries = Entries(tree, inodes, ownership)
         self._many = _MANY
         self._crowded = trio.Event()
-        self.directories: HandleTable[Directory] = HandleTable()
+        self.directories: HandleTable[OpenDirectory] = HandleTable()
         self.files: HandleTable[File] = HandleTable()
 
     # -- names and attributes ----------------------------------------------------------------------
@@ -245,11 +253,11 @@ class Filesystem(pyfuse3.Operations):
         if directory is None:
             with self._waiting.wait(ctx.pid, self._timeout):
                 directory = await self._tree.open_directory(node)
-        return FileHandleT(self.directories.add(directory))
+        return FileHandleT(self.directories.add(OpenDirectory(directory, ctx.pid)))
 
     @_handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        directory = self.directories[fh]
+        directory, pid = self.directories[fh]
         if start_id < _DOTS and not self._reply_dots(directory.node, start_id, token):
             return
         first = max(0, start_id - _DOTS)
@@ -257,7 +265,7 @@ class Filesystem(pyfuse3.Operations):
         # being fetched. Only an empty reply means the end.
         if first >= directory.available and start_id >= _DOTS and not directory.complete:
             try:
-                with self._waiting.wait(0, self._timeout):
+                with self._waiting.wait(pid, self._timeout):
                     await directory.reach(first)
             except NotFound as error:
                 # To readdir(3), ENOENT is the end of the directory: what is missing would never be missed.
@@ -369,9 +377,10 @@ class Filesystem(pyfuse3.Operations):
         inner = first_of(error)
         if isinstance(inner, FUSEError):
             return inner.errno
-        foreign = not isinstance(inner, AttachfsError)
-        reason = Unexpected(f"{type(inner).__name__}: see the log") if foreign else inner
-        assert isinstance(reason, AttachfsError)
+        reason = scarcity_of(error) or inner
+        foreign = not isinstance(reason, AttachfsError)
+        if not isinstance(reason, AttachfsError):
+            reason = Unexpected(f"{type(inner).__name__}: see the log")
         try:
             if foreign:
                 log.error("%s failed for a reason of its own", operation, exc_info=error)
@@ -384,7 +393,7 @@ class Filesystem(pyfuse3.Operations):
     def describe(self, operation: str, number: int, args: Sequence[object]) -> str:
         """Return the path that an operation was about, for the log."""
         if operation in ("readdir", "releasedir"):
-            return path_of(self.directories[number].node) if number in self.directories else "?"
+            return path_of(self.directories[number].directory.node) if number in self.directories else "?"
         if operation in ("read", "release", "flush"):
             if number not in self.files:
                 return "?"

@@ -11,7 +11,7 @@ import click
 from attachfs.config.settings import Config
 from attachfs.errors import AttachfsError, UsageError, first_of
 from attachfs.mount import log as mount_log
-from attachfs.mount import unmount
+from attachfs.mount import process, unmount
 from attachfs.mount.mountinfo import mount_at
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def run_foreground(
         ready: called once the mount answers.
         reload: reads the settings again, on SIGHUP.
     """
+    process.prepare()
     try:
         mount_log.set_up(config, background=False)
         _serve(config, mountpoint, ready, reload)
@@ -47,6 +48,7 @@ def run_foreground(
 
 def run_background(config: Config, mountpoint: Path, reload: Reload | None = None) -> int:
     """Mount in a process of its own; return once the mount answers or has failed, with the exit code."""
+    process.prepare()
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)

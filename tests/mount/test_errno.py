@@ -240,7 +240,7 @@ ROWS = (
 )
 
 # Rows that need more than one program and one answer have tests of their own below.
-ELSEWHERE = {errors.Interrupted, errors.NoRoom, errors.Unexpected}
+ELSEWHERE = {errors.Interrupted, errors.NoRoom, errors.TooManyFiles, errors.Unexpected}
 # A mistake on a command line ends the command: no handler raises it.
 NOT_SEEN = {errors.UsageError}
 
@@ -297,6 +297,7 @@ WAITS: dict[str, tuple[str, str]] = {
     "lookup of a file": ("info", "os.stat('{0.path}')"),
     "open": ("blob", "os.open('{0.path}', os.O_RDONLY)"),
     "getxattr": ("info", "os.getxattr('{0.path}', 'user.mime_type')"),
+    "readdir": ("events", "os.listdir('{0.events}')"),
     "opendir": ("event", "os.listdir('{0.event_path}')"),
 }
 

@@ -26,6 +26,7 @@ TABLE = {
     errors.BadAnswer: "EIO",
     errors.IntegrityError: "EBADMSG",
     errors.NoRoom: "ENOSPC",
+    errors.TooManyFiles: "EMFILE",
     errors.NoAttribute: "ENODATA",
     errors.IsDirectory: "EISDIR",
     errors.NotDirectory: "ENOTDIR",
