@@ -17,7 +17,7 @@ import click
 
 from attachfs.cache.disk_cache import DiskCache, Entry
 from attachfs.cache.quarantine import Quarantine
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, output, shared_cache
 from attachfs.cli.groups import Group
 from attachfs.cli.progress import Progress
 from attachfs.config.settings import Config
@@ -261,6 +261,9 @@ _cache_options = arguments.locating_options(
 @click.group("cache", cls=Group)
 def command() -> None:
     """Look at the cache on the disk, check it, and remove from it, beside a running mount or without."""
+
+
+command.add_command(shared_cache.group)
 
 
 @command.command("stat")

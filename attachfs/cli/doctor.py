@@ -27,7 +27,7 @@ import trio
 
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, output, shared_cache
 from attachfs.cli.cache import holder
 from attachfs.cli.pins import DATABASE, stands
 from attachfs.config.settings import Config
@@ -101,7 +101,24 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from trio.run(ledger, config)
     yield cache_directory(config)
     yield pins(config)
+    yield from shared_store(config)
     yield from running(mountinfo.mounts())
+
+
+def shared_store(config: Config) -> Iterator[Finding]:
+    """Whether the shared cache, if one is configured, can be reached, written to and read from."""
+
+    async def probed() -> list[tuple[str, str]]:
+        return [found async for found in shared_cache.probe(config)]
+
+    try:
+        found = trio.run(probed)
+    except UsageError as error:
+        yield _usage("shared cache", error, "see --shared-cache in attachfs(1)")
+        return
+    for state, detail in found:
+        remedy = "" if state == "ok" else "mounts go on without it; see attachfs(1), --shared-cache"
+        yield Finding("shared cache", State.OK if state == "ok" else State.WRONG, detail, remedy)
 
 
 # -- this machine --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import click
 
-from attachfs.cli import arguments, interruptible, output
+from attachfs.cli import arguments, interruptible, output, shared_cache
 from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts
@@ -158,9 +158,14 @@ def _summary(counts: Counter[str], begun: int = 0) -> str:
 @click.command("prefetch")
 @arguments.paths
 @arguments.jobs
-def command(paths: tuple[Path, ...], jobs: int) -> None:
+@click.option("--to-shared", is_flag=True, help="Add the files to the shared cache, for other machines.")
+@arguments.locating_options("profile", "config", *shared_cache.OPTIONS)
+def command(paths: tuple[Path, ...], jobs: int, to_shared: bool, **given: str | None) -> None:
     """Fill a mount's cache with the files at and below PATH.
 
     What is cached already is skipped: after Ctrl-C (exit status 130), run it again to go on.
     """
+    if to_shared:
+        Mounts().require(paths)
+        sys.exit(shared_cache.fill(paths, arguments.settings(given), jobs=jobs))
     sys.exit(run(paths, jobs=jobs))

@@ -167,6 +167,14 @@ def _facts(figures: dict[str, Any]) -> Table:
             "",
         ),
     ]
+    shared = figures.get("shared_cache")
+    if shared:
+        off = shared.get("off")
+        words = (
+            f"{shared.get('store')}: {shared.get('hits', 0):,} hits, {shared.get('misses', 0):,} misses, "
+            f"{sum(shared.get('errors', {}).values()):,} errors, {format_size(shared.get('bytes', 0))} saved"
+        )
+        rows.append(("shared cache", words + (", NOT USED at present" if off else ""), "red" if off else ""))
     memory = figures.get("memory", {})
     if memory.get("answers"):
         ages = f"{_span(memory['newest_s'])} to {_span(memory['oldest_s'])} old"

@@ -1,7 +1,11 @@
 """A store that a fleet shares, on real servers: it saves downloads, and never a wrong byte comes of it."""
 
 import contextlib
+import hashlib
 import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +52,17 @@ class Fleet:
         environ = {**os.environ, **self.store.environ}
         with run_mount(base, *self.store.options, *options, server=self.served, environ=environ) as mounted:
             yield Machine(self, mounted)
+
+    def attachfs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command with the store configured."""
+        return subprocess.run(
+            [sys.executable, "-m", "attachfs", *arguments, *self.store.options],
+            env={**os.environ, **self.store.environ, "XDG_CONFIG_HOME": str(self.base / "config")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
     @property
     def downloads(self) -> int:
@@ -125,6 +140,44 @@ def test_every_object_flipped_costs_no_byte_and_is_healed(fleet: Fleet) -> None:
         if set(fleet.store.objects().values()) == healed:
             break
     assert set(fleet.store.objects().values()) == healed
+
+
+def test_one_machine_fills_the_store_for_all(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with fleet.machine() as machine:
+        point = machine.mounted.point
+        done = fleet.attachfs("prefetch", "--to-shared", str(point / "assets"))
+        assert done.returncode == 0, done.stderr
+        assert set(fleet.files.values()) <= set(fleet.store.objects().values())
+        again = fleet.attachfs("prefetch", "--to-shared", str(point / "assets"))
+        assert f"{COUNT:,} already there" in again.stderr
+
+
+def test_the_store_can_be_checked_and_healed_from_a_machine_that_has_the_blobs(fleet: Fleet) -> None:
+    with fleet.machine() as machine:
+        machine.read_all()
+        fleet.attachfs("prefetch", "--to-shared", str(machine.mounted.point / "assets"))
+        cache = f"--cache-dir={machine.mounted.cache}"
+        assert fleet.attachfs("cache", "shared", "verify", "--all", cache).returncode == 0
+        data = fleet.files[next(iter(fleet.files))]
+        digest = hashlib.sha256(data).hexdigest()
+        fleet.store.replace(digest, b"forged")
+        found = fleet.attachfs("cache", "shared", "verify", "--all", cache)
+        assert found.returncode == 1
+        assert f"sha256:{digest}: WRONG" in found.stdout
+        healed = fleet.attachfs("cache", "shared", "verify", "--all", "--shared-cache-write", cache)
+        assert healed.returncode == 0, healed.stderr
+        assert "1 replaced" in healed.stderr
+        assert fleet.store.objects()[digest] == data
+
+
+def test_doctor_reaches_writes_reads_and_verifies(fleet: Fleet) -> None:
+    found = fleet.attachfs("doctor", "--shared-cache-write", f"--url={fleet.served.url}").stdout
+    assert re.search(r"ok +shared cache +\S+ answers", found)
+    assert re.search(r"ok +shared cache +\S+ takes a test object", found)
+    assert re.search(r"ok +shared cache +\S+ gives it back", found)
+    with fleet.store.stopped():
+        assert "WRONG    shared cache" in fleet.attachfs("doctor", f"--url={fleet.served.url}").stdout
 
 
 def test_without_write_nothing_is_stored(fleet: Fleet) -> None:
