@@ -8,9 +8,10 @@ service sends all of it.
 """
 
 import hashlib
+import itertools
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import NamedTuple
 
 import trio
@@ -28,6 +29,7 @@ HEDGE = 0.25  # seconds without a first byte after which the service is asked be
 # store behind a slower line than that is no help.
 _BODY = 1.0
 _RATE = 16 * 2**20
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a miss is asked for again, beside a slow service
 _SIDE_BY_SIDE = 16  # requests to the store; beside the service's own limit
 
 
@@ -166,10 +168,7 @@ class _Transfer:
         stream: ObjectStream | None = None
         told = False
         try:
-            with trio.fail_after(FIRST_BYTE):
-                async with self._source.slots:
-                    stream = await self._shared.store.open(self._digest, self._size)
-                    first = await stream.next()
+            stream, first = await self._open_store(failed)
             if self._service is not None:
                 return
             told = True
@@ -177,23 +176,39 @@ class _Transfer:
             self._first = SharedChunk(0, first)
             self._deadline = trio.current_time() + _BODY + self._size / _RATE
             race.cancel()
-        except Missing:
-            told = True
-            self._shared.missed()
-            failed.set()
         except (Trouble, trio.TooSlowError) as error:
             told = True
             slow = Trouble("slow", f"no first byte within {FIRST_BYTE:g} s")
             self._note(error if isinstance(error, Trouble) else slow)
             failed.set()
         finally:
-            if not told:
+            if not told and not failed.is_set():
                 if self._service is not None:
                     self._shared.lost()
                 else:
                     self._shared.reads.dropped()
             if stream is not None:
                 await stream.aclose()
+
+    async def _open_store(self, failed: trio.Event) -> tuple[ObjectStream, bytes]:
+        """Return the store's answer and its first piece; a miss sets `failed` and is asked again.
+
+        While the service takes its time, because it limits the rate, say, another machine may have added it.
+        """
+        for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
+            with suppress(Missing), trio.fail_after(FIRST_BYTE):
+                async with self._source.slots:
+                    stream = await self._shared.store.open(self._digest, self._size)
+                    try:
+                        return stream, await stream.next()
+                    except BaseException:
+                        await stream.aclose()
+                        raise
+            if not failed.is_set():
+                self._shared.missed()
+                failed.set()
+            await trio.sleep(pause)
+        raise AssertionError
 
     async def _try_service(self, failed: trio.Event, race: trio.CancelScope) -> None:
         with trio.move_on_after(HEDGE):

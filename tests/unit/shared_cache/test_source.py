@@ -339,6 +339,25 @@ async def test_a_store_may_still_bring_what_the_service_fails_at(
     assert await world.read() == DATA
 
 
+async def test_what_another_machine_adds_meanwhile_is_taken_while_the_service_keeps_us_waiting(
+    world: World, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    del autojump_clock
+    world.service.contents.clear()
+    kept: list[bytes] = []
+
+    async def read() -> None:
+        kept.append(await world.read())
+
+    nursery.start_soon(read)
+    await world.service.next()  # the service is asked, and says nothing yet
+    await trio.sleep(1)
+    world.sends(DATA)
+    await trio.sleep(2)
+    assert kept == [DATA]
+    assert (world.shared.hits, world.shared.misses, world.service.live) == (1, 1, 0)
+
+
 async def test_bytes_kept_of_the_store_that_were_never_verified_are_not_built_on(
     world: World, autojump_clock: MockClock
 ) -> None:
