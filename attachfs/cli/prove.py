@@ -3,7 +3,8 @@
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +136,7 @@ class _Prover:
         return proof
 
 
-def bring_logs(config: Config, url: str, leaves: Mapping[str, Set[int]]) -> KeptLogs:
+def bring_logs(config: Config, url: str, leaves: Mapping[str, AbstractSet[int]]) -> KeptLogs:
     """Fetch what proofs need from where a ledger's logs are served, and return what is kept of them.
 
     Args:

@@ -1,6 +1,7 @@
 """Brings what proofs need from where a log is served: the massifs and seals of given events."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from attachfs.errors import AttachfsError, NotFound
@@ -20,7 +21,7 @@ class LogService(Protocol):
         """Return a massif's seal."""
 
 
-async def fetch_logs(leaves: Mapping[str, Set[int]], service: LogService, kept: KeptLogs) -> None:
+async def fetch_logs(leaves: Mapping[str, AbstractSet[int]], service: LogService, kept: KeptLogs) -> None:
     """Bring the massifs and seals that proofs of these leaves need.
 
     What is kept already is fetched again only if its seal has changed, and stands if the log is out of reach.
@@ -36,7 +37,7 @@ async def fetch_logs(leaves: Mapping[str, Set[int]], service: LogService, kept: 
             await _bring(log, number, service, kept)
 
 
-async def _numbers(log: str, leaves: Set[int], service: LogService, kept: KeptLogs) -> list[int]:
+async def _numbers(log: str, leaves: AbstractSet[int], service: LogService, kept: KeptLogs) -> list[int]:
     """Return the massifs in which leaves stand. The first one fetched says how high massifs are."""
     if not kept.has_any(log):
         guess = min(leaves) >> (kept.height(log) - 1)

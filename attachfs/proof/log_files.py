@@ -13,7 +13,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -290,7 +291,7 @@ class KeptLogs(LogFolder):
             os.close(descriptor)
 
 
-def copy_logs(leaves: Mapping[str, Set[int]], source: LogFolder, target: LogFolder) -> list[str]:
+def copy_logs(leaves: Mapping[str, AbstractSet[int]], source: LogFolder, target: LogFolder) -> list[str]:
     """Copy the massifs and seals that proofs of these leaves need, into a bag for instance.
 
     Args:
