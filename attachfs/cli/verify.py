@@ -7,13 +7,13 @@ change its attributes too.
 """
 
 import errno
+import functools
 import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import click
@@ -23,32 +23,14 @@ from attachfs.cli import paths as places
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
 from attachfs.cli.progress import Progress
+from attachfs.cli.verdicts import Result, Verdict
+from attachfs.cli.verify_bag import Task, is_bag, tasks
+from attachfs.errors import UsageError
 from attachfs.model import Digest
 from attachfs.text import printable
 from attachfs.units import format_size
 
 _CHUNK = 1 << 20  # bytes read and hashed at a time
-
-
-class Verdict(StrEnum):
-    """What became of one file."""
-
-    OK = "OK"
-    DIFFERS = "DIFFERS"
-    UNKNOWN = "COULD NOT TELL"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One file's verdict. `live`: compared with the ledger, and not just with the copy's own record."""
-
-    path: Path
-    verdict: Verdict
-    reason: str = ""
-    live: bool = False
-    recorded: Digest | None = None
-    found: Digest | None = None
-    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,28 +45,40 @@ def run(paths: Sequence[Path], *, as_json: bool, live: bool, jobs: int) -> int:
     progress = Progress("verify")
 
     def check_all() -> int:
-        mounts = Mounts()
-        files = list(places.walk(paths))
-        with progress.of(sum(in_order(files, _size, jobs)), len(files)):
+        todo = list(_tasks(paths, Mounts(), jobs, live=live))
+        with progress.of(sum(task.size for task in todo), len(todo)):
 
-            def check(file: Found) -> Result:
-                result = _check(file, mounts, progress.advance, live=live)
+            def check(task: Task) -> Result | None:
+                result = task.check(progress.advance)
                 progress.advance(files=1)
                 return result
 
-            for result in in_order(files, check, jobs):
-                counts[result.verdict] += 1
-                _say(result, as_json=as_json)
+            for result in in_order(todo, check, jobs):
+                if result is not None:
+                    counts[result.verdict] += 1
+                    _say(result, as_json=as_json)
         output.note(f"verify: {_summary(counts, progress.bytes_done)}")
         if counts[Verdict.DIFFERS]:
             return output.DIFFERS
-        return output.UNKNOWN if counts[Verdict.UNKNOWN] or not files else output.OK
+        return output.UNKNOWN if counts[Verdict.UNKNOWN] or not todo else output.OK
 
     def interrupted() -> str:
         progress.stop()
         return f"verify: interrupted after {_summary(counts, progress.bytes_done)}"
 
     return interruptible.run(check_all, interrupted)
+
+
+def _tasks(paths: Sequence[Path], mounts: Mounts, jobs: int, *, live: bool) -> Iterator[Task]:
+    """Yield what is to be looked at: bags' files, and all others at and below the paths."""
+    bags = [path for path in paths if is_bag(path)]
+    if bags and live:
+        raise UsageError(f"{bags[0]} is an exported bag: verify it without --live")
+    for bag in bags:
+        yield from tasks(bag)
+    files = list(places.walk(path for path in paths if path not in bags))
+    for file, size in zip(files, in_order(files, _size, jobs), strict=True):
+        yield Task(size, functools.partial(_check, file, mounts, live=live))
 
 
 def _say(result: Result, *, as_json: bool) -> None:
@@ -235,7 +229,8 @@ def command(paths: tuple[Path, ...], as_json: bool, live: bool, jobs: int) -> No
     """Read files again, hash them, and compare with the ledger.
 
     PATH is a file or directory on a mount, or a copy made with 'cp -a' or 'rsync -X', which carries its
-    record along. Copies are compared with the ledger itself where a mount of it is running.
+    record along. Copies are compared with the ledger itself where a mount of it is running. Of a bag made
+    with 'attachfs export', manifests, records and bytes are compared with each other.
 
     Exit status: 0 all are right, 1 something differs, 3 something could not be found out.
     """
