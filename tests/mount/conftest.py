@@ -1,6 +1,7 @@
 """Real mounts: the program as a process of its own, on the real kernel, and a demo ledger over a socket."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ class Mounted:
     process: subprocess.Popen[str]
     server: DemoServer | Served | None
     cache: Path
+    archive: Path | None = None
     log: list[str] = field(default_factory=list)
 
     def sh(self, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -82,6 +84,7 @@ def run_mount(
     environ: dict[str, str] | None = None,
     prelude: str = "",
     tracebacks: bool = False,
+    archive: Path | None = None,
 ) -> Iterator[Mounted]:
     """Mount below `base`, wait until it answers, and unmount at the end.
 
@@ -92,11 +95,12 @@ def run_mount(
         environ: more environment variables.
         prelude: Python code that runs in the mount's process before anything else.
         tracebacks: whether the log may have some.
+        archive: a bag that is mounted instead; `server` then only counts what it is asked all the same.
     """
     point, cache = base / "mnt", base / "cache"
     point.mkdir(exist_ok=True)
-    arguments = [f"--cache-dir={cache}", *options]
-    if server is not None:
+    arguments = [f"--cache-dir={cache}" if archive is None else f"--archive={archive}", *options]
+    if server is not None and archive is None:
         arguments += [f"--url={server.url}"]
         arguments += [f"--token-file={server.token_file}"] if server.token_file else ["--no-auth"]
     program = (
@@ -113,7 +117,7 @@ def run_mount(
             **(environ or {}),
         },
     )
-    mounted = Mounted(point, process, server, cache)
+    mounted = Mounted(point, process, server, cache, archive)
     ready = threading.Event()
 
     def listen() -> None:
@@ -169,3 +173,22 @@ def mount(tmp_path: Path, ledger: DemoServer) -> Mount:
             yield mounted
 
     return start
+
+
+@pytest.fixture(scope="session")
+def bag(tmp_path_factory: pytest.TempPathFactory, ledger: DemoServer) -> Path:
+    """Export the demo ledger, once for the whole session."""
+    base = tmp_path_factory.mktemp("bag")
+    with run_mount(base, server=ledger) as mounted:
+        command = [sys.executable, "-m", "attachfs", "export", str(mounted.point), str(base / "ledger")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr  # the story has files that do not open
+    return base / "ledger"
+
+
+@pytest.fixture(params=["ledger", "archive"])
+def either(request: pytest.FixtureRequest, mount: Mount) -> Mount:
+    """Return a function that mounts the demo ledger, or the bag to which it was exported."""
+    if request.param == "ledger":
+        return mount
+    return functools.partial(mount, archive=request.getfixturevalue("bag"))

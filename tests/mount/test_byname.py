@@ -30,9 +30,12 @@ def good(recorded: dict[str, Recorded]) -> dict[str, str]:
     return {path: one.info["hash"]["value"].lower() for path, one in recorded.items() if one.good}
 
 
-@pytest.fixture(scope="module")
-def mounted(tmp_path_factory: pytest.TempPathFactory, ledger: DemoServer) -> Iterator[Mounted]:
-    with run_mount(tmp_path_factory.mktemp("by-name"), server=ledger) as mounted:
+@pytest.fixture(scope="module", params=["ledger", "archive"])
+def mounted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ledger: DemoServer
+) -> Iterator[Mounted]:
+    archive = request.getfixturevalue("bag") if request.param == "archive" else None
+    with run_mount(tmp_path_factory.mktemp("by-name"), server=ledger, archive=archive) as mounted:
         yield mounted
 
 
