@@ -56,6 +56,11 @@ def payload(bag: Path) -> dict[str, str]:
 def test_everything_that_may_be_read_is_in_the_bag_and_what_is_refused_in_its_report(
     exported: tuple[Path, subprocess.CompletedProcess[str]], recorded: dict[str, Recorded]
 ) -> None:
+    """Compared with what the ledger really sends.
+
+    Promise 29: "Every file in an exported bag has been compared with the records of the ledger on its way
+    there, and what differs or is refused is in the report of the bag and nowhere else."
+    """
     bag, done = exported
     assert done.returncode == 1, done.stderr
     good = {path: one.info["hash"]["value"].lower() for path, one in recorded.items() if one.good}

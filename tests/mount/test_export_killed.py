@@ -1,0 +1,81 @@
+"""kill -9 an export at random instants and run it again each time: complete, nothing twice, little memory.
+
+`EXPORT_ASSETS=10000 python -m pytest tests/mount/test_export_killed.py` tries 20,000 attachments.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import bagit
+import pytest
+
+from attachfs.demo.spawn import spawn_server
+from tests.mount.conftest import run_mount
+
+ASSETS = int(os.environ.get("EXPORT_ASSETS", "300"))  # each has an event, and an attachment on both
+KILLS = 20
+LATEST = max(1.2, ASSETS / 400)  # seconds until the latest kill
+MEMORY = 150 * 2**10  # KiB
+SIZE = 5000
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_again_and_again_goes_on_and_fetches_nothing_twice(tmp_path: Path) -> None:
+    """Also where the killing hits the reading of records, or the end.
+
+    Promise 30: "An export that is killed at any moment goes on when it is run again, and fetches no file
+    twice."
+    """
+    token, bag = tmp_path / "token", tmp_path / "bag"
+    chance = random.Random(20)
+    kills = done = peak = status = 0
+    said = ""
+    bulk = ["--bulk", str(ASSETS), "--size", str(SIZE), "--token-file", str(token)]
+    with spawn_server(bulk) as server, run_mount(tmp_path, server=server) as mounted:
+        command = [sys.executable, "-m", "attachfs", "export", str(mounted.point), str(bag)]
+        while True:
+            with (tmp_path / "said").open("w+") as log:
+                process = subprocess.Popen(command, stderr=log)
+                killer = threading.Timer(chance.uniform(0.4, LATEST), process.kill)
+                if kills < KILLS:
+                    killer.start()
+                _, status, usage = os.wait4(process.pid, 0)
+                killer.cancel()
+                process.returncode = status
+                log.seek(0)
+                said = log.read()
+            peak = max(peak, usage.ru_maxrss)
+            files = sum(len(names) for _, _, names in os.walk(bag / "data"))
+            assert files >= done, "a file that was there has gone"
+            done = files
+            if status != signal.SIGKILL:
+                break
+            kills += 1
+        requests = server.requests()["counts"]
+    assert status == 0, said
+    assert kills > 1
+    assert done == 2 * ASSETS
+    assert requests["blob"] == ASSETS  # the two have the same bytes
+    assert peak <= MEMORY
+    report = json.loads((bag / "report.json").read_text())
+    assert report["totals"] == {"files": 2 * ASSETS, "bytes": 2 * ASSETS * SIZE, "refused": 0}
+    bagit.Bag(str(bag)).validate()
+    assert sorted(path.name for path in bag.iterdir()) == [
+        *(
+            "bag-info.txt",
+            "bagit.txt",
+            "data",
+            "manifest-sha256.txt",
+            "records",
+            "report.html",
+            "report.json",
+        ),
+        "tagmanifest-sha256.txt",
+    ]
+    print(f"{done} files, killed {kills} times, {peak / 1024:.0f} MiB at most; {said}")  # noqa: T201 - pytest -s
