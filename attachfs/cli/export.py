@@ -19,10 +19,10 @@ import click
 from attachfs.archive import layout, manifest, writer
 from attachfs.archive.entries import Exported
 from attachfs.archive.folder import BagFolder
-from attachfs.archive.journal import DONE, REFUSED, TODO, Journal
+from attachfs.archive.journal import REFUSED, TODO, Journal
 from attachfs.archive.layout import Place
 from attachfs.archive.report import Report
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, interruptible, output
 from attachfs.cli.export_copy import Copier
 from attachfs.cli.export_scan import Scanner, place_of
 from attachfs.cli.parallel import in_order
@@ -38,23 +38,25 @@ _SHOWN = 20  # refused files named on the terminal; the report has all
 
 def run(paths: Sequence[Path], bag: Path, *, jobs: int, read_only: bool) -> int:
     """Export and return the exit code: 1 if anything was refused."""
-    point, status = _mount_of(paths)
-    places = sorted({place.path: place for place in (place_of(path, point) for path in paths)}.items())
-    chosen = [place for path, place in places if not _covered(path, places)]
-    if bag.absolute().resolve().is_relative_to(Path(os.path.realpath(point))):
-        raise UsageError(f"{bag} is on the mount, which is read-only: choose another place")
-    if _is_complete(bag, [place.path for place in chosen]):
-        return output.OK
-    with Journal(bag) as journal:
-        try:
-            return _export(journal, chosen, bag, point, status, jobs=jobs, read_only=read_only)
-        except KeyboardInterrupt:
-            done, size = journal.count(DONE)
-            output.note(
-                f"export: interrupted with {output.count(done, 'file')} ({format_size(size)}) in {bag}. "
-                f"Run it again to go on."
-            )
-            return output.INTERRUPTED
+    progress = Progress("export")
+
+    def export() -> int:
+        point, status = _mount_of(paths)
+        places = sorted({place.path: place for place in (place_of(path, point) for path in paths)}.items())
+        chosen = [place for path, place in places if not _covered(path, places)]
+        if bag.absolute().resolve().is_relative_to(Path(os.path.realpath(point))):
+            raise UsageError(f"{bag} is on the mount, which is read-only: choose another place")
+        if _is_complete(bag, [place.path for place in chosen]):
+            return output.OK
+        with Journal(bag) as journal:
+            return _export(journal, chosen, bag, point, status, progress, jobs=jobs, read_only=read_only)
+
+    def interrupted() -> str:
+        progress.stop()
+        done = f"{output.count(progress.files_done, 'file')} ({format_size(progress.bytes_done)})"
+        return f"export: interrupted after {done}. Run it again to go on."
+
+    return interruptible.run(export, interrupted)
 
 
 def _mount_of(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
@@ -138,6 +140,7 @@ def _export(
     bag: Path,
     point: Path,
     status: dict[str, Any],
+    progress: Progress,
     *,
     jobs: int,
     read_only: bool,
@@ -157,7 +160,7 @@ def _export(
     copier = Copier(point, bag, journal.work, Path(cache) if isinstance(cache, str) else None)
     _reopen_changed(journal, copier)
     _check_room(journal, bag)
-    _copy(journal, copier, jobs)
+    _copy(journal, copier, progress, jobs)
     about = {
         "url": str(status.get("ledger")),
         "paths": paths,
@@ -207,9 +210,9 @@ def _check_room(journal: Journal, bag: Path) -> None:
         )
 
 
-def _copy(journal: Journal, copier: Copier, jobs: int) -> None:
+def _copy(journal: Journal, copier: Copier, progress: Progress, jobs: int) -> None:
     count, size = journal.count(TODO)
-    with Progress("export", size, count) as progress:
+    with progress.of(size, count):
 
         def copy(entry: Exported) -> tuple[Exported, str]:
             done = copier.copy(entry, progress.advance)
