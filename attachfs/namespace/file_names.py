@@ -81,13 +81,14 @@ class FileNames:
             mentioned = {
                 (base, one)
                 for base, one in mentioned
-                if safe_names.extension(base) or wanted.startswith(base[:_ALIKE])
+                if safe_names.extension(base) or wanted.startswith(safe_names.beginning(base, _ALIKE))
             }
         bare = sorted({one for base, one in mentioned if not safe_names.extension(base)})
         types = await self._mime_types([_attached(owner, one) for one in bare])
         named = []
         for base, one in mentioned:
-            known = types.get(one, "")
+            # A file may be mentioned with an extension by one attribute, and without one by another.
+            known = "" if safe_names.extension(base) else types.get(one)
             ending = safe_names.extension_for(known) if isinstance(known, str) else ""
             named.append((safe_names.with_extension(base, ending) if ending else base, one))
         failures = (known for known in types.values() if isinstance(known, BadAnswer))

@@ -148,6 +148,11 @@ def with_extension(stem: str, ending: str) -> str:
     return _cut(stem, LIMIT - len(ending.encode())) + ending
 
 
+def beginning(name: str, length: int) -> str:
+    """Return what is left of a name at least if it is cut to no less than `length` characters."""
+    return name[:length].rstrip(_EDGES)
+
+
 def _cut(text: str, limit: int) -> str:
     encoded = text.encode()
     if len(encoded) <= limit:

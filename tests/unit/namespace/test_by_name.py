@@ -199,47 +199,102 @@ def test_a_name_with_the_whole_identity_always_opens(assets: dict[str, str]) -> 
     run(source, look)
 
 
-MENTION = st.fixed_dictionaries(
-    {"arc_file_name": TEXT, "arc_display_name": st.one_of(TEXT, st.just("arc_primary_image"))}
+STEMS = st.sampled_from(
+    ["cat", "cat (00000000)", "cat (00000001)", "events", "Report 2.0", "x" * 251, "x" * 255]
 )
-FILES = st.lists(st.tuples(TEXT, st.integers(0, 5), MENTION), max_size=10, unique_by=lambda one: one[0])
-TYPES = st.lists(st.sampled_from(["image/jpeg", "text/plain", "odd/../type", ""]), min_size=6, max_size=6)
+LONG_GAP = "x" + " " * 250 + "yz"  # what is cut off to make room for an extension leaves a short name
+FILE_TEXT = st.one_of(
+    st.builds(str.__add__, STEMS, st.sampled_from(["", "", ".jpg", ".JPG", ".tar.gz", ".jpg.txt"])),
+    st.sampled_from([LONG_GAP, "x", "x.jpg"]),
+    TEXT,
+)
+MENTION = st.fixed_dictionaries(
+    {
+        "arc_file_name": st.one_of(FILE_TEXT, st.just("")),
+        "arc_display_name": st.one_of(FILE_TEXT, st.just("arc_primary_image")),
+    }
+)
+# (attribute's key, attachment, its names): few attachments, so that many are mentioned more than once.
+MENTIONS = st.lists(st.tuples(FILE_TEXT, st.integers(0, 3), MENTION), max_size=8)
+SHAPES = st.sampled_from(["flat", "list", "arc_attachments"])
+TYPES = st.lists(st.sampled_from(["image/jpeg", "text/plain", "odd/../type", ""]), min_size=4, max_size=4)
 LOST = st.sampled_from([None, NotFound("404"), AccessDenied("403"), BadAnswer("500")])
 
 
-@fewer
-@given(FILES, TYPES, LOST, st.randoms(use_true_random=False))
+def attributes_of(mentions: list[tuple[str, int, dict[str, str]]], shape: str) -> dict[str, object]:
+    """Return a record's attributes that mention attachments in one of the shapes that ledgers have."""
+    if shape == "flat":
+        return {key: attribute(number, **names) for key, number, names in mentions}
+    groups: dict[str, list[object]] = {}
+    for key, number, names in mentions:
+        group = "arc_attachments" if shape == "arc_attachments" else key
+        groups.setdefault(group, []).append(attribute(number, **names))
+    return {**groups}
+
+
+@settings(max_examples=300, deadline=None)
+@given(MENTIONS, SHAPES, TYPES, LOST, st.booleans(), st.randoms(use_true_random=False))
 def test_files_listed_are_opened_unique_and_the_same_in_every_order(
-    files: list[tuple[str, int, dict[str, str]]],
+    mentions: list[tuple[str, int, dict[str, str]]],
+    shape: str,
     types: list[str],
     lost: AttachfsError | None,
+    of_event: bool,  # noqa: FBT001
     rng: random.Random,
 ) -> None:
+    owner: AssetRef | EventRef = EVENT if of_event else ASSET
     outcomes = []
+    mentioned: set[str] = set()
+    attributes = attributes_of(mentions, shape)
     for _ in range(2):
-        rng.shuffle(files)
         source = FakeSource()
-        attributes = {key: attribute(number, **mention) for key, number, mention in files}
-        source.records[ASSET] = as_json(asset_record(ASSET, attributes))
-        source.infos = {file_ref(n): info_body(file_ref(n), mime_type=one) for n, one in enumerate(types)}
-        if lost is not None:
-            source.infos[file_ref(0)] = lost
+        if isinstance(owner, EventRef):
+            source.records[owner] = as_json(event_record(owner, attributes))
+        else:
+            source.records[owner] = as_json(asset_record(owner, attributes))
+        for number, mime_type in enumerate(types):
+            file = file_ref(number, event=2 if of_event else None)
+            source.infos[file] = info_body(file, mime_type=mime_type)
+            if lost is not None and not number:
+                source.infos[file] = lost
 
         async def listed(by_name: ByName, _: Ledger) -> dict[str, AttachmentRef]:
-            return await by_name.files.all(ASSET)
+            found = await by_name.files.all(owner)
+            known = by_name.files.known(owner)
+            assert known is None or known == found
+            return found
 
         found = run(source, listed)
         check_names([*found])
-        assert "events" not in found
-        assert {file.attachment for file in found.values()} == {uuid(number) for _, number, _ in files}
+        if not of_event:
+            assert "events" not in found
+        mentioned = {file["arc_blob_identity"][6:] for file in every_attachment(attributes)}
+        assert {file.attachment for file in found.values()} == mentioned
         for name, file in found.items():
 
             async def look(by_name: ByName, _: Ledger, name: str = name) -> AttachmentRef:
-                return await by_name.files.find(ASSET, name)
+                return await by_name.files.find(owner, name)
 
             assert run(source, look) == file
         outcomes.append(found)
+        attributes = shuffled(attributes, rng)
     assert outcomes[0] == outcomes[1]
+
+
+def shuffled(attributes: dict[str, object], rng: random.Random) -> dict[str, object]:
+    """Return the same attributes in another order, and so in their lists."""
+    items = [
+        (key, rng.sample(value, len(value)) if isinstance(value, list) else value)
+        for key, value in attributes.items()
+    ]
+    return dict(rng.sample(items, len(items)))
+
+
+def every_attachment(attributes: dict[str, object]) -> list[dict[str, str]]:
+    found: list[Any] = []
+    for value in attributes.values():
+        found += value if isinstance(value, list) else [value]
+    return found
 
 
 EVENTS = st.dictionaries(
