@@ -114,6 +114,11 @@ class DiskCache:
         """Walk the directory: remove left-over temporary files, learn what there is, hold it to the bound."""
         self._indexer.run()
 
+    def space(self) -> tuple[int, int]:
+        """Return how large the cache may be, and how much counts against that."""
+        with self._store.lock:
+            return self._store.max_bytes, self._store.used()
+
     def close(self) -> None:
         """Give the directory back. Blobs that are still open stay readable."""
         with self._store.lock:

@@ -1,5 +1,6 @@
 """What went wrong, told once: each fault is logged with its path and reason, repeats are counted."""
 
+import errno
 import logging
 import time
 from collections import OrderedDict, deque
@@ -53,7 +54,9 @@ class ErrorLog:
         if isinstance(error, _QUIET):
             log.debug("%s %s: %s", operation, path, error.reason)
             return
-        key = (path, error.reason)
+        # A reason that names another thing (a record that cannot be read) is one for all that it concerns.
+        named = "assets/" in path and path in error.reason
+        key = ("" if "assets/" in error.reason and not named else path, error.reason)
         told = self._told.get(key)
         now = self._clock()
         self._latest.append(
@@ -79,11 +82,11 @@ class ErrorLog:
         number = errno_of(error)
         log.log(
             level,
-            "%s %s: %s [errno %d]%s",
+            "%s%s: %s [%s]%s",
             operation,
-            path,
+            "" if named else f" {path}",
             error.reason,
-            number,
+            errno.errorcode.get(number, number),
             repeats,
             extra={"path": path, "errno": number},
         )

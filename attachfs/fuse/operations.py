@@ -50,6 +50,7 @@ R = TypeVar("R")
 
 _LARGEST_READ = 2**20  # bytes; no kernel asks for more at a time
 _MANY = 100_000  # inodes, some 400 bytes each, above which the kernel is asked to let go of unused ones
+_DF_UNIT = 4096  # bytes
 _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
 _FOREIGN_XATTRS = (b"security.", b"system.", b"trusted.")
@@ -119,6 +120,7 @@ class Filesystem(pyfuse3.Operations):
         timeout: seconds an answer about names and attributes may take.
         negative_ttl: seconds for which the kernel may remember that a name does not exist.
         status: returns the mount's figures as JSON.
+        space: returns how large the cache may be and how much it holds, in bytes.
     """
 
     supports_dot_lookup = False
@@ -138,6 +140,7 @@ class Filesystem(pyfuse3.Operations):
         timeout: float,
         negative_ttl: float,
         status: Callable[[], bytes],
+        space: Callable[[], tuple[int, int]],
     ) -> None:
         super().__init__()
         self._tree = tree
@@ -148,6 +151,7 @@ class Filesystem(pyfuse3.Operations):
         self._timeout = timeout
         self._negative_ttl = negative_ttl
         self._status = status
+        self._space = space
         self.inodes = inodes
         self._buffer = bytearray(_LARGEST_READ)
         self.entries = Entries(tree, inodes, ownership)
@@ -364,9 +368,13 @@ class Filesystem(pyfuse3.Operations):
 
     @_handler
     async def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        # df(1) and file managers show the cache: its bound, what it holds, and what it may still take.
+        size, used = self._space()
         figures = pyfuse3.StatvfsData()
         figures.f_bsize = IO_SIZE
-        figures.f_frsize = IO_SIZE
+        figures.f_frsize = _DF_UNIT
+        figures.f_blocks = size // _DF_UNIT
+        figures.f_bfree = figures.f_bavail = max(0, size - used) // _DF_UNIT
         figures.f_namemax = 255
         return figures
 

@@ -13,10 +13,11 @@ from attachfs.errors import AttachfsError, UsageError, first_of
 from attachfs.mount import log as mount_log
 from attachfs.mount import process, unmount
 from attachfs.mount.mountinfo import mount_at
+from attachfs.text import printable
 
 log = logging.getLogger(__name__)
 
-_READY = b"ready\n"
+_READY = b"ready"
 _PREDECESSOR_ENDS_WITHIN = 10.0  # seconds
 
 Reload = Callable[[], Config]
@@ -55,7 +56,9 @@ def run_background(config: Config, mountpoint: Path, reload: Reload | None = Non
         os._exit(_child(config, mountpoint, writing, reload))
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
+        *warnings, said = pipe.read().split(b"\n")
+    for warning in warnings:
+        click.echo(f"attachfs: warning: {warning.decode('utf-8', 'replace')}", err=True)
     if said == _READY:
         return 0
     code, _, reason = said.decode("utf-8", "replace").partition(" ")
@@ -101,31 +104,47 @@ def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -
     """Be the background process; say on `pipe` how the mount went."""
     os.setsid()
     os.chdir("/")
+    warnings = _ToParent(pipe)
 
     def ready() -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)
         os.close(null)
-        os.write(pipe, _READY)
+        logging.getLogger().removeHandler(warnings)
+        _tell(pipe, _READY)
         os.close(pipe)
 
     try:
         mount_log.set_up(config, background=True)
+        logging.getLogger().addHandler(warnings)
         _serve(config, mountpoint, ready, reload)
     except AttachfsError as error:
         log.error("%s", error.reason)  # noqa: TRY400 - the sentence is what matters
-        _tell(pipe, 2 if isinstance(error, UsageError) else 1, error.reason)
+        _tell(pipe, f"{2 if isinstance(error, UsageError) else 1} {error.reason}".encode())
         return 1
     except BaseException as error:
         log.exception("the mount process failed")
-        _tell(pipe, 1, f"{type(first_of(error)).__name__}: {first_of(error)}")
+        _tell(pipe, f"1 {type(first_of(error)).__name__}: {first_of(error)}".encode())
         return 1
     return 0
 
 
-def _tell(pipe: int, code: int, reason: str) -> None:
+class _ToParent(logging.Handler):
+    """Passes warnings to the process that waits for the mount, a line each."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__(logging.WARNING)
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a warning on; errors end the mount, and are told as its outcome."""
+        if record.levelno == logging.WARNING:
+            _tell(self._pipe, printable(record.getMessage()).encode() + b"\n")
+
+
+def _tell(pipe: int, message: bytes) -> None:
     try:
-        os.write(pipe, f"{code} {reason}".encode())
+        os.write(pipe, message)
     except OSError:
         return  # the mount had been up: the parent has gone, and the log has it

@@ -1,7 +1,8 @@
 """Where a mount's records and bytes come from: the service, what is kept of its answers, or an archive."""
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +18,14 @@ from attachfs.background import Background
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.source import BlobSource, LocalBlobs, UnreachableSource
 from attachfs.config.settings import Config
-from attachfs.errors import BadAnswer, RateLimited, TimedOut, Unreachable
+from attachfs.errors import AttachfsError, BadAnswer, RateLimited, TimedOut, Unreachable
 from attachfs.ledger.listings import Source
 from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
 from attachfs.mount import credentials
 from attachfs.service.auth import Auth, ClientCredentials
 from attachfs.service.client import Client, open_http
-from attachfs.service.connections import connect
 from attachfs.service.secret_file import Secret
+from attachfs.service.try_out import try_out
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Origin(NamedTuple):
 
     `url` is the ledger's address, for what says where a file is from; `namespace` begins its pins' keys. An
     archive has all bytes on this machine (`local`), and neither a client nor a memory of answers.
-    `connected` is set once there is a connection to the service; None: there will be none.
+    `connected` is set once the service was tried out; None: it is not.
     """
 
     records: Source
@@ -72,12 +73,20 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
     auth = credentials.choose(config, log_in)
     if not config.offline:
         connected = trio.Event()
-        connecting = tasks.part("connecting ahead", "the first request connects")
-        connecting.start_soon(connect, http, config.url, connected)
         try:
-            await auth.header()  # credentials that cannot be used are told before the mount is there
+            with trio.fail_after(config.timeout):
+                # Credentials that cannot be used are told before the mount is there.
+                authorization = await auth.header()
         except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
             log.warning("mounting all the same: %s", error.reason)  # a laptop may be without a network
+            connected.set()
+        except trio.TooSlowError:
+            log.warning("mounting all the same: no token came within %g s", config.timeout)
+            connected.set()
+        else:
+            trying = tasks.part("trying the ledger out", "the first request shows whether it answers")
+            question = functools.partial(try_out, http, config.url, authorization)
+            trying.start_soon(_try_out, question, connected)
     client = Client(http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections)
     memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
     stack.callback(memory.close)
@@ -85,6 +94,16 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
     records = OfflineSource(memory) if config.offline else RecordingSource(client, memory)
     blobs = UnreachableSource() if config.offline else client
     return Origin(records, blobs, None, config.url, config.host, client, memory, log_in, connected)
+
+
+async def _try_out(question: Callable[[], Awaitable[AttachfsError | None]], done: trio.Event) -> None:
+    """Warn if the ledger cannot be used; it may come right by itself, so the mount is there all the same."""
+    try:
+        error = await question()
+        if error is not None:
+            log.warning("mounting all the same: %s", error.reason)
+    finally:
+        done.set()
 
 
 def of_archive(bag: Path, stack: AsyncExitStack) -> Origin:

@@ -25,6 +25,7 @@ from attachfs.fuse.inodes import InodeTable
 from attachfs.fuse.operations import Filesystem
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
+from attachfs.mount import process
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
 from attachfs.mount.origin import of_archive, of_service, pins_of
 from attachfs.mount.sharing import open_shared_cache, share
@@ -42,7 +43,7 @@ _IDLE_TASKS = 8
 # What the kernel asks for at a time when a program reads in order: with its 128 KiB, a quarter of the time of
 # reading a large blob goes into asking. A FUSE connection takes up to 1 MiB.
 _READ_AHEAD_KIB = 512
-_CONNECTING = 0.3  # seconds that mounting waits for a connection to the ledger, at most
+_TRYING = 1.0  # seconds that mounting waits for the ledger's first answer, at most
 
 
 async def serve(
@@ -72,6 +73,7 @@ async def serve(
         "the state directory": config.state_dir,
     }
     check_mountpoint(mountpoint, kept)
+    process.check_state_dir(config.state_dir)
     with ExitStack() as disk:
         cache = DiskCache(config.cache_dir, config.cache_size, config.cache_min_free)
         if config.archive is None:  # else nothing is put into it
@@ -156,6 +158,7 @@ async def _filesystem(
             timeout=config.timeout,
             negative_ttl=config.negative_ttl,
             status=figures,
+            space=lambda: (0, 0) if config.archive is not None else cache.space(),
         )
         control = SignalHandler(
             config,
@@ -171,8 +174,12 @@ async def _filesystem(
             figures=figures,
         )
         if origin.connected is not None:
-            with trio.move_on_after(_CONNECTING):  # the first answer is a round trip nearer then
+            with trio.move_on_after(
+                _TRYING
+            ) as waiting_for_it:  # the first answer is a round trip nearer then
                 await origin.connected.wait()
+            if waiting_for_it.cancelled_caught:
+                log.warning("mounting all the same: %s has not answered yet", origin.url)
         try:
             yield filesystem, control, tasks
         finally:

@@ -138,7 +138,7 @@ def test_for_root_the_kernel_asks_for_much_at_a_time(wide: DemoServer, tmp_path:
         assert setting.read_text(encoding="ascii").strip() == "512"
 
 
-def test_mounting_connects_and_asks_for_nothing(wide: DemoServer, tmp_path: Path) -> None:
+def test_mounting_tries_the_ledger_out_with_one_request(wide: DemoServer, tmp_path: Path) -> None:
     wide.reset()
     with run_mount(tmp_path, server=wide):
-        assert counts(wide) == {"other": 1}  # a HEAD of the address, which opens the connection
+        assert counts(wide) == {"assets": 1}  # one record: the ledger answers, and takes the token

@@ -302,7 +302,7 @@ def lengths() -> Iterator[Fault]:
                 on,
                 framed(change),
                 0 if right else errno.EIO,
-                "" if right else "[errno 5]",
+                "" if right else "[EIO]",
                 ONCE if right and name != "chunked without an end" else NO_STORM,
                 # A blob is taken up three times, after pauses of up to 0.5, 1 and 2 s.
                 within=4 if on == "blob" and not right else 0,
@@ -1196,7 +1196,7 @@ def redirects() -> Iterator[Fault]:
         ("an address of 100 KiB", "/" + "x" * 102_400),
         ("non-ASCII", "http://\xe9/"),
     ):
-        yield Fault(f"a redirect to {name}", "blob", to(location), errno.EIO, "[errno 5]", NO_STORM)
+        yield Fault(f"a redirect to {name}", "blob", to(location), errno.EIO, "[EIO]", NO_STORM)
     for code, number, told in (
         (404, errno.EIO, "answered 404"),
         (401, errno.EACCES, "another host"),

@@ -36,7 +36,7 @@ def test_is_told_with_operation_path_reason_and_errno(
     faults: ErrorLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.record("open", "assets/x", TimedOut("no answer within 60 s"))
-    assert told(caplog) == ["open assets/x: no answer within 60 s [errno 110]"]
+    assert told(caplog) == ["open assets/x: no answer within 60 s [ETIMEDOUT]"]
     assert caplog.records[0].levelno == logging.WARNING
 
 
@@ -54,7 +54,7 @@ def test_repeats_are_counted_not_told(
     assert len(told(caplog)) == 1
     clock.now += 11
     faults.record("read", "x", TimedOut("slow"))
-    assert told(caplog)[1:] == ["read x: slow [errno 110] (and 99 times more before)"]
+    assert told(caplog)[1:] == ["read x: slow [ETIMEDOUT] (and 99 times more before)"]
 
 
 def test_after_a_while_a_single_fault_is_told_again(
@@ -63,7 +63,7 @@ def test_after_a_while_a_single_fault_is_told_again(
     faults.record("open", "x", TimedOut("slow"))
     clock.now += 301
     faults.record("open", "x", TimedOut("slow"))
-    assert told(caplog) == ["open x: slow [errno 110]"] * 2
+    assert told(caplog) == ["open x: slow [ETIMEDOUT]"] * 2
 
 
 def test_other_paths_and_reasons_are_told_on_their_own(
@@ -105,3 +105,18 @@ def test_memory_is_bounded(faults: ErrorLog) -> None:
     for number in range(_KEPT + 100):
         faults.record("open", str(number), TimedOut("slow"))
     assert len(faults._told) == _KEPT
+
+
+def test_a_path_that_the_reason_names_is_there_once(
+    faults: ErrorLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults.record("open", "assets/x", TimedOut("assets/x: no answer"))
+    assert told(caplog) == ["open: assets/x: no answer [ETIMEDOUT]"]
+
+
+def test_a_bad_record_is_told_once_however_many_files_it_concerns(
+    faults: ErrorLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(12_000):
+        faults.record("lookup", f"assets/x/{number}", errors.BadAnswer("assets/x: the record is no JSON"))
+    assert told(caplog) == ["lookup assets/x/0: assets/x: the record is no JSON [EIO]"]

@@ -92,6 +92,7 @@ class World:
             timeout=60,
             negative_ttl=5,
             status=lambda: b"{}",
+            space=lambda: (10 * 2**30, 2**20 + 1),
         )
         self.event = InodeT(self.inodes.remember(EVENT)[0])
 
@@ -246,3 +247,9 @@ class TestWhatGoesWrong:
             await world.look_up()
         assert caught.value.errno == errno.EIO
         assert last_fault(world)[0] == "lookup"
+
+
+async def test_statfs_shows_the_cache(world: World) -> None:
+    shown = await world.fs.statfs(CTX)
+    assert shown.f_blocks * shown.f_frsize == 10 * 2**30
+    assert shown.f_bfree == shown.f_bavail == (10 * 2**30 - 2**20 - 1) // 4096

@@ -1,0 +1,99 @@
+"""What `attachfs mount` says on stderr when the ledger cannot be used: a warning, and the mount is there."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attachfs.demo.spawn import DemoServer
+from attachfs.mount.mountinfo import mount_at
+
+
+@contextlib.contextmanager
+def mounted(base: Path, url: str, token: str) -> Iterator[str]:
+    """Mount in the background; yield what was said on stderr."""
+    point, file = base / "mnt", base / "token.txt"
+    point.mkdir()
+    file.write_text(token)
+    file.chmod(0o600)
+    command = [sys.executable, "-m", "attachfs", "mount", f"--url={url}", f"--token-file={file}"]
+    environ = {**os.environ, "XDG_STATE_HOME": str(base / "state"), "XDG_CONFIG_HOME": str(base / "config")}
+    done = subprocess.run(
+        [*command, "--timeout=10", f"--cache-dir={base}/cache", str(point)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    try:
+        assert done.returncode == 0, done.stderr
+        assert mount_at(point) is not None
+        yield done.stderr
+    finally:
+        if mount_at(point) is not None:
+            subprocess.run([sys.executable, "-m", "attachfs", "umount", str(point)], check=True)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
+
+
+def one_warning(said: str, *words: str) -> None:
+    assert said.count("\n") == 1, said
+    assert said.startswith("attachfs: warning: mounting all the same: ")
+    assert all(word in said for word in words), said
+
+
+def test_nothing_where_nothing_is_wrong(tmp_path: Path, ledger: DemoServer) -> None:
+    assert ledger.token_file is not None
+    with mounted(tmp_path, ledger.url, ledger.token_file.read_text()) as said:
+        assert said == ""
+
+
+def test_that_the_token_is_refused(tmp_path: Path, ledger: DemoServer) -> None:
+    with mounted(tmp_path, ledger.url, "wr0ngt0ken") as said:
+        one_warning(said, ledger.url, "refuses the credentials (401)", "has the token expired")
+        assert "wr0ng" not in said
+
+
+def test_that_the_port_is_closed(tmp_path: Path, closed_port: int) -> None:
+    with mounted(tmp_path, f"http://127.0.0.1:{closed_port}", "t0ken") as said:
+        one_warning(said, "Connection refused", "is the address right")
+
+
+def test_that_the_host_is_unknown(tmp_path: Path) -> None:
+    with mounted(tmp_path, "https://ledger.invalid", "t0ken") as said:
+        one_warning(said, "ledger.invalid")
+
+
+def test_that_https_is_spoken_to_http(tmp_path: Path, ledger: DemoServer) -> None:
+    with mounted(tmp_path, ledger.url.replace("http:", "https:"), "t0ken") as said:
+        one_warning(said, "is it http://?")
+
+
+def test_that_the_service_is_silent(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        mounted(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", "t0ken") as said,
+    ):
+        one_warning(said, "has not answered yet")
+
+
+def test_that_the_state_directory_is_open_to_others(tmp_path: Path, ledger: DemoServer) -> None:
+    state = tmp_path / "state" / "attachfs"
+    state.mkdir(parents=True)
+    state.chmod(0o777)
+    with (
+        pytest.raises(AssertionError, match=f"forbid it: chmod 700 {state}"),
+        mounted(tmp_path, ledger.url, "t0ken"),
+    ):
+        pytest.fail("it is mounted")
