@@ -41,7 +41,7 @@ class BagBlobs:
             raise self._absence(ref) from None
         except OSError as error:
             raise translate(error, f"{path} in the archive cannot be read") from error
-        descriptor = Descriptor(fd, lambda: None)
+        descriptor = Descriptor(fd)
         try:
             before = stamp_of(os.fstat(fd))  # reads are compared with what was hashed, not with what is later
             self._check(ref, fd, digest, size)

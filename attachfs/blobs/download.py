@@ -154,16 +154,21 @@ class Download:
         """How many bytes are stored, from 0 on, in order."""
         return self.intake.written
 
-    @property
-    def fd(self) -> int:
-        """Where what has been stored can be read, while there are followers."""
+    def pread_nowait(self, length: int, offset: int, buffer: bytearray | None = None) -> bytes | None:
+        """Return stored bytes as `CachedBlob.pread_nowait` does."""
         assert self.intake.reader is not None
-        return self.intake.reader.fd
+        return self.intake.reader.pread_nowait(length, offset, buffer)
 
     def pread(self, length: int, offset: int) -> bytes:
         """Return stored bytes. May wait for the disk."""
-        assert self.intake.reader is not None
-        return self.intake.reader.pread(length, offset)
+        while True:
+            reader = self.intake.reader
+            assert reader is not None
+            try:
+                return reader.pread(length, offset)
+            except Unexpected:
+                if reader is self.intake.reader:
+                    raise  # else the bytes have just moved to a temporary file
 
     @property
     def kept(self) -> CachedBlob | None:
@@ -241,10 +246,12 @@ class Download:
                     await self._fetch_in_one_go(shelf, source)
                 else:
                     await self._fetch(shelf, source)
+                wrong = await self._compare()
+                # Last, and without a wait after it: who joined meanwhile is pinned as well.
                 await shelf.settle()
-                await self._compare()
+                self.error, self.contradicted = wrong, wrong is not None
                 # Nobody vouches for bytes without a recorded digest.
-                self.verified = self.expected is not None
+                self.verified = self.expected is not None and wrong is None
         except* Exception as group:
             error = first_of(group)
             if not isinstance(error, AttachfsError):
@@ -368,24 +375,23 @@ class Download:
         def conclude() -> None:
             self._cached = self.intake.conclude(shelf.spill)
 
-        await trio.to_thread.run_sync(conclude)
+        await shelf.in_thread(conclude)
 
-    async def _compare(self) -> None:
+    async def _compare(self) -> IntegrityError | None:
         """Compare what was handed out ahead of the stream with the whole, which has been found right.
 
-        Raises:
-            IntegrityError: it was something else: those who follow must not read on as if it had not been.
+        Returns:
+            If it was something else, what those who follow are to be told instead of reading on.
         """
         self._jumps.close()
         if self._cached is None or not self._jumps.digests:
-            return
+            return None
         wrong = await trio.to_thread.run_sync(self._jumps.differing, self._cached.pread)
         if wrong is None:
-            return
-        self.contradicted = True
+            return None
         reason = f"{self.ref.path}: what was read ahead from byte {wrong} on differs from the verified whole"
         log.warning("%s: whoever has it open can read no more of it", reason)
-        raise IntegrityError(reason)
+        return IntegrityError(reason)
 
     async def _store_in_thread(self, pieces: SimpleQueue[Chunk | None], shelf: Shelf) -> None:
         """Hash and write what comes, as long as it comes."""
@@ -422,7 +428,7 @@ class Download:
 
     def _close(self) -> None:
         if self.intake.reader is not None:
-            self.intake.reader.close()
+            self.intake.reader.close_soon()
         if self._cached is not None:
-            self._cached.close()
+            self._cached.close_soon()
             self._cached = None

@@ -4,9 +4,6 @@ Lives here and only here: that a read is exact, how it is answered without waiti
 the disk only are read ahead of a program that goes through them.
 """
 
-import os
-from typing import cast
-
 import trio
 
 from attachfs.background import TaskStarter
@@ -19,6 +16,19 @@ _IN_ORDER = 4  # reads, one after another, before anything is read ahead
 _STEP = 2**20  # bytes read ahead at a time, and how far reads in order may overtake each other
 _AHEAD = 8 * _STEP
 _HANDS = 2  # threads that read ahead of one program
+_READS = 16  # reads that wait for the disk at once, of all programs
+
+_limits = trio.lowlevel.RunVar[trio.CapacityLimiter]("attachfs disk reads")
+
+
+def _read_limit() -> trio.CapacityLimiter:
+    """Return the limit of threads that read from the disk: of their own, so that requests keep theirs."""
+    try:
+        return _limits.get()
+    except LookupError:
+        limit = trio.CapacityLimiter(_READS)
+        _limits.set(limit)
+        return limit
 
 
 class BlobHandle:
@@ -75,7 +85,7 @@ class BlobHandle:
                 raise source.error.with_traceback(None)
             if not source.grant(offset, end):
                 return None
-        data = pread_nowait(source.fd, end - offset, offset, buffer)
+        data = source.pread_nowait(end - offset, offset, buffer)
         self._check()
         if self._ahead is not None:
             self._ahead.note(offset, end, missed=data is None)
@@ -99,9 +109,9 @@ class BlobHandle:
             data = await source.obtain(offset, end)
             if data is None:
                 # What has just been written is in the page cache: a thread would cost more than the read.
-                data = pread_nowait(source.fd, end - offset, offset)
+                data = source.pread_nowait(end - offset, offset)
         if data is None:
-            data = await trio.to_thread.run_sync(source.pread, end - offset, offset)
+            data = await trio.to_thread.run_sync(source.pread, end - offset, offset, limiter=_read_limit())
         self._check()
         if len(data) != end - offset:
             raise Unexpected(f"{self._path}: the stored bytes end early; they were changed on the disk")
@@ -126,7 +136,7 @@ class BlobHandle:
         if isinstance(self._source, Download):
             self._source.leave()
         else:
-            self._source.close()
+            self._source.close_soon()
 
     def _check(self) -> None:
         """Look, once they have been read, whether the bytes are still those that were verified."""
@@ -185,23 +195,9 @@ class _DiskReadahead:
 
     async def _read(self, offset: int) -> None:
         try:
-            await trio.to_thread.run_sync(self._blob.pread, _STEP, offset)
+            await trio.to_thread.run_sync(self._blob.pread, _STEP, offset, limiter=_read_limit())
         except AttachfsError:
             self._active = False  # closed, or a disk in trouble: whoever reads is told
         finally:
             self._busy -= 1
         self._go_on()
-
-
-def pread_nowait(fd: int, size: int, offset: int, buffer: bytearray | None = None) -> bytes | None:
-    """Return `size` bytes at `offset` if the page cache has them all, None if the disk must be asked.
-
-    They are in `buffer` if that is large enough.
-    """
-    view = memoryview(bytearray(size) if buffer is None or len(buffer) < size else buffer)[:size]
-    try:
-        count = os.preadv(fd, [view], offset, os.RWF_NOWAIT)
-    except OSError:  # not in the page cache, or a filesystem that cannot tell
-        return None
-    # What takes it wants a buffer, and a copy into bytes would cost as much as the read.
-    return cast("bytes", view) if count == size else None

@@ -5,40 +5,28 @@ before `check` returns, hence before a byte is served on its strength; pins that
 once share one sync. Whatever cannot be looked up is refused: without its pins the program could not say
 whether the ledger's story has changed. A damaged database is moved aside and everything that is not yet
 confirmed is refused until a person has restored a backup or has deliberately deleted the damaged file.
+
+Where nothing can be written (a full or read-only disk) that is not so: the pins that are there are read and
+compared with, new ones are held in memory, and a warning says what to do; writing is tried again from time to
+time.
 """
 
 import enum
 import logging
-import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from attachfs.errors import Unexpected
+from attachfs.blobs.pin_database import NotWritable, PinDatabase
+from attachfs.errors import AttachfsError
 from attachfs.model import Digest
 
 _log = logging.getLogger("attachfs.pins")
 
-_BUSY_TIMEOUT = 10.0  # seconds that one process waits for another's transaction
 _CONFIRMED_MAX = 100_000  # keys remembered in memory
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS pins (
-    key TEXT PRIMARY KEY, alg TEXT NOT NULL, hex TEXT NOT NULL, size INTEGER NOT NULL,
-    first_seen REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS conflicts (
-    key TEXT NOT NULL, pinned_alg TEXT NOT NULL, pinned_hex TEXT NOT NULL, pinned_size INTEGER NOT NULL,
-    seen_alg TEXT NOT NULL, seen_hex TEXT NOT NULL, seen_size INTEGER NOT NULL,
-    first_when REAL NOT NULL, last_when REAL NOT NULL, times INTEGER NOT NULL,
-    PRIMARY KEY (key, pinned_alg, pinned_hex, pinned_size, seen_alg, seen_hex, seen_size)
-) WITHOUT ROWID;
-"""
 
 
 class PinStatus(enum.Enum):
@@ -90,20 +78,27 @@ class _Request:
     digest: Digest
     size: int
     result: PinResult | None = None
-    error: Unexpected | None = None
+    error: AttachfsError | None = None
 
 
 class Pins:
     """The pins in the database at `path`. Thread-safe, and safe beside other processes."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path = path
         self._clock = clock
-        self._db: sqlite3.Connection | None = None
+        self._confirmed: dict[str, Pin] = {}
+        # What was first seen meanwhile is then written at its next open.
+        self._database = PinDatabase(path, clock, elapsed, writes_again=self._confirmed.clear)
         self._db_lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._queue: list[_Request] = []
-        self._confirmed: dict[str, Pin] = {}
+        self._unwritten: dict[str, Pin] = {}  # first seen while nothing could be written; held by _db_lock
 
     def check(self, key: str, digest: Digest, size: int) -> PinResult:
         """Compare with the first record seen under `key`, and make this one the first if there is none.
@@ -154,8 +149,8 @@ class Pins:
         Raises:
             Unexpected: the pins cannot be read.
         """
-        with self._db_lock, self._connection() as db:
-            return self._select(db, key)
+        with self._db_lock, self._database.transaction() as db:
+            return self._select(db, key) or self._unwritten.get(key)
 
     def release(self, key: str) -> bool:
         """Forget one pin, and so believe the next record. Returns whether there was one.
@@ -163,10 +158,10 @@ class Pins:
         Raises:
             Unexpected: the pins cannot be written.
         """
-        with self._db_lock, self._connection() as db:
+        with self._db_lock, self._database.transaction() as db:
             count = db.execute("DELETE FROM pins WHERE key = ?", (key,)).rowcount
             self._confirmed.pop(key, None)
-            return count > 0
+            return self._unwritten.pop(key, None) is not None or count > 0
 
     def find(self, pattern: str = "") -> list[Pin]:
         """Return the pins whose key matches a shell pattern, or contains a text without `*`, `?` and `[`.
@@ -176,7 +171,7 @@ class Pins:
         """
         clause = "key GLOB ?" if set(pattern) & set("*?[") else "instr(key, ?)"
         query = f"SELECT key, alg, hex, size, first_seen FROM pins WHERE {clause} ORDER BY key"  # noqa: S608
-        with self._db_lock, self._connection() as db:
+        with self._db_lock, self._database.transaction() as db:
             return [self._pin(row) for row in db.execute(query, (pattern,))]
 
     def count(self) -> int:
@@ -185,7 +180,7 @@ class Pins:
         Raises:
             Unexpected: the pins cannot be read.
         """
-        with self._db_lock, self._connection() as db:
+        with self._db_lock, self._database.transaction() as db:
             return int(db.execute("SELECT count(*) FROM pins").fetchone()[0])
 
     def conflicts(self) -> list[Conflict]:
@@ -198,7 +193,7 @@ class Pins:
             "SELECT key, pinned_alg, pinned_hex, pinned_size, seen_alg, seen_hex, seen_size,"
             " first_when, last_when, times FROM conflicts ORDER BY last_when DESC, key"
         )
-        with self._db_lock, self._connection() as db:
+        with self._db_lock, self._database.transaction() as db:
             return [
                 Conflict(row[0], Digest(row[1], row[2]), row[3], Digest(row[4], row[5]), *row[6:])
                 for row in db.execute(query)
@@ -207,20 +202,18 @@ class Pins:
     def close(self) -> None:
         """Close the database; the next call opens it again."""
         with self._db_lock:
-            self._close()
-
-    def _close(self) -> None:
-        if self._db is not None:
-            with suppress(sqlite3.Error):
-                self._db.close()
-            self._db = None
+            self._database.close()
 
     def _check_batch(self, batch: list[_Request]) -> None:
         """Answer several requests in one transaction, all or none. The caller holds _db_lock."""
         try:
-            with self._connection() as db:
-                results = [self._check_one(db, request) for request in batch]
-        except Unexpected as error:
+            try:
+                with self._database.transaction() as db:
+                    results = [self._check_one(db, request) for request in batch]
+            except NotWritable:
+                with self._database.transaction() as db:
+                    results = [self._check_one(db, request) for request in batch]
+        except AttachfsError as error:
             for request in batch:
                 request.error = error
             return
@@ -234,18 +227,28 @@ class Pins:
     def _check_one(self, db: sqlite3.Connection, request: _Request) -> PinResult:
         pin = self._select(db, request.key)
         now = self._clock()
-        if pin is None and not db.in_transaction:
-            db.execute("BEGIN IMMEDIATE")
-            pin = self._select(db, request.key)  # another process may just have been here
-        if pin is None:
-            pin = Pin(request.key, request.digest, request.size, now)
-            db.execute(
-                "INSERT INTO pins (key, alg, hex, size, first_seen) VALUES (?, ?, ?, ?, ?)",
-                (pin.key, pin.digest.alg, pin.digest.hex, pin.size, pin.first_seen),
-            )
-            return PinResult(PinStatus.NEW, pin)
+        first = self._unwritten.get(request.key) or Pin(request.key, request.digest, request.size, now)
+        if pin is None and self._database.only_read:
+            pin = self._unwritten.setdefault(request.key, first)
+            if len(self._unwritten) > _CONFIRMED_MAX:
+                del self._unwritten[next(iter(self._unwritten))]
+        elif pin is None:
+            if not db.in_transaction:
+                db.execute("BEGIN IMMEDIATE")
+                pin = self._select(db, request.key)  # another process may just have been here
+            if pin is None:
+                pin = first
+                db.execute(
+                    "INSERT INTO pins (key, alg, hex, size, first_seen) VALUES (?, ?, ?, ?, ?)",
+                    (pin.key, pin.digest.alg, pin.digest.hex, pin.size, pin.first_seen),
+                )
+                if pin.digest == request.digest and pin.size == request.size:
+                    return PinResult(PinStatus.NEW, pin)
         if pin.digest == request.digest and pin.size == request.size:
             return PinResult(PinStatus.SAME, pin)
+        if self._database.only_read:
+            _log.warning("the conflict about %s cannot be written down", pin.key)
+            return PinResult(PinStatus.CHANGED, pin)
         try:
             db.execute(
                 "INSERT INTO conflicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1)"
@@ -263,77 +266,3 @@ class Pins:
     @staticmethod
     def _pin(row: tuple[str, str, str, int, float]) -> Pin:
         return Pin(row[0], Digest(row[1], row[2]), row[3], row[4])
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Give the open database for one transaction, committed at the end. The caller holds _db_lock."""
-        try:
-            db = self._open()
-            try:
-                yield db
-                db.execute("COMMIT") if db.in_transaction else None
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    db.rollback()
-                raise
-        except sqlite3.Error as error:
-            self._close()
-            if type(error) is sqlite3.DatabaseError:  # its subclasses tell of anything but damage
-                raise self._move_aside(error) from error
-            raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error}") from error
-        except OSError as error:
-            raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error.strerror}") from error
-
-    def _open(self) -> sqlite3.Connection:
-        if self._db is not None:
-            return self._db
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        damaged = sorted(self.path.parent.glob(f"{self.path.name}.damaged-*Z"))
-        if damaged:
-            raise Unexpected(
-                f"the pinned hashes were damaged and lie in {damaged[0]}: put a backup in {self.path} and "
-                f"move the damaged file away, or delete it to start without any pins"
-            )
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-        try:
-            self._prepare(db)
-        except BaseException:
-            db.close()
-            raise
-        self._db = db
-        return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _SCHEMA_VERSION:
-            raise Unexpected(f"the pinned hashes in {self.path} were written by a newer version of attachfs")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        if version < _SCHEMA_VERSION:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
-
-    def _move_aside(self, error: Exception) -> Unexpected:
-        """Move a damaged database out of the way, loudly, and return what to raise."""
-        moment = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = self.path.with_name(f"{self.path.name}.damaged-{moment}")
-        try:
-            self.path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                side = self.path.with_name(self.path.name + suffix)
-                with suppress(FileNotFoundError):
-                    side.rename(aside.with_name(aside.name + suffix))
-        except OSError as problem:
-            return Unexpected(f"the pinned hashes in {self.path} are damaged ({error}), {problem.strerror}")
-        _log.error(
-            "THE PINNED HASHES ARE DAMAGED (%s) and were moved to %s: attachments whose hash is not yet "
-            "confirmed do not open until a backup is restored as %s and the damaged file moved away, "
-            "or that file is deleted",
-            error,
-            aside,
-            self.path,
-        )
-        return Unexpected(f"the pinned hashes were damaged ({error}) and moved to {aside}")

@@ -121,9 +121,9 @@ class Receiver:
             return self._writer.admit(expected)
 
     def abort(self) -> None:
-        """Drop the bytes, unless they were admitted or put aside."""
+        """Drop the bytes, unless they were admitted or put aside. Does not take long."""
         if self._writer is not None:
-            self._writer.abort()
+            self._writer.abort_soon()
 
     def _relocate(self, error: AttachfsError, spill: Callable[[], Writer]) -> None:
         """Go on in a temporary file: the disk would not take what had been reserved."""

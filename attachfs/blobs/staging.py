@@ -53,6 +53,7 @@ class Staging:
         self._namespace = namespace
         self._downloads = downloads
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._waiting = trio.CapacityLimiter(1)
         self._pins_failed = False
         self._spilled = False
 
@@ -149,7 +150,10 @@ class Staging:
         if download.expected is None:
             return await self.in_thread(lambda: self._cache.spill(size))
         if not self._cache.indexed.is_set():  # how much room there is, is known once it is
-            await trio.to_thread.run_sync(self._cache.indexed.wait, abandon_on_cancel=True)
+            # Each waits in turn for a thread of their own: all together they would take everybody's.
+            await trio.to_thread.run_sync(
+                self._cache.indexed.wait, abandon_on_cancel=True, limiter=self._waiting
+            )
         # What is kept of stopped downloads goes before any verified blob does.
         self._dismiss(lambda: self._fits(size))
         try:
@@ -207,8 +211,7 @@ class Staging:
         return len(resting) < before
 
     def _fits(self, size: int) -> bool:
-        figures = self._cache.stats()
-        return figures.used_bytes + size <= figures.max_bytes
+        return self._cache.may_fit(size)
 
 
 class Shelf:

@@ -201,11 +201,11 @@ class BlobStore:
                 try:
                     self._refuse_beside_wrong(ref)
                 except IntegrityError:
-                    cached.close()
+                    cached.close_soon()
                     raise
                 if download is None:
                     return cached
-                cached.close()  # what was handed out on its way has yet to be compared with it
+                cached.close_soon()  # what was handed out on its way has yet to be compared with it
             if download is not None or landed == self._landed:
                 break
         return download

@@ -121,6 +121,7 @@ class DiskCache:
 
     def close(self) -> None:
         """Give the directory back. Blobs that are still open stay readable."""
+        self._store.closer.wait()
         with self._store.lock:
             self._home.detach()
         self._troubles.flush()
@@ -150,12 +151,17 @@ class DiskCache:
 
     # ---- writing
 
+    def may_fit(self, size: int) -> bool:
+        """Whether so much could be written now without evicting anything. Never waits; a guess."""
+        return self._store.used() + size <= self._store.max_bytes
+
     def reserve(self, size: int) -> Writer:
         """Make room for `size` bytes and return a writer for them.
 
         Raises:
             NoRoom: the blob is larger than the cache, everything is in use, `min_free` forbids it, or the
                 cache's disk or directory is in trouble. A spill may still do.
+            TooManyFiles: no descriptor is left.
         """
         self._indexer.wait()
         file = File(size)
@@ -173,6 +179,8 @@ class DiskCache:
                 self._store.release(file)
                 raise
         except OSError as error:
+            if error.errno in cache_files.TOO_MANY_FILES:  # a spill would need one as well
+                raise cache_files.translate(error, "cannot store a blob") from error
             reason = f"the cache in {self.root} cannot be written: {error.strerror}"
             self._troubles.tell(kind, reason)
             raise NoRoom(reason) from error
@@ -227,20 +235,22 @@ class DiskCache:
         return sorted(found, key=lambda entry: entry.last_opened_ns)
 
     def stats(self) -> CacheStats:
-        """Return the figures of this moment."""
+        """Return the figures of this moment. Never waits: whoever has the lock may be removing a large file.
+
+        So figures that a thread is just changing may not add up.
+        """
         store = self._store
-        with store.lock:
-            return CacheStats(
-                max_bytes=store.max_bytes,
-                used_bytes=store.used(),
-                blob_bytes=store.index.blobs.file_bytes,
-                blobs=len(store.index.blobs),
-                loose_bytes=store.index.loose,
-                quarantine_bytes=store.quarantine.used,
-                spilled_bytes=store.index.spilled,
-                open_files=len(store.index.open_files),
-                indexed=self.indexed.is_set(),
-                writable=self._home.writable,
-                troubles=self._troubles.counts(),
-                **store.counts,
-            )
+        return CacheStats(
+            max_bytes=store.max_bytes,
+            used_bytes=store.used(),
+            blob_bytes=store.index.blobs.file_bytes,
+            blobs=len(store.index.blobs),
+            loose_bytes=store.index.loose,
+            quarantine_bytes=store.quarantine.used,
+            spilled_bytes=store.index.spilled,
+            open_files=len(store.index.open_files),
+            indexed=self.indexed.is_set(),
+            writable=self._home.writable,
+            troubles=self._troubles.counts(),
+            **store.counts,
+        )

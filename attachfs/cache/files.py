@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from attachfs.errors import AttachfsError, NoRoom, Unexpected
+from attachfs.errors import AttachfsError, NoRoom, TooManyFiles, Unexpected
 from attachfs.model import Digest
 
 BLOCK = 4096  # bytes; the unit in which files and folders take room on common filesystems
@@ -30,6 +30,7 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 20  # bytes hashed or copied at a time
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _ELSE = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 _HEX_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HEX_RE = re.compile("[0-9a-f]+")
@@ -83,7 +84,10 @@ def charge_stat(st: os.stat_result) -> int:
 
 
 def translate(error: OSError, what: str) -> AttachfsError:
-    """Return the exception that tells callers of a local disk's error: no room, or a fault."""
+    """Return the exception that tells callers of a local disk's error: no room, no descriptor, or a fault."""
+    if error.errno in TOO_MANY_FILES:
+        limit = "raise it with ulimit -n, or LimitNOFILE= in a unit"
+        return TooManyFiles(f"{what}: the limit of open files is reached: {limit}")
     kind = NoRoom if error.errno in _NO_ROOM else Unexpected
     return kind(f"{what}: {error.strerror or error}")
 

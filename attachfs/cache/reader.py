@@ -60,13 +60,19 @@ class Reader:
         return stat.S_ISREG(st.st_mode) and st.st_size == size
 
     def lookup(self, digest: Digest, size: int) -> CachedBlob | None:
-        """Return the blob, open and checked, or None; it counts as used."""
+        """Return the blob, open and checked, or None; it counts as used.
+
+        Raises:
+            TooManyFiles: it cannot be opened.
+        """
         if not files.is_digest(digest):
             return None
         try:
             with self._store.lock:
                 opened = self._open(digest)
         except OSError as error:
+            if error.errno in files.TOO_MANY_FILES:  # a miss would only be downloaded, with more descriptors
+                raise files.translate(error, f"cannot open the cached blob {digest}") from error
             kind = "planted" if files.is_planted(error) else "read"
             self._store.trouble(kind, f"the cached blob {digest} cannot be opened: {error.strerror}")
             return None

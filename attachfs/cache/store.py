@@ -4,6 +4,7 @@ Lives here and only here: the lock that guards the index, held for lookups, rena
 while data is read, written, hashed or synced; the bound, `min_free`, and eviction.
 """
 
+import functools
 import os
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from attachfs.cache import files
+from attachfs.cache.closer import Closer
 from attachfs.cache.descriptor import Descriptor
 from attachfs.cache.directory import CacheDir
 from attachfs.cache.files import BLOCK
@@ -23,6 +25,7 @@ from attachfs.units import MinFree, format_size
 
 _FIXED = 16 * BLOCK  # the directory itself, its fixed folders and files, and room for `tmp` to grow
 _QUARANTINE_MAX = 256 << 20  # bytes; and never more than a tenth of the cache
+_QUICK = 2**20  # bytes; a removed file of this size is closed in well under a millisecond
 _BATCH = 64  # blobs removed in one go before other threads get the lock
 _COUNTED = ("hits", "misses", "admitted", "evicted", "rehashed", "mismatched", "spills")
 
@@ -42,6 +45,7 @@ class CacheSpace:
         self.index = Index()
         self.indexed = threading.Event()
         self.counts = dict.fromkeys(_COUNTED, 0)
+        self.closer = Closer()
         self._min_free = min_free
 
     def attach(self, holder: str, *, exclusive: bool) -> None:
@@ -74,14 +78,22 @@ class CacheSpace:
             NoRoom: there is none, and nothing was evicted; or somebody else was quicker.
             OSError: the directory is in trouble.
         """
-        with self.lock:
-            self._check_room(file)
-            self.index.hold(file)
+        try:
+            self._hold_if_possible(file)
+        except NoRoom:
+            if not self.closer.wait():
+                raise
+            self._hold_if_possible(file)  # what was waiting to be closed has given its room back
         try:
             self._make_room(min_free=True)
         except BaseException:
             self.release(file)
             raise
+
+    def _hold_if_possible(self, file: File) -> None:
+        with self.lock:
+            self._check_room(file)
+            self.index.hold(file)
 
     def squeeze_in(self, file: File) -> None:
         """Hold a file in any case, and evict for it what can be.
@@ -98,7 +110,7 @@ class CacheSpace:
 
         Raises:
             NoRoom: no filesystem at hand has room.
-            Unexpected: no temporary file can be made.
+            Unexpected, TooManyFiles: no temporary file can be made.
         """
         problem: OSError | None = None
         for place in self._spill_places(size):
@@ -119,7 +131,23 @@ class CacheSpace:
 
     def descriptor(self, file: File, fd: int) -> Descriptor:
         """Return an open file that has been held as one that is released when it is closed."""
-        return Descriptor(fd, lambda: self.release(file))
+        return Descriptor(fd, _Held(self, file))
+
+    def try_close(self, file: File, fd: int) -> bool:
+        """Close a held file and release it if that takes no time; False: nothing was done."""
+        if not self.lock.acquire(blocking=False):
+            return False  # whoever has it may be removing something large
+        try:
+            last = file.opens == 1
+            if last and not file.named and file.written > _QUICK:
+                return False  # the filesystem gives back block after block
+            if last and self.used() > self.max_bytes and self.indexed.is_set():
+                return False  # something has to be evicted now
+            os.close(fd)
+            self.index.release(file)
+            return True
+        finally:
+            self.lock.release()
 
     def release(self, file: File) -> None:
         """One descriptor less; the last of a file without a name gives its room back."""
@@ -236,17 +264,43 @@ class CacheSpace:
         good: list[Callable[[], AbstractContextManager[int]]] = []
         fits: list[Callable[[], AbstractContextManager[int]]] = []
         for place in (self._spill_folder, _temporary_folder):
-            with suppress(OSError), place() as dir_fd:
-                vfs = os.fstatvfs(dir_fd)
-                free = vfs.f_bavail * vfs.f_frsize - size
-                if free >= self._min_free.of(vfs.f_blocks * vfs.f_frsize):
-                    good.append(place)
-                elif free >= 0:
-                    fits.append(place)
+            try:
+                with place() as dir_fd:
+                    vfs = os.fstatvfs(dir_fd)
+            except OSError as error:
+                if error.errno in files.TOO_MANY_FILES:
+                    raise files.translate(error, "cannot make a temporary file") from error
+                continue
+            free = vfs.f_bavail * vfs.f_frsize - size
+            if free >= self._min_free.of(vfs.f_blocks * vfs.f_frsize):
+                good.append(place)
+            elif free >= 0:
+                fits.append(place)
         return good + fits
 
     def _spill_folder(self) -> AbstractContextManager[int]:
         return self.home.below("tmp", create=True)
+
+
+class _Held:
+    """One descriptor of a file that is counted; given up with `finish`."""
+
+    __slots__ = ("_file", "_space")
+
+    def __init__(self, space: CacheSpace, file: File) -> None:
+        self._space = space
+        self._file = file
+
+    def finish(self, fd: int, *, wait: bool) -> None:
+        """Close the file and give back what it took; not `wait`: without taking long."""
+        if wait:
+            self._close(fd)
+        elif not self._space.try_close(self._file, fd):
+            self._space.closer.run(functools.partial(self._close, fd))
+
+    def _close(self, fd: int) -> None:
+        os.close(fd)
+        self._space.release(self._file)
 
 
 def _quarantine_bound(max_bytes: int) -> int:

@@ -175,16 +175,21 @@ class Writer:
         if self._end():
             self._drop()
 
+    def abort_soon(self) -> None:
+        """Abort without taking long; for the event loop."""
+        if self._end():
+            self._drop(wait=False)
+
     def _end(self) -> bool:
         """Claim the right to end this writer; False if somebody already has."""
         with self._ending:
             first, self._ended = not self._ended, True
         return first
 
-    def _drop(self) -> None:
+    def _drop(self, *, wait: bool = True) -> None:
         if self._name is not None:
             self._home.remove_temporary(self._name)
-        self._descriptor.close()
+        self._descriptor.close(wait=wait)  # gives the room back; removing the name alone does not
 
     def _check_complete(self, digest: Digest, st: os.stat_result) -> None:
         if not files.is_digest(digest):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from attachfs.blobs.download import WITHHELD, Download
-from attachfs.blobs.handle import pread_nowait
+from attachfs.cache.descriptor import Descriptor
 from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
 from attachfs.errors import BadAnswer, IntegrityError, NoRoom, Unexpected, Unreachable
 from attachfs.model import Digest
@@ -30,6 +31,7 @@ def digest_of(data: bytes) -> Digest:
 
 def left_over(cache: DiskCache) -> tuple[int, int, int, int]:
     """Return what must be nothing once all is over: open blobs, their room, descriptors of their files."""
+    cache._store.closer.wait()
     stats = cache.stats()
     held = 0
     for fd in Path("/proc/self/fd").iterdir():
@@ -131,7 +133,7 @@ async def test_bytes_may_be_read_as_they_are_stored(running: Running) -> None:
     transfer = await running.transfer()
     transfer.put(DATA[:1000])
     await running.download.reach(1000)
-    assert os.pread(running.download.fd, 1000, 0) == DATA[:1000]
+    assert running.download.pread(1000, 0) == DATA[:1000]
     assert not running.download.may_read(1001)
     transfer.put(DATA[1000:5000], offset=1000)
     await running.download.reach(5000)
@@ -268,7 +270,7 @@ async def test_any_pieces_make_up_the_whole(running: Running, cache: DiskCache, 
         transfer.put(piece)
     transfer.end()
     await running.download.finished()
-    assert os.pread(running.download.fd, len(DATA), 0) == DATA
+    assert running.download.pread(len(DATA), 0) == DATA
     running.download.leave()
     assert cache.contains(digest_of(DATA), len(DATA))
 
@@ -280,7 +282,7 @@ class TestBeganAnew:
         await running.download.reach(700_000)
         transfer.put(DATA[:300_000], DATA[300_000:]).end()
         await running.download.finished()
-        assert os.pread(running.download.fd, len(DATA), 0) == DATA
+        assert running.download.pread(len(DATA), 0) == DATA
         running.download.leave()
         assert cache.contains(digest_of(DATA), len(DATA))
 
@@ -406,7 +408,7 @@ class TestUnverified:
         transfer.put(DATA)
         with trio.fail_after(30):
             await running.download.reach(len(DATA))
-        assert os.pread(running.download.fd, len(DATA), 0) == DATA
+        assert running.download.pread(len(DATA), 0) == DATA
         transfer.end()
         await running.ended.wait()
         assert not running.download.verified
@@ -424,26 +426,27 @@ class TestUnverified:
         assert cache.stats().spilled_bytes == 0
 
 
+def opened(path: Path) -> CachedBlob:
+    return CachedBlob(path.stat().st_size, Descriptor(os.open(path, os.O_RDONLY)))
+
+
 class TestReadWithoutWaiting:
     def test_what_was_just_written_is_read(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(DATA)
-        fd = os.open(tmp_path / "x", os.O_RDONLY)
-        try:
-            found = pread_nowait(fd, 1000, 5)
+        with opened(tmp_path / "x") as blob:
+            found = blob.pread_nowait(1000, 5)
             assert found is None or bytes(found) == DATA[5:1005]
-        finally:
-            os.close(fd)
 
     def test_never_less_than_asked(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(b"abc")
-        fd = os.open(tmp_path / "x", os.O_RDONLY)
-        try:
-            assert pread_nowait(fd, 4, 0) is None
-        finally:
-            os.close(fd)
+        with opened(tmp_path / "x") as blob:
+            assert blob.pread_nowait(4, 0) is None
 
-    def test_a_descriptor_that_is_closed(self) -> None:
-        assert pread_nowait(-1, 1, 0) is None
+    def test_a_blob_that_is_closed(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_bytes(b"abc")
+        blob = opened(tmp_path / "x")
+        blob.close()
+        assert blob.pread_nowait(1, 0) is None
 
 
 class TestFullDisk:
@@ -466,6 +469,69 @@ class TestFullDisk:
         assert cache.stats().blobs == 0
         running.download.leave()
         assert left_over(cache) == (0, 0, 0, 0)
+
+    async def test_who_reads_while_the_bytes_move_is_given_them_and_never_another_files(
+        self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The old file is closed under a reader, and its number is at once another file's."""
+        download = running.download
+        transfer = await running.transfer()
+        transfer.put(DATA[:LIMIT])
+        await download.reach(LIMIT)
+        before = download.intake.reader
+        assert before is not None
+        moved = threading.Event()
+
+        def move() -> None:
+            download.intake._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
+            moved.set()
+
+        real = os.preadv
+
+        def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+            if not moved.is_set():
+                threading.Thread(target=move).start()
+                assert moved.wait(30)
+                # One takes the number that the reader is about to use, if that is free.
+                others.extend(os.open("/dev/zero", os.O_RDONLY) for _ in range(10))
+            return real(fd, buffers, offset, flags)
+
+        others: list[int] = []
+        monkeypatch.setattr(os, "preadv", preadv)
+        try:
+            found = download.pread_nowait(1000, 5)
+        finally:
+            for fd in others:
+                os.close(fd)
+        assert moved.is_set()
+        assert found is None or bytes(found) == DATA[5:1005]
+        assert before.pread_nowait(1000, 5) is None  # closed by now
+        assert download.pread(1000, 5) == DATA[5:1005]
+        transfer.put(DATA[LIMIT:], offset=LIMIT).end()
+        await download.finished()
+        download.leave()
+
+    async def test_a_slow_read_goes_on_where_the_bytes_have_moved_to(
+        self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        download = running.download
+        transfer = await running.transfer()
+        transfer.put(DATA[:LIMIT])
+        await download.reach(LIMIT)
+        before = download.intake.reader
+        real = CachedBlob.pread
+
+        def pread(blob: CachedBlob, length: int, offset: int) -> bytes:
+            if blob is before and download.intake.reader is before:
+                monkeypatch.undo()
+                download.intake._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
+            return real(blob, length, offset)
+
+        monkeypatch.setattr(CachedBlob, "pread", pread)
+        assert download.pread(1000, 5) == DATA[5:1005]
+        transfer.put(DATA[LIMIT:], offset=LIMIT).end()
+        await download.finished()
+        download.leave()
 
     async def test_a_blob_that_could_not_be_admitted_is_verified_again_from_a_temporary_file(
         self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch

@@ -1,9 +1,12 @@
 """The first hash seen of an attachment is the one that counts, whatever the service says later."""
 
+import errno
 import logging
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from attachfs.blobs.pins import Pins, PinStatus
-from attachfs.errors import Unexpected
+from attachfs.errors import TooManyFiles, Unexpected
 from attachfs.model import Digest
 
 # The children touch nothing that another thread could hold; later Pythons warn of any fork beside threads.
@@ -124,9 +127,9 @@ def test_a_pin_is_on_disk_before_check_returns(pins: Pins, path: Path) -> None:
     other = Pins(path)
     assert other.check("host/1", B, 5).status is CHANGED
     other.close()
-    assert pins._db is not None
-    assert pins._db.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert pins._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert pins._database._db is not None
+    assert pins._database._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert pins._database._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_files_are_private(pins: Pins, path: Path) -> None:
@@ -219,14 +222,14 @@ def test_damage_met_while_running(path: Path) -> None:
     pins = Pins(path)
     for number in range(300):
         pins.check(f"host/{number}", A, 5)
-    assert pins._db is not None
-    pins._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    pins._db.execute("PRAGMA cache_size = 0")
+    assert pins._database._db is not None
+    pins._database._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    pins._database._db.execute("PRAGMA cache_size = 0")
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xa5" * (size - 4096))
-    pins._db.execute("PRAGMA shrink_memory")
+    pins._database._db.execute("PRAGMA shrink_memory")
     with pytest.raises(Unexpected):
         pins.find("host")
     assert pins.check("host/1", A, 5).status is SAME  # confirmed before
@@ -238,7 +241,7 @@ def test_damage_met_while_running(path: Path) -> None:
 def test_a_conflict_that_cannot_be_written_down_is_still_one(
     pins: Pins, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("attachfs.blobs.pins._BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("attachfs.blobs.pin_database._BUSY_TIMEOUT", 0.01)
     pins.check("host/1", A, 5)
     pins.close()
     other = sqlite3.connect(path, isolation_level=None)
@@ -284,7 +287,7 @@ def test_a_symlinked_database_is_refused(path: Path, tmp_path: Path) -> None:
 def test_another_process_that_holds_the_database_for_too_long(
     pins: Pins, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attachfs.blobs.pins._BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("attachfs.blobs.pin_database._BUSY_TIMEOUT", 0.01)
     pins.check("host/1", A, 5)
     pins.close()
     other = sqlite3.connect(path, isolation_level=None)
@@ -294,3 +297,121 @@ def test_another_process_that_holds_the_database_for_too_long(
     other.execute("ROLLBACK")
     other.close()
     assert pins.check("host/2", A, 5).status is NEW
+
+
+# ---- where nothing can be written
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_on_a_full_disk_pins_are_compared_with_and_one_warning_says_what_to_do(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """New pins are held in memory, and written once that can be done again."""
+    now = 0.0
+    before = Pins(path)
+    before.check("host/old", A, 5)
+    before.close()
+    monkeypatch.setattr("attachfs.blobs.pin_database.PinDatabase._open_to_write", _refuse)
+    pins = Pins(path, elapsed=lambda: now)
+    assert pins.conflict("host/old", B, 5) is not None
+    assert pins.check("host/old", A, 5).status is SAME
+    pins.check("host/new", A, 5)
+    assert pins.check("host/new", B, 5).status is CHANGED
+    assert pins.conflict("host/new", A, 5) is None
+    warned = [text for text in warnings_in(caplog) if "first-seen" in text]
+    assert len(warned) == 1
+    assert "No space left on device" in warned[0]
+    assert "XDG_STATE_HOME" in warned[0]
+    monkeypatch.undo()
+    now = 61.0
+    pins.check("host/other", C, 1)
+    pins.check("host/new", A, 5)
+    pins.close()
+    later = Pins(path)
+    assert sorted(pin.key for pin in later.find()) == ["host/new", "host/old", "host/other"]
+    later.close()
+
+
+def test_without_a_database_and_without_room_for_one_there_is_nothing_to_compare_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attachfs.blobs.pin_database.PinDatabase._open_to_write", _refuse)
+    pins = Pins(path)
+    assert pins.conflict("host/1", A, 5) is None
+    pins.check("host/1", A, 5)
+    assert pins.conflict("host/1", B, 5) is not None
+    assert not path.exists()
+    pins.close()
+
+
+def test_a_database_that_becomes_read_only_while_it_is_used(
+    pins: Pins, caplog: pytest.LogCaptureFixture
+) -> None:
+    pins.check("host/1", A, 5)
+    assert pins._database._db is not None
+    pins._database._db.execute("PRAGMA query_only = 1")  # what a filesystem remounted read-only comes to
+    assert pins.check("host/2", B, 6).pin.digest == B
+    assert pins.check("host/2", C, 6).status is CHANGED
+    assert pins.conflict("host/1", B, 5) is not None
+    assert len([text for text in warnings_in(caplog) if "first-seen" in text]) == 1
+
+
+def test_a_database_in_a_directory_that_can_only_be_read(path: Path, tmp_path: Path) -> None:
+    """As an ordinary user meets it, in a process of its own; root may write anywhere."""
+    before = Pins(path)
+    before.check("host/1", A, 5)
+    before.close()
+    tmp_path.chmod(0o755)
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+    code = (
+        "import os, sys; from pathlib import Path; from attachfs.blobs.pins import Pins;"
+        "from attachfs.model import Digest;"
+        "os.getuid() or os.setuid(65534);"
+        "pins = Pins(Path(sys.argv[1]));"
+        "print(pins.conflict('host/1', Digest('sha256', 'b' * 64), 5) is not None,"
+        " pins.check('host/2', Digest('sha256', 'b' * 64), 5).pin.size)"
+    )
+    try:
+        for parent in list(tmp_path.parents)[:-2]:
+            if parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 0o001:
+                parent.chmod(parent.stat().st_mode | 0o011)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+        )
+    finally:
+        path.parent.chmod(0o755)
+    assert done.stdout == "True 5\n", done.stderr
+    assert done.stderr.count("first-seen") == 1
+
+
+def test_a_log_that_was_never_merged_is_not_overlooked_where_nothing_can_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash left it; the shared index that reading it takes cannot be made."""
+    first = Pins(path)
+    first.check("host/1", A, 5)
+    copies = {name: path.with_name(name).read_bytes() for name in (path.name, f"{path.name}-wal")}
+    first.close()
+    for name, content in copies.items():
+        path.with_name(name).write_bytes(content)
+    monkeypatch.setattr("attachfs.blobs.pin_database.PinDatabase._open_to_write", _refuse)
+    pins = Pins(path)
+    assert pins.conflict("host/1", B, 5) is not None
+    pins.close()
+
+
+def test_without_a_descriptor_the_limit_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("attachfs.blobs.pin_database.PinDatabase._open_to_write", refuse)
+    with pytest.raises(TooManyFiles, match="ulimit"):
+        Pins(path).check("host/1", A, 5)

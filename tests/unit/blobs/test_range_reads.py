@@ -551,6 +551,38 @@ class TestWrong:
         blob.close()
         other.close()
 
+    async def test_an_attachment_that_joins_while_the_whole_is_compared_is_pinned_before_it_is_served(
+        self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else its record could change until its next open, and nobody would notice."""
+        compare, hold = range_reads_module.RangeReads.differing, trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        comparing = trio.Event()
+
+        def held(self: range_reads_module.RangeReads, read: Callable[[int, int], bytes]) -> int | None:
+            trio.from_thread.run_sync(comparing.set, trio_token=token)
+            trio.from_thread.run(hold.wait, trio_token=token)
+            return compare(self, read)
+
+        monkeypatch.setattr(range_reads_module.RangeReads, "differing", held)
+        world.record(file_ref(4), DATA)
+        blob, transfer = await opened(world)
+        assert await get(blob, 20) == piece(20)
+        transfer.put(DATA).end()
+        await comparing.wait()
+        other = await world.blobs.open(file_ref(4))
+        reading = Reading(nursery, other, LAST)
+        assert await waits(reading)
+        hold.set()
+        await reading.done.wait()
+        assert reading.data == piece(LAST)
+        assert {pin.key for pin in world.pins.find()} == {
+            f"ledger.example/{FILE.attachment}",
+            f"ledger.example/{file_ref(4).attachment}",
+        }
+        blob.close()
+        other.close()
+
     async def test_what_no_program_was_given_is_not_compared(self, world: World) -> None:
         """A run of reads brings more than was read of it."""
         world.bytes.parts = flipped(DATA, 14 * WITHHELD)

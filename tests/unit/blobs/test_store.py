@@ -870,3 +870,34 @@ async def test_nothing_is_left_open(make: MakeWorld, nursery: trio.Nursery) -> N
     stats = world.cache.stats()
     assert (stats.open_files, stats.loose_bytes, stats.spilled_bytes) == (0, 0, 0)
     assert world.bytes.live == 0
+
+
+class TestThreads:
+    async def test_cold_opens_while_the_cache_is_indexed_leave_threads_for_others(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        """More opens than there are threads in the common limit; the index is not there yet."""
+        world = World(tmp_path, nursery, 64 * 2**20)
+        world.cache.indexed.clear()
+        refs = [file_ref(number) for number in range(10, 60)]
+        record = {}
+        for number, ref in enumerate(refs):
+            data = SMALL + bytes([number])
+            world.ledger_source.infos[ref] = info_body(ref, data)
+            world.bytes.contents[ref] = data
+            record[str(number)] = attribute(int(ref.attachment[:8], 16), digest_of(data).hex)
+        world.ledger_source.records[asset_ref()] = as_json(asset_record(asset_ref(), record))
+        try:
+            async with trio.open_nursery() as opening:
+                for ref in refs:
+                    opening.start_soon(world.blobs.prefetch, ref)
+                await wait_all_tasks_blocked(0.1)
+                with trio.fail_after(10):
+                    assert await trio.to_thread.run_sync(lambda: 1) == 1
+                assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+                world.cache.indexed.set()
+        finally:
+            world.cache.indexed.set()
+        assert world.cache.stats().blobs == len(refs)
+        world.pins.close()
+        world.cache.close()
