@@ -37,6 +37,7 @@ class Exported(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     scan: str = ""
     scan_reason: str = ""
     attested: str = ""
+    proof: str = ""
     exported: str = ""
     errno: str = ""
     reason: str = ""

@@ -40,6 +40,8 @@ tr { break-inside: avoid; }
 tr.asset td { background: #f3f5f7; padding: .5em .7em; break-after: avoid; }
 td.picture { width: 84px; }
 td.picture img { max-width: 76px; max-height: 76px; border: 1px solid #d0d7de; display: block; }
+th.what { width: 40%; }
+th.hash { width: 30%; }
 td.size { white-space: nowrap; text-align: right; }
 .name { font-weight: 600; overflow-wrap: anywhere; }
 .small { color: #57606a; font-size: .85em; overflow-wrap: anywhere; }
@@ -60,6 +62,15 @@ _SCAN = {
     "SCANNED_OK": ("good", "clean"),
     "SCANNED_BAD": ("bad", "found bad"),
     "NOT_SCANNED": ("", "not scanned"),
+}
+_PROOF = {
+    "": ("", "no"),
+    "proven": ("good", "proven"),
+    "key not given": ("", "key not given"),
+    **{
+        state: ("bad", state)
+        for state in ("leaf differs", "path differs", "seal bad", "log rewritten", "hash differs")
+    },
 }
 _ATTESTED = {"match": ("good", "yes"), "mismatch": ("bad", "differs"), "unavailable": ("", "not recorded")}
 
@@ -99,7 +110,9 @@ def write(
     file.writelines(f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>\n" for name, value in facts)
     file.write("</dl>\n")
     if bad:
-        file.write("<h2>Refused: not in this export</h2>\n<table><thead><tr><th>What</th><th>Error</th>")
+        file.write(
+            '<h2>Refused: not in this export</h2>\n<table><thead><tr><th class="what">What</th><th>Error</th>'
+        )
         file.write("<th>Why</th></tr></thead><tbody>\n")
         file.writelines(map(_refused_row, refused))
         file.write("</tbody></table>\n")
@@ -123,8 +136,9 @@ def _refused_row(entry: Exported) -> str:
 
 def _write_files(file: TextIO, files: Iterable[Exported], thumbnail: Callable[[Exported], str]) -> None:
     file.write(
-        "<h2>Files</h2>\n<table><thead><tr><th></th><th>File</th><th>Size</th><th>Recorded hash</th>"
-        "<th>Accepted (UTC)</th><th>Scan</th><th>Attested</th></tr></thead><tbody>\n"
+        "<h2>Files</h2>\n<table><thead><tr><th></th><th>File</th><th>Size</th>"
+        '<th class="hash">Recorded hash</th>'
+        "<th>Accepted (UTC)</th><th>Scan</th><th>Attested</th><th>In the log</th></tr></thead><tbody>\n"
     )
     asset = ""
     for entry in files:
@@ -132,7 +146,7 @@ def _write_files(file: TextIO, files: Iterable[Exported], thumbnail: Callable[[E
         if owner != asset:
             asset = owner
             name = safe(entry.asset or "(no name)")
-            file.write(f'<tr class="asset"><td colspan="7"><span class="name">{name}</span> ')
+            file.write(f'<tr class="asset"><td colspan="8"><span class="name">{name}</span> ')
             file.write(f"<code>{safe(owner)}</code></td></tr>\n")
         file.write(_file_row(entry, thumbnail(entry)))
     file.write("</tbody></table>\n")
@@ -147,7 +161,8 @@ def _file_row(entry: Exported, picture: str) -> str:
         f"<code>{safe(entry.path.rpartition('/')[2])}</code></td>"
         f'<td class="size">{format_size(entry.size)}</td>'
         f"<td><code>{safe(entry.alg)} {safe(entry.hex)}</code></td><td>{safe(time_of(entry.accepted))}</td>"
-        f"{_cell(_SCAN, entry.scan)}{_cell(_ATTESTED, entry.attested)}</tr>\n"
+        f"{_cell(_SCAN, entry.scan)}{_cell(_ATTESTED, entry.attested)}"
+        f"{_cell(_PROOF, entry.proof)}</tr>\n"
     )
 
 

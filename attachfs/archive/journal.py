@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -28,6 +28,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS owners (path TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tags (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS proofs (path TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY, state INTEGER NOT NULL, size INTEGER NOT NULL, stamp TEXT NOT NULL,
     entry BLOB NOT NULL
@@ -108,6 +109,17 @@ class Journal:
         """Note tag files (records, proofs): path and SHA-256."""
         self._db.executemany("INSERT OR REPLACE INTO tags VALUES (?, ?)", tags)
 
+    def add_proofs(self, proofs: Iterable[tuple[str, str]]) -> None:
+        """Note of attachments whether events that carry them are in the transparency log: path and state.
+
+        The first one that is noted of an attachment stays.
+        """
+        self._db.executemany("INSERT OR IGNORE INTO proofs VALUES (?, ?)", proofs)
+
+    def clear_proofs(self) -> None:
+        """Forget what was noted of the transparency log."""
+        self._db.execute("DELETE FROM proofs")
+
     def add(self, entry: Exported) -> None:
         """Note an attachment that is to be exported, unless it has been, or one that is refused already."""
         state = REFUSED if entry.errno else TODO
@@ -158,11 +170,12 @@ class Journal:
         last = ""
         while True:
             rows = self._db.execute(
-                "SELECT path, entry, stamp FROM files WHERE state = ? AND path > ? ORDER BY path LIMIT ?",
+                "SELECT path, entry, stamp, proofs.state FROM files LEFT JOIN proofs USING (path)"
+                " WHERE files.state = ? AND path > ? ORDER BY path LIMIT ?",
                 (state, last, _PAGE),
             ).fetchall()
-            for _, entry, stamp in rows:
-                yield _decoder.decode(entry), str(stamp)
+            for _, entry, stamp, proof in rows:
+                yield msgspec.structs.replace(_decoder.decode(entry), proof=proof or ""), str(stamp)
             if len(rows) < _PAGE:
                 return
             last = rows[-1][0]

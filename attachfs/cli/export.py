@@ -24,10 +24,12 @@ from attachfs.archive.layout import Place
 from attachfs.archive.report import Report
 from attachfs.cli import arguments, interruptible, output
 from attachfs.cli.export_copy import Copier
+from attachfs.cli.export_logs import add_logs
 from attachfs.cli.export_scan import Scanner, place_of
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Mounts
 from attachfs.cli.progress import Counter, Progress
+from attachfs.config.settings import Config
 from attachfs.errors import NotFound, UsageError
 from attachfs.mount import mountinfo
 from attachfs.units import format_size
@@ -36,7 +38,7 @@ _PER_FILE = 8192  # bytes of a bag beside each attachment's own: records, direct
 _SHOWN = 20  # refused files named on the terminal; the report has all
 
 
-def run(paths: Sequence[Path], bag: Path, *, jobs: int, read_only: bool) -> int:
+def run(config: Config, paths: Sequence[Path], bag: Path, *, jobs: int, read_only: bool) -> int:
     """Export and return the exit code: 1 if anything was refused."""
     progress = Progress("export")
 
@@ -49,7 +51,9 @@ def run(paths: Sequence[Path], bag: Path, *, jobs: int, read_only: bool) -> int:
         if _is_complete(bag, [place.path for place in chosen]):
             return output.OK
         with Journal(bag) as journal:
-            return _export(journal, chosen, bag, point, status, progress, jobs=jobs, read_only=read_only)
+            return _export(
+                journal, chosen, bag, point, status, progress, config, jobs=jobs, read_only=read_only
+            )
 
     def interrupted() -> str:
         progress.stop()
@@ -141,6 +145,7 @@ def _export(
     point: Path,
     status: dict[str, Any],
     progress: Progress,
+    config: Config,
     *,
     jobs: int,
     read_only: bool,
@@ -161,6 +166,8 @@ def _export(
     _reopen_changed(journal, copier)
     _check_room(journal, bag)
     _copy(journal, copier, progress, jobs)
+    journal.clear_proofs()
+    logs = add_logs(journal, bag, config, status)
     about = {
         "url": str(status.get("ledger")),
         "paths": paths,
@@ -169,11 +176,14 @@ def _export(
         "mounted_on": str(point),
         "scan_policy": status.get("scan_policy"),
         "verify": status.get("verify"),
+        "transparency_log": "; ".join(logs.problems) or logs.summary,
     }
     totals = writer.finish(bag, journal, about)
     refused = list(_first(journal, REFUSED, _SHOWN))
     journal.remove()
     writer.protect(bag, read_only=read_only)
+    for problem in logs.problems:
+        output.complain("the transparency log", problem)
     return _tell(bag, totals, refused)
 
 
@@ -250,7 +260,8 @@ def _now() -> str:
 @click.argument("bag", type=click.Path(path_type=Path))
 @click.option("--read-only", is_flag=True, help="Leave files and directories without write permission.")
 @arguments.jobs
-def command(paths: tuple[Path, ...], bag: Path, read_only: bool, jobs: int) -> None:
+@arguments.locating_options("log-key", "log-url", "ca-file", "timeout", "profile", "config")
+def command(paths: tuple[Path, ...], bag: Path, read_only: bool, jobs: int, **given: str | None) -> None:
     """Take evidence home: write what is at and below PATH into the directory BAG.
 
     BAG becomes a BagIt bag (RFC 8493) of the files, their records and a report, which others can check
@@ -258,4 +269,4 @@ def command(paths: tuple[Path, ...], bag: Path, read_only: bool, jobs: int) -> N
 
     Exit status: 0 all is in the bag, 1 something was refused; BAG/report.html says what and why.
     """
-    sys.exit(run(paths, bag, jobs=jobs, read_only=read_only))
+    sys.exit(run(arguments.settings(given), paths, bag, jobs=jobs, read_only=read_only))
