@@ -21,6 +21,7 @@ from attachfs.errors import AttachfsError, UsageError
 _COMMANDS = (
     "mount",
     "umount",
+    "logs",
     "info",
     "verify",
     "prefetch",

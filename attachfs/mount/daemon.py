@@ -39,8 +39,8 @@ def run_foreground(
     """
     process.prepare()
     try:
-        mount_log.set_up(config, background=False)
-        _serve(config, mountpoint, ready, reload)
+        place = mount_log.set_up(config, background=False, mountpoint=mountpoint)
+        _serve(config, mountpoint, ready, reload, place)
     except AttachfsError as error:
         click.echo(f"attachfs: {error.reason}", err=True)
         return 2 if isinstance(error, UsageError) else 1
@@ -66,7 +66,9 @@ def run_background(config: Config, mountpoint: Path, reload: Reload | None = Non
     return int(code) if code.isdigit() else 1
 
 
-def _serve(config: Config, mountpoint: Path, ready: Callable[[], None], reload: Reload | None) -> None:
+def _serve(
+    config: Config, mountpoint: Path, ready: Callable[[], None], reload: Reload | None, place: str
+) -> None:
     import trio
 
     from attachfs.mount.serve import serve
@@ -74,7 +76,7 @@ def _serve(config: Config, mountpoint: Path, ready: Callable[[], None], reload: 
     unmount.clear_dead(mountpoint, config.source)
     _let_predecessor_end(config, mountpoint)
     try:
-        trio.run(serve, config, mountpoint, ready, reload)
+        trio.run(serve, config, mountpoint, ready, reload, place)
     except BaseExceptionGroup as group:
         error = first_of(group)
         if isinstance(error, AttachfsError):
@@ -116,9 +118,9 @@ def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -
         os.close(pipe)
 
     try:
-        mount_log.set_up(config, background=True)
+        place = mount_log.set_up(config, background=True, mountpoint=mountpoint)
         logging.getLogger().addHandler(warnings)
-        _serve(config, mountpoint, ready, reload)
+        _serve(config, mountpoint, ready, reload, place)
     except AttachfsError as error:
         log.error("%s", error.reason)  # noqa: TRY400 - the sentence is what matters
         _tell(pipe, f"{2 if isinstance(error, UsageError) else 1} {error.reason}".encode())

@@ -12,30 +12,40 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
+from attachfs.mount import log_place
 from attachfs.text import printable
 
 _TEXT = "%(asctime)s %(levelname)-7s %(message)s"
-_SYSLOG = "/dev/log"  # of the journal, or of a syslog daemon
+_FILE_BYTES = 2**20  # of a log file of our own, before it is put aside; one that was is kept
 _QUIET = ("httpx", "httpcore", "h2", "hpack", "pyfuse3", "stamina")  # some print headers, and so tokens
 _FOLDED_FOR = 60.0  # seconds for which the same warning is counted instead of told
 _FOLDED = 256  # warnings remembered
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
-def set_up(config: Config, *, background: bool) -> None:
-    """Send the log to `--log-file`; else to stderr, or in the background to the system's log.
+def set_up(config: Config, *, background: bool, mountpoint: Path = Path("/")) -> str:
+    """Send the log to `--log-file`; else to stderr, or in the background to the system's log; else to a file.
+
+    Args:
+        config: the settings.
+        background: whether nobody reads stderr.
+        mountpoint: names a file of the mount's own, on a machine without a system log.
+
+    Returns:
+        Where it goes: a file's path, "journal", "syslog" or "stderr".
 
     Raises:
         UsageError: the log file cannot be written.
     """
-    handler = _handler(config, background=background)
+    place = log_place.place_of(config.log_file, config.state_dir, mountpoint, background=background)
+    handler = _handler(config, place)
     handler.addFilter(Folding())
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -45,6 +55,7 @@ def set_up(config: Config, *, background: bool) -> None:
     set_level(config.log_level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    return place
 
 
 def set_level(level: str) -> None:
@@ -52,7 +63,7 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(level.upper())
 
 
-def _handler(config: Config, *, background: bool) -> logging.Handler:
+def _handler(config: Config, place: str) -> logging.Handler:
     plain: logging.Formatter = Json() if config.log_format == "json" else Text(_TEXT)
     handler: logging.Handler
     if config.log_file is not None:
@@ -63,26 +74,31 @@ def _handler(config: Config, *, background: bool) -> logging.Handler:
         handler.setFormatter(plain)
         return handler
     bare: logging.Formatter = Json() if config.log_format == "json" else Text("%(message)s")
-    if not background:
+    if place == "stderr" or log_place.journal_stream(os.environ):
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(Journal(bare) if _is_journal(os.environ) else plain)
+        handler.setFormatter(plain if place == "stderr" else Journal(bare))
         return handler
     logging.raiseExceptions = False  # there is nowhere to complain to
-    if not Path(_SYSLOG).is_socket():
-        return logging.NullHandler()
-    syslog = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
+    if place not in ("journal", "syslog"):
+        return _own_file(Path(place), plain)
+    syslog = logging.handlers.SysLogHandler(log_place.SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
     syslog.ident = f"attachfs[{os.getpid()}]: "
     syslog.setFormatter(bare)
     return syslog
 
 
-def _is_journal(environ: Mapping[str, str], descriptor: int = 2) -> bool:
-    """Whether stderr is a stream to the journal; see JOURNAL_STREAM in systemd.exec(5)."""
+def _own_file(path: Path, formatter: logging.Formatter) -> logging.Handler:
+    """Log to a bounded file of the mount's own; a state directory that cannot be written has none."""
     try:
-        found = os.fstat(descriptor)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=_FILE_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+        )
+        path.chmod(0o600)
     except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+        return logging.NullHandler()
+    handler.setFormatter(formatter)
+    return handler
 
 
 class Text(logging.Formatter):

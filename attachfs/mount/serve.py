@@ -51,6 +51,7 @@ async def serve(
     mountpoint: Path,
     ready: Callable[[], None],
     reload: Callable[[], Config] | None = None,
+    log_place: str = "stderr",
 ) -> None:
     """Mount, call `ready` once the mount answers, and serve until it is unmounted or a signal comes.
 
@@ -59,6 +60,7 @@ async def serve(
         mountpoint: an absolute path.
         ready: called once the mount answers.
         reload: reads the settings again, on SIGHUP.
+        log_place: where the log goes, for the figures.
 
     Raises:
         UsageError: the mount point, the cache or the credentials cannot be used.
@@ -81,7 +83,11 @@ async def serve(
             disk.callback(cache.close)
         pins = pins_of(config)
         disk.callback(pins.close)
-        async with _filesystem(config, mountpoint, cache, pins, reload) as (filesystem, control, tasks):
+        async with _filesystem(config, mountpoint, cache, pins, reload, log_place) as (
+            filesystem,
+            control,
+            tasks,
+        ):
             if config.archive is None:
                 indexing = functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True)
                 tasks.part(
@@ -93,7 +99,12 @@ async def serve(
 
 @asynccontextmanager
 async def _filesystem(
-    config: Config, mountpoint: Path, cache: DiskCache, pins: Pins, reload: Callable[[], Config] | None
+    config: Config,
+    mountpoint: Path,
+    cache: DiskCache,
+    pins: Pins,
+    reload: Callable[[], Config] | None,
+    log_place: str,
 ) -> AsyncIterator[tuple[Filesystem, SignalHandler, Background]]:
     """Make every layer, each from those below it."""
     born = time.time_ns()
@@ -133,7 +144,8 @@ async def _filesystem(
         tasks.keep_running("looking for killed callers", waiting.watch)
 
         def figures() -> bytes:
-            about = {"mountpoint": str(mountpoint), "uptime_s": round((time.time_ns() - born) / 1e9, 1)}
+            uptime = round((time.time_ns() - born) / 1e9, 1)
+            about = {"mountpoint": str(mountpoint), "uptime_s": uptime, "log": log_place}
             return status_json(
                 control.config, about, origin, ledger, blobs, cache, filesystem, sharing.shared
             )

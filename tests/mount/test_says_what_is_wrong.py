@@ -97,3 +97,18 @@ def test_that_the_state_directory_is_open_to_others(tmp_path: Path, ledger: Demo
         mounted(tmp_path, ledger.url, "t0ken"),
     ):
         pytest.fail("it is mounted")
+
+
+@pytest.mark.skipif(Path("/dev/log").exists(), reason="this machine has a system log")
+def test_logs_shows_the_log_of_a_mount_that_runs_and_of_one_that_has_ended(
+    tmp_path: Path, ledger: DemoServer
+) -> None:
+    point = tmp_path / "mnt"
+    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    command = [sys.executable, "-m", "attachfs", "logs", str(point)]
+    with mounted(tmp_path, ledger.url, "wr0ngt0ken"):
+        shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+        assert "refuses the credentials" in shown
+        assert f"{point} is mounted" in shown
+    shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    assert f"{point} is unmounted" in shown

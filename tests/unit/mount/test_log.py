@@ -12,7 +12,7 @@ import pytest
 
 from attachfs.config import settings
 from attachfs.errors import UsageError
-from attachfs.mount import log
+from attachfs.mount import log, log_place
 from attachfs.mount.log import Folding, Journal, Json, Text
 
 
@@ -119,19 +119,69 @@ class TestWhereItGoes:
         with (tmp_path / "stream").open("wb") as stream:
             found = os.fstat(stream.fileno())
             good = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
-            assert log._is_journal(good, stream.fileno())
-            assert not log._is_journal({}, stream.fileno())
-            assert not log._is_journal({"JOURNAL_STREAM": "1:2"}, stream.fileno())
+            assert log_place.journal_stream(good, stream.fileno())
+            assert not log_place.journal_stream({}, stream.fileno())
+            assert not log_place.journal_stream({"JOURNAL_STREAM": "1:2"}, stream.fileno())
             number = stream.fileno()
-        assert not log._is_journal(good, number)
+        assert not log_place.journal_stream(good, number)
 
     def test_the_systems_log(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         address = tmp_path / "log.socket"
-        monkeypatch.setattr(log, "_SYSLOG", str(address))
-        log.set_up(settings.load({}, {}, {}), background=True)
-        assert isinstance(logging.getLogger().handlers[0], logging.NullHandler)
+        monkeypatch.setattr(log_place, "SYSLOG", str(address))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:
             system.bind(str(address))
-            log.set_up(settings.load({}, {}, {}), background=True)
+            assert log.set_up(settings.load({}, {}, {}), background=True) in ("journal", "syslog")
             logging.getLogger("attachfs").warning("hello")
             assert system.recv(4096) == b"<28>attachfs[%d]: hello\0" % os.getpid()
+
+
+class TestPlaces:
+    def test_without_a_system_log_a_mount_in_the_background_has_a_file_of_its_own(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(log_place, "SYSLOG", str(tmp_path / "none"))
+        place = log_place.place_of(None, tmp_path, Path("/home/me/my ledger"), background=True)
+        assert place == f"{tmp_path}/home-me-my_ledger.log"
+        assert log_place.command_for({"log": place}, tmp_path, Path("/x")) == Path(place)
+        # One that has ended is found again.
+        assert log_place.command_for(None, tmp_path, Path("/home/me/my ledger")) == Path(place)
+
+    def test_a_file_that_the_user_names_comes_first(self, tmp_path: Path) -> None:
+        for background in (True, False):
+            assert (
+                log_place.place_of(Path("/x.log"), tmp_path, Path("/mnt"), background=background) == "/x.log"
+            )
+
+    def test_a_mounts_lines_are_found_in_the_journal_by_its_process(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+        found = log_place.command_for({"log": "journal", "pid": 7}, tmp_path, Path("/mnt"))
+        assert found == ["/usr/bin/journalctl", "--no-pager", "_PID=7"]
+        monkeypatch.setattr("shutil.which", lambda _: None)
+        assert "not installed" in str(
+            log_place.command_for({"log": "journal", "pid": 7}, tmp_path, Path("/"))
+        )
+
+    @pytest.mark.parametrize("place", ["syslog", "stderr"])
+    def test_where_nothing_can_show_it_a_sentence_says_where_it_is(self, tmp_path: Path, place: str) -> None:
+        assert place.replace("stderr", "standard error") in str(
+            log_place.command_for({"log": place}, tmp_path, Path("/"))
+        )
+
+    def test_a_file_of_its_own_is_bounded(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(log, "_FILE_BYTES", 1000)
+        handler = log._own_file(tmp_path / "state" / "mnt.log", Text("%(message)s"))
+        for number in range(100):
+            handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "line %d" + "." * 40, (number,), None))
+        handler.close()
+        files = sorted((tmp_path / "state").iterdir())
+        assert [file.name for file in files] == ["mnt.log", "mnt.log.1"]
+        assert all(file.stat().st_size <= 1000 for file in files)
+        assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+        assert "line 99" in files[0].read_text()
+
+    def test_a_state_directory_that_cannot_be_written_costs_the_log_and_no_more(self, tmp_path: Path) -> None:
+        (tmp_path / "state").touch()
+        handler = log._own_file(tmp_path / "state" / "mnt.log", Text("%(message)s"))
+        assert isinstance(handler, logging.NullHandler)

@@ -1,0 +1,42 @@
+"""`attachfs logs`: show what a mount has logged, wherever it logs to."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+import platformdirs
+
+from attachfs.cli import arguments
+from attachfs.config.file import APP
+from attachfs.errors import AttachfsError
+
+
+@click.command("logs")
+@click.argument("mountpoint", type=arguments.AnyPath())
+def command(mountpoint: Path) -> None:
+    """Show what the mount on MOUNTPOINT has logged.
+
+    It is found in the journal, in a file, or told where it is. A mount that has ended left it there too.
+    """
+    from attachfs.mount import log_place, unmount
+
+    point = mountpoint.absolute()
+    said = unmount.ask(point)[1]
+    status = json.loads(said) if said else None
+    found = log_place.command_for(status, platformdirs.user_state_path(APP), point)
+    if isinstance(found, list):
+        sys.stdout.flush()
+        os.execv(found[0], found)  # noqa: S606 - journalctl, found on the path, and fixed words
+    if isinstance(found, str):
+        raise AttachfsError(f"{mountpoint}: {found}")
+    shown = False
+    for path in (found.with_name(f"{found.name}.1"), found):  # what was put aside comes first
+        if path.is_file():
+            shown = True
+            with path.open(encoding="utf-8", errors="backslashreplace") as lines:
+                for line in lines:
+                    click.echo(line, nl=False)
+    if not shown:
+        raise AttachfsError(f"{mountpoint}: nothing was logged there yet; it would be in {found}")
