@@ -11,6 +11,7 @@ from attachfs.cli import arguments, output
 from attachfs.cli.groups import Group
 from attachfs.config import file as config_file
 from attachfs.config import options
+from attachfs.config.directories import home_directory
 from attachfs.config.settings import Config
 from attachfs.text import printable
 from attachfs.units import format_size
@@ -54,7 +55,7 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _words(name: str, value: object) -> str:
+def _words(name: str, value: object) -> str:  # noqa: PLR0911 - one for each kind of value
     key = name.replace("-", "_")
     if value is None:
         return ""
@@ -66,12 +67,10 @@ def _words(name: str, value: object) -> str:
         return f"{value:03o}"
     if isinstance(value, float):
         return f"{value:g}"
-    home = str(Path.home()) + "/"
-    return (
-        "~/" + str(value).removeprefix(home)
-        if isinstance(value, Path) and str(value).startswith(home)
-        else str(value)
-    )
+    home = home_directory()
+    if isinstance(value, Path) and home is not None and value.is_relative_to(home) and value != home:
+        return f"~/{value.relative_to(home)}"
+    return str(value)
 
 
 @click.group("config", cls=Group)

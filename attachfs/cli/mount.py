@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from attachfs.cli import arguments
+from attachfs.config import directories
 from attachfs.config import settings as config_settings
 
 
@@ -26,8 +27,8 @@ def command(mountpoint: Path, foreground: bool, o_words: tuple[str, ...], **give
 
     words = arguments.words_of(o_words)
     layers = {key: value for key, value in given.items() if value is not None}
-    load = functools.partial(config_settings.load, layers, words, cwd=Path.cwd())
-    settings, point = load(), mountpoint.absolute()
+    load = functools.partial(config_settings.load, layers, words, cwd=directories.here())
+    settings, point = load(), directories.absolute(mountpoint)
     if foreground:
         sys.exit(daemon.run_foreground(settings, point, reload=load))
     sys.exit(daemon.run_background(settings, point, load))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import click
 
 from attachfs import __version__
+from attachfs.config import directories
 from attachfs.config import settings as config_settings
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
@@ -87,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Call:
         words.setdefault("profile", source.removeprefix("profile="))
     # What fstab says is what mount(8) compares with, so that `mount -a` does not mount twice.
     words.setdefault("fsname", source)
-    return Call(source, Path(point).absolute(), words, "-f" in flags, "-v" in flags)
+    return Call(source, directories.absolute(Path(point)), words, "-f" in flags, "-v" in flags)
 
 
 def _mount(call: Call, settings: Config) -> int:
@@ -98,7 +99,7 @@ def _mount(call: Call, settings: Config) -> int:
     if mounted and ask(call.point)[0] is not State.DEAD:
         _say(f"{call.point} is mounted already")
         return DONE
-    cwd = Path.cwd()
+    cwd = directories.here()
     try:
         code = daemon.run_background(
             settings, call.point, functools.partial(config_settings.load, {}, call.words, cwd=cwd)

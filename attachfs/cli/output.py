@@ -66,7 +66,10 @@ def count(number: int, noun: str) -> str:
 
 def moment(seconds: float) -> str:
     """Return a time (seconds since 1970) in UTC, as the ledger writes it."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):  # beyond the calendar's ends, or no number
+        return f"{seconds:g} seconds since 1970"
 
 
 def print_table(

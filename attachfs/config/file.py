@@ -5,17 +5,18 @@ Every value becomes text here, with its origin, and is parsed like one from the 
 """
 
 import difflib
+import os
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import platformdirs
-
+from attachfs.config.directories import APP, user_directory
+from attachfs.config.permissions import require_own
 from attachfs.errors import UsageError
 
-APP = "attachfs"
-SYSTEM_FILE = Path("/etc/attachfs/config.toml")
+SYSTEM_FILE = Path("/etc") / APP / "config.toml"
 _LIMIT = 1024 * 1024  # bytes
 _SECRETS = ("token", "secret", "password", "client-secret", "bearer-token")
 _OCTAL = ("umask",)
@@ -31,7 +32,7 @@ class Given(NamedTuple):
 
 def default_path(system: Path = SYSTEM_FILE) -> Path:
     """Return the user's file, or the system's where only that exists."""
-    own = platformdirs.user_config_path(APP) / "config.toml"
+    own = user_directory("CONFIG") / "config.toml"
     return system if not _exists(own) and _exists(system) else own
 
 
@@ -59,10 +60,13 @@ class ConfigFile:
         self._text = ""
         try:
             with path.open("rb") as file:
+                require_own(path, os.fstat(file.fileno()), "the configuration file", "600")
                 raw = file.read(_LIMIT + 1)
             if len(raw) > _LIMIT:
                 raise UsageError(f"{path}: larger than a configuration can be")
-            self._text = raw.decode("utf-8")
+            if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UsageError(f"{path}: saved as UTF-16: save it as UTF-8")
+            self._text = raw.decode("utf-8-sig")
             self.found = True
         except FileNotFoundError:
             if required:
@@ -136,6 +140,8 @@ class ConfigFile:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
+            if isinstance(value, dict):
+                hint = "; a profile is a table [profile.NAME]"
             if name in _SECRETS:
                 hint = "; secrets stay in files of their own: see token-file and client-secret-file"
             raise UsageError(f"{origin}: no such key{hint}")
@@ -198,4 +204,8 @@ def _syntax(path: Path, text: str, error: tomllib.TOMLDecodeError) -> str:
     line = where.removeprefix("line ").partition(",")[0]
     if not line.isdigit():  # at the end of the document
         line = str(text.rstrip().count("\n") + 1)
-    return f"{path}:{line}: {what[:1].lower()}{what[1:]}"
+    key, _, value = text.split("\n")[int(line) - 1].partition("=")
+    hint = ""
+    if re.match(r"\s*[^\s\"'\[{0-9+-]", value):
+        hint = f'; text stands in quotes: {key.strip()} = "{value.strip()}"'
+    return f"{path}:{line}: {what[:1].lower()}{what[1:]}{hint}"

@@ -116,7 +116,7 @@ def parse_path(text: str) -> Path:
     """Return the path; raises ValueError for what cannot be one."""
     if not text or "\0" in text:
         raise ValueError("an empty path")
-    return Path(text).expanduser().absolute()
+    return Path(text).expanduser()
 
 
 def parse_log_keys(text: str) -> tuple[str, ...]:
@@ -125,6 +125,13 @@ def parse_log_keys(text: str) -> tuple[str, ...]:
     if not all(names) or "\0" in text:
         raise ValueError("an empty path among the files of keys")
     return tuple(name if name == LOG_KEY_NAME else str(parse_path(name)) for name in names)
+
+
+def _cache_size(text: str) -> int:
+    size = parse_size(text)
+    if 0 < size < 10_000 and text.strip().isdigit():
+        raise ValueError(f"{text!r} is a number of bytes, and too few for a cache; with a unit: {size}G")
+    return size
 
 
 def _printable(text: str) -> str:
@@ -197,6 +204,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("no-auth", _bool, "Send no credentials: public assets only.", "no", flag=True),
     Option(
+        "insecure-http",
+        _bool,
+        "Send credentials in clear to another host, by http:// instead of https://.",
+        "no",
+        flag=True,
+    ),
+    Option(
         "ca-file",
         parse_path,
         "Trust these certificate authorities (PEM) instead of the system's.",
@@ -205,7 +219,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "cache-dir", parse_path, "Where verified bytes are kept. One mount at a time uses it.", metavar="DIR"
     ),
-    Option("cache-size", parse_size, "What the cache may take on the disk.", "10G", metavar="SIZE"),
+    Option("cache-size", _cache_size, "What the cache may take on the disk.", "10G", metavar="SIZE"),
     Option(
         "cache-min-free",
         parse_min_free,

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import platformdirs
-
-from attachfs.config.file import APP, ConfigFile, Given, default_path
+from attachfs.config.directories import current_directory, user_directory
+from attachfs.config.file import ConfigFile, Given, default_path
 from attachfs.config.options import (
     BY_KEY,
     FILE_KEYS,
@@ -40,6 +39,7 @@ class Config:
     client_id: str | None
     client_secret_file: Path | None
     no_auth: bool
+    insecure_http: bool
     ca_file: Path | None
     cache_dir: Path
     cache_size: int
@@ -131,13 +131,12 @@ def load(
         command_line: option key to text, as given.
         o_words: the same from `-o`, which the command line's own options override.
         environ: the environment.
-        cwd: what relative paths are relative to, the current directory if None. Those in the file are
-            relative to the file.
+        cwd: what relative paths are relative to, the current directory if None (it is asked for only if
+            there are any, as it may be gone). Those in the file are relative to the file.
 
     Raises:
         UsageError: a value cannot be used; the message names where it was given.
     """
-    cwd = cwd or Path.cwd()
     layers = (command_line, o_words or {}, environ)
     file, profile = _file(layers, cwd)
     values: dict[str, Any] = {}
@@ -156,15 +155,13 @@ def load(
     if values["archive"] is not None:
         _turn_to_archive(values, origins)
     host = re.sub("[^A-Za-z0-9.-]", "_", urlsplit(values["url"]).netloc)
-    values["cache_dir"] = values["cache_dir"] or platformdirs.user_cache_path(APP) / (
-        values["profile"] or host
-    )
+    values["cache_dir"] = values["cache_dir"] or user_directory("CACHE") / (values["profile"] or host)
     values["config"] = file.path if file.found else None
     if values["uid"] is None:
         values["uid"] = os.getuid()
     if values["gid"] is None:
         values["gid"] = os.getgid()
-    return Config(**values, state_dir=platformdirs.user_state_path(APP), origins=origins)
+    return Config(**values, state_dir=user_directory("STATE"), origins=origins)
 
 
 # What says which ledger is asked and how; beside `--archive` it would be a mistake.
@@ -190,7 +187,7 @@ def _turn_to_archive(values: dict[str, Any], origins: Mapping[str, str]) -> None
 
 
 def _file(
-    layers: tuple[Mapping[str, str], Mapping[str, str], Mapping[str, str]], cwd: Path
+    layers: tuple[Mapping[str, str], Mapping[str, str], Mapping[str, str]], cwd: Path | None
 ) -> tuple[ConfigFile, Given | None]:
     """Return the configuration file, and the profile that is used."""
     named, profile = _first(BY_KEY["config"], *layers), _first(BY_KEY["profile"], *layers)
@@ -203,20 +200,29 @@ def _file(
     return file, profile
 
 
-def _parse(option: Option, given: Given, base: Path) -> Any:
+def _parse(option: Option, given: Given, base: Path | None) -> Any:
     text = given.text
     try:
         if option.parse is parse_path and text and "\0" not in text:
-            text = str(base / Path(text).expanduser())
+            text = _absolute(text, base)
         elif option.parse is parse_log_keys:
             names = (
-                name if name in ("", LOG_KEY_NAME) else str(base / Path(name).expanduser())
-                for name in text.split(":")
+                name if name in ("", LOG_KEY_NAME) else _absolute(name, base) for name in text.split(":")
             )
             text = ":".join(names)
         return option.parse(text)
-    except (ValueError, RuntimeError) as error:  # RuntimeError: ~somebody who is not there
+    except ValueError as error:
         raise UsageError(f"{given.origin}: {error}") from error
+
+
+def _absolute(text: str, base: Path | None) -> str:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        if text == BY_KEY["token_file"].default:
+            return "/nonexistent" + text.removeprefix("~")  # it is the default only: others can be named
+        raise ValueError(f"{text}: there is no such home directory; write the whole path") from None
+    return str(path if path.is_absolute() else (base or current_directory(text)) / path)
 
 
 def _first(

@@ -5,9 +5,11 @@ systemd hands over (`LoadCredential=` puts files `bearer-token`, `client-id` and
 $CREDENTIALS_DIRECTORY, see systemd.exec(5)) comes before the default token file.
 """
 
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
@@ -33,6 +35,11 @@ def choose(
     """
     if config.no_auth:
         return NoAuth()
+    if not config.insecure_http and is_in_clear(config.url):
+        raise UsageError(
+            f"{config.url}: credentials would cross the network in clear: use https://, --no-auth for public "
+            f"assets, or --insecure-http if the network is yours"
+        )
     directory = environ.get("CREDENTIALS_DIRECTORY")
     handed = Path(directory) if directory else None
     client_id, secret = config.client_id, _secret(config, handed, environ)
@@ -48,6 +55,18 @@ def choose(
     if secret is None:
         raise UsageError(f"--client-id needs --client-secret-file (or {_SECRET_VARIABLE})")
     return log_in(client_id, secret)
+
+
+def is_in_clear(url: str) -> bool:
+    """Whether what is sent there can be read on the way: plain http to another host."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    if parts.scheme != "http" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True
 
 
 def describe(config: Config, environ: Mapping[str, str] = os.environ) -> str:

@@ -16,6 +16,7 @@ from attachfs.blobs.download import PausePolicy
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
+from attachfs.config.permissions import require_own
 from attachfs.config.settings import Config
 from attachfs.errors import Unexpected, first_of
 from attachfs.fuse.deadlines import RequestDeadlines
@@ -76,6 +77,8 @@ async def serve(
     }
     check_mountpoint(mountpoint, kept)
     process.check_state_dir(config.state_dir)
+    with suppress(FileNotFoundError):
+        require_own(config.state_dir, config.state_dir.stat(), "the state directory", "700")
     with ExitStack() as disk:
         cache = DiskCache(config.cache_dir, config.cache_size, config.cache_min_free)
         if config.archive is None:  # else nothing is put into it

@@ -3,6 +3,7 @@
 Lives here and only here: which files may hold a secret, and how one is read without being shown.
 """
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -76,8 +77,10 @@ def read_private(path: Path, what: str) -> tuple[str, Version]:
         os.close(fd)
     if len(raw) > _FILE_LIMIT:
         raise UsageError(f"{what} {path} is too long to be one")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{what} {path} was saved as UTF-16: save it as plain text")
     try:
-        text = raw.decode("ascii").strip()
+        text = raw.removeprefix(codecs.BOM_UTF8).decode("ascii").strip()
     except UnicodeDecodeError:
         raise UsageError(f"{what} {path} holds something else than plain ASCII text") from None
     if not text:

@@ -1,5 +1,6 @@
 """The configuration file: its layers, profiles, and mistakes told by file, line and key."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,42 @@ class TestMistakes:
     @given(st.text(max_size=200))
     def test_any_text_is_read_or_refused(self, text: str) -> None:
         list(config_file._keys(text))
+
+    def test_files_of_other_systems(self, file: Path) -> None:
+        for saved in (TWO.replace("\n", "\r\n").encode(), b"\xef\xbb\xbf" + TWO.encode()):
+            file.write_bytes(saved)
+            assert load({"profile": "work"}, {}, {}).profile == "work"
+        for saved in (TWO.encode("utf-16"), b"\xfe\xff" + TWO.encode("utf-16-be")):
+            file.write_bytes(saved)
+            with pytest.raises(UsageError, match="UTF-16: save it as UTF-8"):
+                load({}, {}, {})
+
+    @pytest.mark.parametrize(
+        ("text", "hint"),
+        [
+            ("url = http://x.example", r'text stands in quotes: url = "http://x\.example"'),
+            ("[profiles.work]\nurl = 'http://x'", r"a profile is a table \[profile\.NAME\]"),
+            ("cache-size = 20", "too few for a cache; with a unit: 20G"),
+        ],
+    )
+    def test_slips_are_told_with_what_was_meant(self, file: Path, text: str, hint: str) -> None:
+        file.write_text(text)
+        with pytest.raises(UsageError, match=hint):
+            load({}, {}, {})
+
+    @pytest.mark.parametrize("mode", [0o666, 0o602, 0o777])
+    def test_one_that_others_may_write_is_refused(self, file: Path, mode: int) -> None:
+        file.write_text(TWO)
+        file.chmod(mode)
+        with pytest.raises(UsageError, match=r"can be written by other users: run: chmod 600 .*config\.toml"):
+            load({}, {}, {})
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+    def test_one_of_somebody_else_is_refused(self, file: Path) -> None:
+        file.write_text(TWO)
+        os.chown(file, 4321, 4321)
+        with pytest.raises(UsageError, match="belongs to user 4321, who could change it"):
+            load({}, {}, {})
+
+    def test_pipes_and_devices_are_the_callers_own(self) -> None:
+        assert ConfigFile(Path(os.devnull)).profiles == []

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from attachfs.config import settings
+from attachfs.config import directories, settings
 from attachfs.config.options import OPTIONS
+from attachfs.config.permissions import require_own
 from attachfs.config.settings import load, parse_o_words
 from attachfs.errors import UsageError
 from attachfs.units import MinFree
@@ -257,3 +258,55 @@ class TestArchive:
     def test_its_bytes_are_always_verified(self) -> None:
         with pytest.raises(UsageError, match="always verified"):
             load({"archive": "/bag"}, {}, {"ATTACHFS_VERIFY": "off"})
+
+
+class TestSurroundings:
+    def test_the_current_directory_is_asked_for_only_where_it_matters(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        assert load({"token_file": "/t", "log_file": "~/log"}, {}, {}).token_file == Path("/t")
+        with pytest.raises(UsageError, match="^t is relative to the current directory, which is gone"):
+            load({"token_file": "t"}, {}, {})
+        with pytest.raises(UsageError, match="which is gone: give an absolute path"):
+            directories.absolute(Path("mnt"))
+        assert directories.absolute(Path("/mnt")) == Path("/mnt")
+
+    def test_variables_that_are_no_absolute_path_are_ignored(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for value in ("", "relative", "./x", "~/x"):
+            monkeypatch.setenv("XDG_CACHE_HOME", value)
+            monkeypatch.setenv("XDG_STATE_HOME", value)
+            found = load({}, {}, {})
+            assert found.cache_dir == home / ".cache/attachfs/app.datatrails.ai"
+            assert found.state_dir == home / ".local/state/attachfs"
+
+    def test_a_user_without_a_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HOME")
+
+        def nobody(_: int) -> object:
+            raise KeyError
+
+        monkeypatch.setattr("pwd.getpwuid", nobody)
+        with pytest.raises(
+            UsageError, match="no home directory: set HOME, or XDG_CONFIG_HOME to an absolute"
+        ):
+            load({}, {}, {})
+        for kind in ("CONFIG", "CACHE", "STATE"):
+            monkeypatch.setenv(f"XDG_{kind}_HOME", f"/srv/{kind}")
+        assert load({}, {}, {}).cache_dir == Path("/srv/CACHE/attachfs/app.datatrails.ai")
+        with pytest.raises(UsageError, match=r"--token-file: ~/t: there is no such home directory"):
+            load({"token_file": "~/t"}, {}, {})
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
+    def test_own_directories_pass(self, tmp_path: Path) -> None:
+        require_own(tmp_path, tmp_path.stat(), "x", "700")
+
+    def test_a_directory_for_all_is_refused(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o777)
+        with pytest.raises(UsageError, match="can be written by other users: run: chmod 700"):
+            require_own(tmp_path, tmp_path.stat(), "the state directory", "700")
