@@ -61,7 +61,7 @@ def read_private(path: Path, what: str) -> tuple[str, Version]:
         # Not blocking, should it be a FIFO.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise UsageError(f"{what} {path} does not exist: save it there, and run: chmod 600 {path}") from error
+        raise UsageError(f"{what} {path} does not exist: run 'attachfs login', which makes it") from error
     except OSError as error:
         raise UsageError(f"{what} {path} cannot be opened ({error.strerror})") from error
     try:
@@ -75,19 +75,24 @@ def read_private(path: Path, what: str) -> tuple[str, Version]:
         raise UsageError(f"{what} {path} cannot be read ({error.strerror})") from error
     finally:
         os.close(fd)
+    version = Version(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+    return _only_line(raw, f"{what} {path}"), version
+
+
+def _only_line(raw: bytes, named: str) -> str:
     if len(raw) > _FILE_LIMIT:
-        raise UsageError(f"{what} {path} is too long to be one")
+        raise UsageError(f"{named} is too long to be one")
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UsageError(f"{what} {path} was saved as UTF-16: save it as plain text")
+        raise UsageError(f"{named} was saved as UTF-16: save it as plain text")
     try:
         text = raw.removeprefix(codecs.BOM_UTF8).decode("ascii").strip()
     except UnicodeDecodeError:
-        raise UsageError(f"{what} {path} holds something else than plain ASCII text") from None
+        raise UsageError(f"{named} holds something else than plain ASCII text") from None
     if not text:
-        raise UsageError(f"{what} {path} is empty")
+        raise UsageError(f"{named} is empty")
     if not text.isprintable():
-        raise UsageError(f"{what} {path} holds more than one line, or control characters")
-    return text, Version(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+        raise UsageError(f"{named} holds more than one line, or control characters")
+    return text
 
 
 def _guarded(path: Path) -> bool:

@@ -269,7 +269,7 @@ class TestSurroundings:
         monkeypatch.chdir(gone)
         gone.rmdir()
         assert load({"token_file": "/t", "log_file": "~/log"}, {}, {}).token_file == Path("/t")
-        with pytest.raises(UsageError, match="^t is relative to the current directory, which is gone"):
+        with pytest.raises(UsageError, match=r"^t is relative to the current"):
             load({"token_file": "t"}, {}, {})
         with pytest.raises(UsageError, match="which is gone: give an absolute path"):
             directories.absolute(Path("mnt"))
