@@ -61,7 +61,9 @@ def read_private(path: Path, what: str) -> tuple[str, Version]:
         # Not blocking, should it be a FIFO.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise UsageError(f"{what} {path} does not exist: make it, with mode 0600, or let 'attachfs login' make it") from error
+        raise UsageError(
+            f"{what} {path} does not exist: make it, with mode 0600, or let 'attachfs login' make it"
+        ) from error
     except OSError as error:
         raise UsageError(f"{what} {path} cannot be opened ({error.strerror})") from error
     try:
