@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import click
-import platformdirs
 
 from attachfs.cli import arguments
-from attachfs.config.file import APP
+from attachfs.config.directories import absolute, user_directory
 from attachfs.errors import AttachfsError
 
 
@@ -22,10 +21,10 @@ def command(mountpoint: Path) -> None:
     """
     from attachfs.mount import log_place, unmount
 
-    point = mountpoint.absolute()
+    point = absolute(mountpoint)
     said = unmount.ask(point)[1]
     status = json.loads(said) if said else None
-    found = log_place.command_for(status, platformdirs.user_state_path(APP), point)
+    found = log_place.command_for(status, user_directory("STATE"), point)
     if isinstance(found, list):
         sys.stdout.flush()
         os.execv(found[0], found)  # noqa: S606 - journalctl, found on the path, and fixed words

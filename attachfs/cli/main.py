@@ -21,7 +21,8 @@ from attachfs.errors import AttachfsError, UsageError
 _COMMANDS = (
     "mount",
     "umount",
-    "logs",
+    "login",
+    "ls",
     "info",
     "verify",
     "prefetch",
@@ -33,6 +34,7 @@ _COMMANDS = (
     "doctor",
     "demo",
     "status",
+    "logs",
     "config",
 )
 

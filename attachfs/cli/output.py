@@ -7,7 +7,7 @@ terminal unescaped that could move its cursor, change its state or show text in 
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ USAGE = 2
 UNKNOWN = 3  # it could not be found out
 INTERRUPTED = 130  # by Ctrl-C, as shells report it
 
+_PLAIN: dict[tuple[str, str], str] = {}
 _WIDE = 10_000  # columns; what is piped into another program is not folded
 
 
@@ -73,9 +74,16 @@ def moment(seconds: float) -> str:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    styles: Mapping[tuple[str, str], str] = _PLAIN,
 ) -> None:
-    """Print a table with headings; the columns in `right` are aligned there."""
+    """Print a table with headings; the columns in `right` are aligned there.
+
+    `styles` has the style, on a terminal, of a column's cell that says a certain text.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -83,7 +91,8 @@ def print_table(
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        cells = zip(columns, map(printable, row), strict=True)
+        table.add_row(*(Text(cell, styles.get((name, cell), "")) for name, cell in cells))
     _print(table)
 
 
