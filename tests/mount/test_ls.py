@@ -28,7 +28,7 @@ def test_a_listing_shows_what_is_recorded_and_downloads_nothing(
         assert (photo["scan"], photo["cached"]) == ("OK", "no")
         assert infected["scan"] == "BAD"
         assert tampered["kind"] == "attachment"
-        assert {line["kind"] for line in lines} == {"asset", "event", "attachment", "directory"}
+        assert {line["kind"] for line in lines} == {"asset", "event", "attachment", "directory", "unknown"}
         assert mounted.counts().get("blob", 0) == 0
         story["photo"].read_bytes()
         shown = attachfs("ls", story["photo"], story["photo"].parent, check=0).stdout
