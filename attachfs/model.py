@@ -325,22 +325,46 @@ def flatten(raw: bytes, what: str) -> dict[str, str]:
     Values: strings as they are, numbers and booleans as JSON writes them, null as "", lists as JSON.
 
     Raises:
-        BadAnswer: `raw` is not a JSON object.
+        BadAnswer: `raw` is not a JSON object, or is nested beyond reason.
     """
-    fields: dict[str, str] = {}
+    try:
+        return {name: _as_text(value) for name, value in _leaves(decode(raw, what))}
+    except RecursionError as error:
+        raise BadAnswer(f"{what}: the answer is nested too deep") from error
 
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}", inner)
-        elif isinstance(value, str):
-            fields[prefix] = value
+
+def field_names(record: dict[str, Any], limit: int) -> tuple[str, ...]:
+    """Return the names that `flatten` gives a record's fields, but for those with more than `limit` bytes."""
+
+    def fits(value: object) -> bool:
+        if isinstance(value, str) and len(value) * 4 <= limit:  # no character takes more bytes
+            return True
+        try:
+            return len(_as_text(value).encode("utf-8", "replace")) <= limit
+        except RecursionError:
+            return False
+
+    return tuple(name for name, value in _leaves(record) if fits(value))
+
+
+def _leaves(record: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield a record's fields and their dotted names. A record may be nested deeper than the stack."""
+    levels = [("", iter(record.items()))]
+    while levels:
+        prefix, items = levels[-1]
+        for key, value in items:
+            if isinstance(value, dict) and value:
+                levels.append((f"{prefix}{key}.", iter(value.items())))
+                break
+            yield f"{prefix}{key}", value
         else:
-            fields[prefix] = "" if value is None else msgspec.json.encode(value).decode()
+            levels.pop()
 
-    for key, value in decode(raw, what).items():
-        walk(key, value)
-    return fields
+
+def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else msgspec.json.encode(value).decode()
 
 
 def _anchor(entry: dict[str, Any]) -> Digest | None:

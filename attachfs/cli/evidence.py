@@ -1,7 +1,5 @@
 """Event records for `attachfs prove`: from a mount's extended attributes, a bag, or a file."""
 
-import errno
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,12 +121,9 @@ def _of_attachment(point: Path, ref: AttachmentRef) -> Iterator[Evidence]:
 def _of_event(point: Path, ref: EventRef) -> Evidence:
     path = point / ref.path
     try:
-        return _parsed(str(path), os.getxattr(path, "user.event.json"))
+        return _parsed(str(path), places.read_record(path, "event"))
     except OSError as error:
-        reason = output.reason_of(error)
-        if error.errno == errno.E2BIG:
-            reason = "the record is larger than 64 KiB: export it, and prove the bag"
-        return _missing(str(path), reason)
+        return _missing(str(path), output.reason_of(error))
 
 
 def _names(directory: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """What an export takes of a mount: the records as received, written into the bag, and the files to copy."""
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,14 +13,10 @@ from attachfs.archive.entries import Exported, name_of
 from attachfs.archive.layout import Events, Everything, Place
 from attachfs.archive.writer import write_file
 from attachfs.cli import output
+from attachfs.cli.paths import read_record
 from attachfs.errors import AttachfsError, UsageError
-from attachfs.model import Asset, AssetRef, Attachment, AttachmentRef, Event, EventRef, is_uuid
+from attachfs.model import EVENTS, Asset, AssetRef, Attachment, AttachmentRef, Event, EventRef, is_uuid
 from attachfs.mount.mountinfo import real_path
-
-_PIECE = 65_536  # bytes: what an extended attribute can have, and what a piece of a longer record has
-_PIECES = 1024
-_TRIES = 5
-_EVENTS = "events"
 
 
 class Scanned(NamedTuple):
@@ -70,42 +65,10 @@ def _named(path: Path, names: tuple[str, ...]) -> Place:
         identity = json.loads(read_record(named, kind))["identity"]
     except OSError as error:
         raise UsageError(f"{path}: {output.reason_of(error)}") from error
-    place = layout.parse_place(f"{identity}/{_EVENTS}" if len(names) == 2 else str(identity))
+    place = layout.parse_place(f"{identity}/{EVENTS}" if len(names) == 2 else str(identity))
     if place is None:
         raise UsageError(f"{path}: its record has no identity that can be exported")
     return place
-
-
-def read_record(path: Path, kind: str) -> bytes:
-    """Return the record (of an `attachment`, `asset` or `event`) that a path's attributes have, whole.
-
-    What is longer than an attribute may be comes in pieces, and twice: it might change in between.
-
-    Raises:
-        OSError: it could not be asked, or changes all the time.
-    """
-    name = f"user.{kind}.json"
-    try:
-        return os.getxattr(path, name)
-    except OSError as error:
-        if error.errno != errno.ENODATA:
-            raise
-    before = None
-    for _ in range(_TRIES):
-        record = b"".join(_pieces(path, name))
-        if record == before:
-            return record
-        before = record
-    raise OSError(errno.EIO, "the record changes while it is read")
-
-
-def _pieces(path: Path, name: str) -> Iterator[bytes]:
-    for number in range(_PIECES):
-        piece = os.getxattr(path, f"{name}.{number}")
-        yield piece
-        if len(piece) < _PIECE:
-            return
-    raise OSError(errno.EFBIG, "the record is too long")
 
 
 class Scanner:
@@ -155,7 +118,7 @@ class Scanner:
         return found
 
     def _events(self, asset: AssetRef, record: Asset | Event | None, found: Scanned) -> None:
-        folder = f"{asset.path}/{_EVENTS}"
+        folder = f"{asset.path}/{EVENTS}"
         try:
             names = _names(self._point / folder)
         except OSError as error:

@@ -12,15 +12,12 @@ from typing import Any
 import click
 
 from attachfs.cli import arguments, interruptible, output
+from attachfs.cli.paths import read_record
 from attachfs.units import format_size
 
 _NO_SUCH = (errno.ENODATA, errno.EOPNOTSUPP)
 _CLAIMS = ("cached", "attested")
-_NAMES = {
-    "attachment": "user.attachment.json",
-    "asset": "user.asset.json",
-    "event": "user.event.json",
-}
+_KINDS = ("attachment", "asset", "event")
 
 
 def run(paths: Sequence[Path], *, as_json: bool) -> int:
@@ -49,11 +46,11 @@ def describe(path: Path) -> dict[str, Any]:
         ValueError: the record is not JSON.
     """
     is_file = stat.S_ISREG(path.stat().st_mode)
-    for kind, name in _NAMES.items():
+    for kind in _KINDS:
         if is_file != (kind == "attachment"):
             continue
         try:
-            record = json.loads(os.getxattr(path, name))
+            record = json.loads(read_record(path, kind))
         except OSError as error:
             if error.errno in _NO_SUCH:
                 continue

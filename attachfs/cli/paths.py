@@ -17,6 +17,9 @@ from attachfs.mount.mountinfo import Mount
 _ATTACHMENTS = "/archivist/v2/attachments/"
 _PLACE = re.compile(rf"(?:public)?assets/{UUID}(?:/events/{UUID})?/{UUID}")
 _NONE = (errno.ENODATA, errno.EOPNOTSUPP)
+_PIECE = 65_536  # bytes: what an extended attribute can have, and what a piece of a longer record has
+_PIECES = 1024
+_TRIES = 5
 
 
 class Found(NamedTuple):
@@ -142,6 +145,38 @@ def text_xattr(path: Path, name: str) -> str | None:
         if error.errno in _NONE:
             return None
         raise
+
+
+def read_record(path: Path, kind: str) -> bytes:
+    """Return the record (of an `attachment`, `asset` or `event`) that a path's attributes have, whole.
+
+    What is longer than an attribute may be comes in pieces, and twice: it might change in between.
+
+    Raises:
+        OSError: it could not be asked, or changes all the time.
+    """
+    name = f"user.{kind}.json"
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+    before = None
+    for _ in range(_TRIES):
+        record = b"".join(_pieces(path, name))
+        if record == before:
+            return record
+        before = record
+    raise OSError(errno.EIO, "the record changes while it is read")
+
+
+def _pieces(path: Path, name: str) -> Iterator[bytes]:
+    for number in range(_PIECES):
+        piece = os.getxattr(path, f"{name}.{number}")
+        yield piece
+        if len(piece) < _PIECE:
+            return
+    raise OSError(errno.EFBIG, "the record is too long")
 
 
 def live_record(path: Path) -> Record:

@@ -245,7 +245,7 @@ class Filesystem(pyfuse3.Operations):
     async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
         with self._waiting.wait(ctx.pid, self._timeout):
             names = await self._tree.xattr_names(self.inodes[inode].node)
-        return [XAttrNameT(name.encode("utf-8", "replace")) for name in names]
+        return [XAttrNameT(name) for name in names]
 
     # -- directories -------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Info, is_u
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
 from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
-from attachfs.namespace.xattrs import FileXattrs, encoded, of_file_is_possible, record_value
+from attachfs.namespace.xattrs import FileXattrs, encoded, listed, of_file_is_possible, record_value
 
 
 class Attributes(NamedTuple):
@@ -262,13 +262,13 @@ class Tree:
         """
         return self._file_xattrs.known_names(node) if isinstance(node, AttachmentRef) else None
 
-    async def xattr_names(self, node: Node) -> list[str]:
+    async def xattr_names(self, node: Node) -> list[bytes]:
         """Return the names of the listed extended attributes.
 
         Raises:
             AttachfsError: they could not be asked.
         """
-        return list(await self._xattrs(await self._recorded(node)))
+        return listed(await self._xattrs(await self._recorded(node)))
 
     async def _recorded(self, node: Node) -> Node:
         """Return whose record a node's extended attributes are: a named directory has its owner's."""

@@ -1,7 +1,15 @@
-"""Extended attributes: what fits into one, and those of files, which are made from their `/info`."""
+"""Extended attributes: how a record becomes attributes, and those of files, made from their `/info`.
+
+Owns: which attributes there are, which of them are listed, and that nothing in a record can make a list fail.
+A name is the key as text.py makes it printable. The kernel has three limits: a name has at most 255 bytes, a
+value at most 64 KiB, and so has a list of names, above which it fails as a whole (E2BIG). A field above the
+first two is no attribute. Of a list that is too long the most deeply nested names are left out, and can be
+read all the same. The whole record is `.json`, and in pieces of 64 KiB `.json.0`, `.json.1`, …
+"""
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from attachfs import model
 from attachfs.errors import NoAttribute
@@ -9,10 +17,12 @@ from attachfs.ledger.derived import Derived
 from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef, Info
+from attachfs.text import printable
 
-# The kernel's limits (include/uapi/linux/limits.h): a longer name or value cannot be told.
+# The kernel's limits (include/uapi/linux/limits.h).
 _NAME_MAX = 255
 _SIZE_MAX = 65_536
+_LIST_MAX = 65_536  # a zero byte behind each name included
 _READY = 1024  # files whose attributes are kept ready; up to 4 KiB where all of them have been asked for
 _PREFIX = "user.attachment."
 _JSON = "user.attachment.json"
@@ -23,11 +33,28 @@ _MIME_TYPE, _ORIGIN, _SHA256 = "user.mime_type", "user.xdg.origin.url", "user.ha
 
 
 def encoded(values: dict[str, str]) -> dict[str, bytes]:
-    """Return the extended attributes that can be told: name and value within the kernel's limits."""
-    values_encoded = {name: value.encode("utf-8", "replace") for name, value in values.items()}
-    return {
-        name: value for name, value in values_encoded.items() if len(value) <= _SIZE_MAX and _name_fits(name)
-    }
+    """Return the attributes made of names and values: names printable, both within the kernel's limits."""
+    found: dict[str, bytes] = {}
+    for name, value in values.items():
+        shown, content = printable(name), value.encode("utf-8", "replace")
+        if len(content) <= _SIZE_MAX and len(shown.encode()) <= _NAME_MAX:
+            found.setdefault(shown, content)  # two keys may look the same once they are printable
+    return found
+
+
+def listed(names: Iterable[str]) -> list[bytes]:
+    """Return the names to list: all of them, or as many as fit, those with the fewest dots first."""
+    shown = (printable(name).encode() for name in names)
+    found = [name for name in dict.fromkeys(shown) if len(name) <= _NAME_MAX]
+    if sum(len(name) + 1 for name in found) <= _LIST_MAX:
+        return found
+    room, some = _LIST_MAX, []
+    for name in sorted(found, key=lambda name: name.count(b".")):
+        room -= len(name) + 1
+        if room < 0:
+            break
+        some.append(name)
+    return some
 
 
 def fitting(value: bytes, path: str, name: str) -> bytes:
@@ -66,11 +93,12 @@ def of_file_is_possible(name: str) -> bool:
 class _CachedEntry(Derived):
     """A file's attributes: at first those that need no JSON, and all once another was asked for."""
 
-    __slots__ = ("complete", "values")
+    __slots__ = ("complete", "listed", "values")
 
     def __init__(self, ledger: Ledger, file: AttachmentRef, known: CacheEntry[Info], info: Info) -> None:
         super().__init__(ledger, file, known)
         self.complete = False
+        self.listed: list[bytes] = []
         self.values = {name.encode(): value for name, value in encoded(_facts(info)).items()}
 
 
@@ -127,7 +155,9 @@ class FileXattrs:
         if known is None:
             return None
         info = known.get()
-        return list(self._completed(self._made_ready(file, known, info), info))
+        ready = self._made_ready(file, known, info)
+        self._completed(ready, info)
+        return ready.listed
 
     def value(self, file: AttachmentRef, info: Info, name: str) -> bytes:
         """Return an attribute of a file with this `/info`.
@@ -144,7 +174,7 @@ class FileXattrs:
         return values[name]
 
     def all(self, file: AttachmentRef, info: Info) -> dict[str, bytes]:
-        """Return all that are listed."""
+        """Return all but the whole record, whether they can be listed or not."""
         values = {f"{_PREFIX}{key}": value for key, value in model.flatten(info.raw, file.path).items()}
         realm, rest = file.path.split("/", 1)
         values[_ORIGIN] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
@@ -153,7 +183,8 @@ class FileXattrs:
     def _completed(self, ready: _CachedEntry, info: Info) -> dict[bytes, bytes]:
         if not ready.complete:
             values = self.all(ready.file, info)
-            ready.values = {name.encode("utf-8", "replace"): value for name, value in values.items()}
+            ready.values = {name.encode(): value for name, value in values.items()}
+            ready.listed = listed(values)
             ready.complete = True
         return ready.values
 
@@ -173,7 +204,3 @@ def _facts(info: Info) -> dict[str, str]:
     if info.digest is not None and info.digest.alg == "sha256":
         facts[_SHA256] = info.digest.hex
     return facts
-
-
-def _name_fits(name: str) -> bool:
-    return "\0" not in name and len(name.encode("utf-8", "surrogatepass")) <= _NAME_MAX

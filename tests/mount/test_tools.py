@@ -7,15 +7,18 @@ import json
 import mmap
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from attachfs.demo.spawn import DemoServer
 from tests.mount.conftest import Mount, Mounted, run_mount
 from tests.mount.oracle import Recorded, directories_and_files
+from tests.mount.scripted import ScriptedLedger, serve
 
 MiB = 2**20
 
@@ -349,3 +352,42 @@ def shared_mount(
     archive = request.getfixturevalue("bag") if request.param == "archive" else None
     with run_mount(tmp_path_factory.mktemp("shared"), server=ledger, archive=archive) as mounted:
         yield mounted
+
+
+class Wide(ScriptedLedger):
+    """An asset with more attributes than a list of extended attributes can name, some of them odd."""
+
+    def record(self) -> dict[str, Any]:
+        record = super().record()
+        record["attributes"] |= {f"attribute {number} {'x' * 30}": "value" for number in range(2_000)}
+        record["attributes"] |= {"\x1b[2J\n": "odd", "much": "y" * 70_000}
+        return record
+
+
+def test_a_record_of_any_size_leaves_its_directory_readable_for_backups(tmp_path: Path) -> None:
+    wide = Wide()
+    content = b"evidence"
+    path = wide.add("file", content)
+    with serve(wide, tmp_path / "token") as served, run_mount(tmp_path, server=served) as mounted:
+        asset = mounted.point / "assets" / wide.asset
+        dumped = mounted.sh(f"getfattr -d assets/{wide.asset}")
+        assert dumped.stderr == ""
+        assert len(dumped.stdout.splitlines()) > 500
+        assert f'user.asset.identity="assets/{wide.asset}"' in dumped.stdout
+        assert "\x1b" not in dumped.stdout
+        assert os.getxattr(asset, "user.asset.attributes.\\x1b[2J\\n") == b"odd"
+        archived = mounted.sh(f"tar --xattrs -cf {tmp_path}/a.tar assets/{wide.asset}")
+        assert archived.stderr == ""
+        with tarfile.open(tmp_path / "a.tar") as tar:
+            assert "SCHILY.xattr.user.asset.identity" in tar.getmember(f"assets/{wide.asset}").pax_headers
+            extracted = tar.extractfile(path)
+            assert extracted is not None
+            assert extracted.read() == content
+        # The names are read for a dry run as well, and no disk of this machine need hold them all.
+        listed = mounted.sh(f"rsync -aXn --itemize-changes assets/ {tmp_path}/copy/")
+        assert listed.stderr == ""
+        told = subprocess.run(
+            [sys.executable, "-m", "attachfs", "info", "--json", asset], capture_output=True, check=True
+        )
+        record = json.loads(told.stdout)["record"]
+        assert record == json.loads(json.dumps(wide.record()))

@@ -600,7 +600,7 @@ async def test_directories_have_their_owners_times_and_attributes(tree: Tree, so
     for node in (named(X), named(X, "events"), named(X, "events", SEALED)):
         assert tree.known_attributes(node).time_ns == 1_772_448_052 * 10**9
     assert await tree.xattr(named(X, "events", SEALED), "user.event.identity") == EVENT.path.encode()
-    assert "user.asset.identity" in await tree.xattr_names(named(X))
+    assert b"user.asset.identity" in await tree.xattr_names(named(X))
     asked = len(source.calls)
     for node, name in ((named(X, "events"), "user.asset.json"), (named(X, "photo.jpg"), "user.mime_type")):
         with pytest.raises(NoAttribute):

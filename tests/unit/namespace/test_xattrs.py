@@ -1,17 +1,30 @@
 """Extended attributes of known files: told without asking, and only while their record is believed."""
 
+import contextlib
 import json
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attachfs import model
-from attachfs.errors import NoAttribute, NotFound
+from attachfs.errors import BadAnswer, NoAttribute, NotFound
 from attachfs.ledger.view import Ledger
-from attachfs.model import AttachmentRef
+from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.namespace import xattrs
+from attachfs.namespace.tree import Tree
 from attachfs.namespace.xattrs import FileXattrs
-from tests.unit.fakes import FakeSource, file_ref, info_body
+from tests.unit.fakes import (
+    FakeSource,
+    as_json,
+    asset_record,
+    asset_ref,
+    event_record,
+    event_ref,
+    file_ref,
+    info_body,
+)
 
 FILE, OTHER = file_ref(3), file_ref(4)
 SIZE, MIME, SHA256 = b"user.attachment.size", b"user.mime_type", b"user.hash.sha256"
@@ -193,3 +206,87 @@ async def test_a_files_record_comes_in_pieces_whether_it_is_known_or_not(world: 
     assert world.xattrs.known(FILE, b"user.attachment.json.1") == whole[65_536:]
     info = await world.ledger.info(FILE)
     assert world.xattrs.value(FILE, info, "user.attachment.json.1") == whole[65_536:]
+
+
+def total(names: list[bytes]) -> int:
+    return sum(len(name) + 1 for name in names)
+
+
+WIDE = {f"key {number}": "x" for number in range(2000)}
+EVENT_OF_MANY_FILES = {
+    f"{number:030}": {
+        "arc_attribute_type": "arc_attachment",
+        "arc_blob_identity": f"blobs/{number}",
+        "arc_blob_hash_alg": "SHA256",
+        "arc_blob_hash_value": "0" * 64,
+        "arc_display_name": "x",
+        "arc_file_name": "x",
+    }
+    for number in range(150)
+}
+
+
+@pytest.mark.parametrize("attributes", [WIDE, EVENT_OF_MANY_FILES], ids=["attributes", "attachments"])
+@pytest.mark.parametrize("kind", ["asset", "event"])
+async def test_names_that_are_more_than_a_list_may_be_are_listed_as_far_as_they_fit_the_plain_ones_first(
+    nursery: trio.Nursery, kind: str, attributes: dict[str, object]
+) -> None:
+    source = FakeSource()
+    ref: AssetRef | EventRef = asset_ref() if kind == "asset" else event_ref()
+    long = {f"asset_attributes.{'y' * 80}{key}": value for key, value in attributes.items()}
+    if isinstance(ref, AssetRef):
+        source.records[ref] = as_json(asset_record(ref, long, at_time="2026-03-02T10:40:52Z"))
+    else:
+        source.records[ref] = as_json(event_record(ref, long, operation="Record"))
+    tree = Tree(Ledger(source, nursery), "https://ledger.example", 42)
+    names = await tree.xattr_names(ref)
+    last = "at_time" if kind == "asset" else "operation"  # plain, and behind all the others in the record
+    assert {f"user.{kind}.identity".encode(), f"user.{kind}.{last}".encode()} <= set(names)
+    assert 60_000 < total(names) <= 65_536
+    for name in names[:3] + names[-3:]:
+        assert isinstance(await tree.xattr(ref, name.decode()), bytes)
+    raw = source.records[ref]
+    assert isinstance(raw, bytes)
+    fields = model.flatten(raw, "")
+    assert len(names) < len(fields)
+    for field, value in [*fields.items()][-5:]:  # not listed, and there all the same
+        assert await tree.xattr(ref, f"user.{kind}.{field}") == value.encode()
+
+
+FOREIGN = st.text(st.characters(codec="utf-8"), max_size=80)
+RECORDS = st.dictionaries(
+    FOREIGN,
+    st.recursive(FOREIGN, lambda inner: st.dictionaries(FOREIGN, inner, max_size=4), max_leaves=8),
+    max_size=8,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(RECORDS, st.sampled_from([1, 60]))
+def test_no_record_makes_a_list_too_long_or_unsafe_and_every_listed_name_has_a_value(
+    record: dict[str, object], times: int
+) -> None:
+    several = {f"{key}{number}": value for key, value in record.items() for number in range(times)}
+    raw = json.dumps(several if times > 1 else record).encode()
+    values = xattrs.encoded({f"user.asset.{key}": v for key, v in model.flatten(raw, "").items()})
+    names = xattrs.listed(values)
+    assert total(names) <= 65_536
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert len(name) <= 255
+        assert name.decode().isprintable()
+        assert len(values[name.decode()]) <= 65_536
+
+
+async def test_a_name_with_control_characters_is_listed_escaped_and_found_so(world: World) -> None:
+    await world.renew(FILE, **{"\x1b[2J\n\u202e": "1"})
+    name = rb"user.attachment.\x1b[2J\n\u202e"
+    assert name in (world.xattrs.known_names(FILE) or ())
+    assert world.xattrs.known(FILE, name) == b"1"
+
+
+def test_a_record_deeper_than_the_stack_has_attributes_or_is_a_bad_answer() -> None:
+    for depth in (200, 900, 5_000):
+        raw = b'{"x":' * depth + b"1" + b"}" * depth
+        with contextlib.suppress(BadAnswer):
+            assert len(model.flatten(raw, "")) == 1
