@@ -28,7 +28,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS owners (path TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tags (path TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS proofs (path TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS proofs (
+    path TEXT PRIMARY KEY, state TEXT NOT NULL, weight INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY, state INTEGER NOT NULL, size INTEGER NOT NULL, stamp TEXT NOT NULL,
     entry BLOB NOT NULL
@@ -109,12 +111,16 @@ class Journal:
         """Note tag files (records, proofs): path and SHA-256."""
         self._db.executemany("INSERT OR REPLACE INTO tags VALUES (?, ?)", tags)
 
-    def add_proofs(self, proofs: Iterable[tuple[str, str]]) -> None:
-        """Note of attachments whether events that carry them are in the transparency log: path and state.
+    def add_proofs(self, proofs: Iterable[tuple[str, str, int]]) -> None:
+        """Note of attachments whether an event that carries them is in the log: path, state and weight.
 
-        The first one that is noted of an attachment stays.
+        Of several events, the state of the greatest weight stays.
         """
-        self._db.executemany("INSERT OR IGNORE INTO proofs VALUES (?, ?)", proofs)
+        self._db.executemany(
+            "INSERT INTO proofs VALUES (?, ?, ?) ON CONFLICT (path) DO UPDATE SET state = excluded.state,"
+            " weight = excluded.weight WHERE excluded.weight > weight",
+            proofs,
+        )
 
     def clear_proofs(self) -> None:
         """Forget what was noted of the transparency log."""

@@ -20,12 +20,15 @@ from attachfs.config.settings import Config
 from attachfs.errors import AttachfsError
 from attachfs.model import AssetRef, EventRef
 from attachfs.proof import massif, seal
+from attachfs.proof.errors import CONTRADICTED_CODE, PROVEN_CODE, UNKNOWN_CODE
 from attachfs.proof.keys import Key
 from attachfs.proof.log_files import LogFolder, copy_logs, load_keys
 from attachfs.proof.prove import leaves_of, prove
 
 _BATCH = 500  # events in memory at a time
 _RECORD_LIMIT = 8 * 2**20  # bytes
+# Of several events that carry one attachment: what contradicts outweighs a proof, and that what is not known.
+_WEIGHTS = {UNKNOWN_CODE: 0, PROVEN_CODE: 1, CONTRADICTED_CODE: 2}
 _MASSIFS = 4  # in memory at a time, 1.5 MB each
 
 
@@ -114,8 +117,9 @@ def _events(journal: Journal, bag: Path) -> Iterator[tuple[EventRef, dict[str, A
 def _note_verdicts(journal: Journal, bag: Path, log: _Cached, keys: list[Key]) -> None:
     """Note of each attachment whether the event that carries it is in the log."""
     for ref, event in _events(journal, bag):
-        state = str(prove(event, log, keys).state)
+        state = prove(event, log, keys).state
         parsed = model.parse_event(event, ref.asset, lambda _: None)
         attachments = parsed[1].attachments if parsed else ()
         owners = (ref.path, AssetRef(ref.realm, ref.asset).path)
-        journal.add_proofs((f"{owner}/{one.id}", state) for one in attachments for owner in owners)
+        paths = (f"{owner}/{one.id}" for one in attachments for owner in owners)
+        journal.add_proofs((path, str(state), _WEIGHTS[state.code]) for path in paths)

@@ -68,6 +68,14 @@ def _show(point: Path, server: DemoServer, log: Path) -> None:
         ("found bad by the ledger's scan: Operation not permitted", f"cat {at['infected']}"),
         ("a public asset, entered by its identity and without credentials", f"ls -l {at['public']}"),
         ("a copy of everything; those that cannot be read are named", "cp -r $L/assets /tmp/evidence"),
+        (
+            "the evidence to take home: a bag that others can check (look at its report.html)",
+            f"{_program()} export $L /tmp/bag",
+        ),
+        (
+            "the same ledger from that bag alone, with no service behind it",
+            f"mkdir /tmp/home; {_program()} mount --archive /tmp/bag /tmp/home; ls /tmp/home/by-name",
+        ),
     ]
     click.echo(f"\nThe demo ledger is mounted on {point}. In another terminal, try:\n")
     click.echo(f"  L={shlex.quote(str(point))}\n")

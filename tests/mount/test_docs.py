@@ -86,10 +86,15 @@ def test_every_step_of_the_tour_shows_what_it_says(tmp_path: Path) -> None:
                 elif "are named" in what:
                     assert done.returncode == 1
                     assert "Bad message" in done.stderr
+                elif "take home" in what:
+                    assert done.returncode == 1
+                    assert "EBADMSG" in done.stderr
+                    assert (tmp_path / "copied-bag" / "report.html").exists()
                 else:
                     assert done.returncode == 0, (what, done.stderr)
                     assert done.stdout or "copied" in what
         finally:
+            bash(f"attachfs umount {tmp_path}/copied-home", environ, tmp_path)
             demo.send_signal(signal.SIGINT)
             assert demo.wait(ENDS_WITHIN) == 0
             demo.stdout.close()

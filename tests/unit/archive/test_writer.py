@@ -153,6 +153,21 @@ class TestJournal:
             found = [entry.path for entry in journal.entries(DONE)]
         assert found == [f"{number:05}" for number in range(1234)]
 
+    def test_what_contradicts_outweighs_a_proof_and_that_what_is_not_known(self, tmp_path: Path) -> None:
+        with Journal(tmp_path) as journal:
+            journal.finish(entry_of(PHOTO, b"1"), "s")
+            for state, weight, shown in (
+                ("not committed", 0, "not committed"),
+                ("proven", 1, "proven"),
+                ("no log", 0, "proven"),
+                ("leaf differs", 2, "leaf differs"),
+                ("proven", 1, "leaf differs"),
+            ):
+                journal.add_proofs([(PHOTO.path, state, weight)])
+                assert [entry.proof for entry in journal.entries(DONE)] == [shown]
+            journal.clear_proofs()
+            assert [entry.proof for entry in journal.entries(DONE)] == [""]
+
     def test_two_exports_into_one_directory_are_refused(self, tmp_path: Path) -> None:
         with Journal(tmp_path), pytest.raises(UsageError, match="another export"):
             Journal(tmp_path)
