@@ -23,6 +23,7 @@ from attachfs.archive.journal import REFUSED, TODO, Journal
 from attachfs.archive.layout import Place
 from attachfs.archive.report import Report
 from attachfs.cli import arguments, interruptible, output
+from attachfs.cli.custody import noted
 from attachfs.cli.export_copy import Copier
 from attachfs.cli.export_logs import add_logs
 from attachfs.cli.export_scan import Scanner, place_of
@@ -269,4 +270,5 @@ def command(paths: tuple[Path, ...], bag: Path, read_only: bool, jobs: int, **gi
 
     Exit status: 0 all is in the bag, 1 something was refused; BAG/report.html says what and why.
     """
-    sys.exit(run(arguments.settings(given), paths, bag, jobs=jobs, read_only=read_only))
+    config = arguments.settings(given)
+    sys.exit(noted("export", paths, lambda: run(config, paths, bag, jobs=jobs, read_only=read_only)))

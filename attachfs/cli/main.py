@@ -29,6 +29,7 @@ _COMMANDS = (
     "manifest",
     "export",
     "prove",
+    "custody",
     "cache",
     "pins",
     "doctor",

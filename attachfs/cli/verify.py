@@ -20,6 +20,7 @@ import click
 
 from attachfs.cli import arguments, interruptible, output
 from attachfs.cli import paths as places
+from attachfs.cli.custody import noted
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Found, Mounts, Record
 from attachfs.cli.progress import Progress
@@ -234,4 +235,4 @@ def command(paths: tuple[Path, ...], as_json: bool, live: bool, jobs: int) -> No
 
     Exit status: 0 all are right, 1 something differs, 3 something could not be found out.
     """
-    sys.exit(run(paths, as_json=as_json, live=live, jobs=jobs))
+    sys.exit(noted("verify", paths, lambda: run(paths, as_json=as_json, live=live, jobs=jobs)))

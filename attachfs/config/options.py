@@ -348,6 +348,19 @@ OPTIONS: tuple[Option, ...] = (
         metavar="FILE",
         repeatable=True,
     ),
+    Option(
+        "custody-log",
+        parse_path,
+        "Note here who opens which attachment; each line holds the hash of the one before.",
+        metavar="FILE",
+    ),
+    Option(
+        "custody-log-optional",
+        _bool,
+        "Open files also while the custody log cannot be written, and warn.",
+        "no",
+        flag=True,
+    ),
     Option("profile", _name, "Use this profile of the configuration file.", metavar="NAME"),
     Option(
         "config",

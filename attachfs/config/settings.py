@@ -64,6 +64,8 @@ class Config:
     log_format: str
     log_url: str | None
     log_key: tuple[str, ...] | None
+    custody_log: Path | None
+    custody_log_optional: bool
     profile: str | None
     config: Path | None
     state_dir: Path

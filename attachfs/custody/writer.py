@@ -45,8 +45,7 @@ class CustodyLog:
         self._end = chain.START
         self._size = -1  # of the file after our last line
         self._dirty = False
-        with self._lock, self._locked():
-            pass
+        self.follow()
 
     def append(self, fields: dict[str, Any]) -> None:
         """Write a line.
@@ -70,6 +69,15 @@ class CustodyLog:
             self._size = os.fstat(self._fd).st_size
             self._dirty = True
 
+    def follow(self) -> None:
+        """Go on in the new file if the log was renamed.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        with self._lock, self._locked():
+            pass
+
     def sync(self) -> None:
         """Bring what was written to the disk.
 
@@ -83,6 +91,9 @@ class CustodyLog:
             fd = os.dup(self._fd)
         try:
             os.fsync(fd)
+        except OSError:
+            self._dirty = True  # tried again
+            raise
         finally:
             os.close(fd)
 
@@ -159,7 +170,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _end_of(fd: int, size: int) -> tuple[End, bool] | None:
-    """Return the end of the chain in a file, and whether the file ends within a line; None if it is no log."""
+    """Return the end of a file's chain, and whether the file ends within a line; None if it is no log."""
     start = max(0, size - 3 * chain.MAX_LINE)
     tail = os.pread(fd, size - start, start)
     open_ended = not tail.endswith(b"\n")

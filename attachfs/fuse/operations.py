@@ -35,6 +35,7 @@ from attachfs.fuse.deadlines import RequestDeadlines
 from attachfs.fuse.entries import IO_SIZE, Entries, Ownership
 from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import HandleTable, InodeTable
+from attachfs.fuse.observer import Opened, OpenObserver
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.fuse.scarcity import scarcity_of
 from attachfs.model import STATUS_XATTR, AttachmentRef
@@ -121,6 +122,7 @@ class Filesystem(pyfuse3.Operations):
         negative_ttl: seconds for which the kernel may remember that a name does not exist.
         status: returns the mount's figures as JSON.
         space: returns how large the cache may be and how much it holds, in bytes.
+        observer: is told of each open before it succeeds.
     """
 
     supports_dot_lookup = False
@@ -141,8 +143,10 @@ class Filesystem(pyfuse3.Operations):
         negative_ttl: float,
         status: Callable[[], bytes],
         space: Callable[[], tuple[int, int]],
+        observer: OpenObserver | None = None,
     ) -> None:
         super().__init__()
+        self._observer = observer
         self._tree = tree
         self._blobs = blobs
         self._readahead = readahead
@@ -333,16 +337,36 @@ class Filesystem(pyfuse3.Operations):
             raise IsDirectory(f"{path_of(known.node)} is a directory")
         self._readahead.opened(known.node)
         # No total deadline: fetching a large blob takes what it takes. Its progress is watched below.
-        with self._waiting.wait(ctx.pid):
-            blob = await self._blobs.open(known.node)
         try:
+            with self._waiting.wait(ctx.pid):
+                blob = await self._blobs.open(known.node)
+        except AttachfsError as error:
+            await self._observe(ctx, known.node, None, error)
+            raise
+        try:
+            await self._observe(ctx, known.node, blob, None)
             known.settle(self._tree.known_attributes(known.node), size=blob.size)
             keep = known.opened(verified=blob.verified, content=blob.digest)
-        except AttachfsError:
+        except BaseException:
             blob.close()
             raise
         handle = FileHandleT(self.files.add(File(inode, blob, not blob.verified)))
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
+
+    async def _observe(
+        self,
+        ctx: pyfuse3.RequestContext,
+        node: AttachmentRef,
+        blob: BlobHandle | None,
+        error: AttachfsError | None,
+    ) -> None:
+        """Tell whoever takes note of opens; without one this is no point at which others run."""
+        if self._observer is None:
+            return
+        known = self._tree.known_xattr(node, XAttrNameT(b"user.hash.sha256")) or b""
+        digest = known.decode("ascii", "replace") if blob is None else str(blob.digest or "")
+        size = None if blob is None else blob.size
+        await self._observer.opened(Opened(ctx.uid, ctx.pid, path_of(node), digest, size, error))
 
     def _bytes_at_hand(self, fh: FileHandleT, off: int, size: int) -> bytes | None:
         # One buffer for all: what is returned from here is sent before anything else runs.

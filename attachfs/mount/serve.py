@@ -27,6 +27,7 @@ from attachfs.fuse.operations import Filesystem
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
 from attachfs.mount import process
+from attachfs.mount.custody import CustodyRecorder
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
 from attachfs.mount.origin import of_archive, of_service, pins_of
 from attachfs.mount.sharing import open_shared_cache, share
@@ -73,6 +74,7 @@ async def serve(
         "the token file": config.token_file,
         "the client secret file": config.client_secret_file,
         "the log file": config.log_file,
+        "the custody log": config.custody_log,
         "the state directory": config.state_dir,
     }
     check_mountpoint(mountpoint, kept)
@@ -86,7 +88,12 @@ async def serve(
             disk.callback(cache.close)
         pins = pins_of(config)
         disk.callback(pins.close)
-        async with _filesystem(config, mountpoint, cache, pins, reload, log_place) as (
+        custody = None
+        if config.custody_log is not None:
+            custody = CustodyRecorder(config.custody_log, mountpoint, optional=config.custody_log_optional)
+            custody.begin(config.url)
+            disk.callback(custody.end)
+        async with _filesystem(config, mountpoint, cache, pins, reload, custody, log_place) as (
             filesystem,
             control,
             tasks,
@@ -107,6 +114,7 @@ async def _filesystem(
     cache: DiskCache,
     pins: Pins,
     reload: Callable[[], Config] | None,
+    custody: CustodyRecorder | None,
     log_place: str,
 ) -> AsyncIterator[tuple[Filesystem, SignalHandler, Background]]:
     """Make every layer, each from those below it."""
@@ -145,6 +153,8 @@ async def _filesystem(
         )
         waiting = RequestDeadlines()
         tasks.keep_running("looking for killed callers", waiting.watch)
+        if custody is not None:
+            tasks.keep_running("bringing the custody log to the disk", custody.keep_synced)
 
         def figures() -> bytes:
             uptime = round((time.time_ns() - born) / 1e9, 1)
@@ -174,6 +184,7 @@ async def _filesystem(
             negative_ttl=config.negative_ttl,
             status=figures,
             space=lambda: (0, 0) if config.archive is not None else cache.space(),
+            observer=custody,
         )
         control = SignalHandler(
             config,
@@ -187,6 +198,7 @@ async def _filesystem(
             notifier=Notifier(),
             tasks=tasks,
             figures=figures,
+            custody=custody,
         )
         if origin.connected is not None:
             with trio.move_on_after(

@@ -31,6 +31,7 @@ from attachfs.fuse.operations import Filesystem
 from attachfs.ledger.view import Ledger
 from attachfs.mount import credentials, unmount
 from attachfs.mount import log as mount_log
+from attachfs.mount.custody import CustodyRecorder
 from attachfs.mount.mountinfo import mount_at
 from attachfs.mount.systemd import Notifier
 from attachfs.service.auth import Auth
@@ -60,6 +61,7 @@ class SignalHandler:
         notifier: the service manager.
         tasks: starts what goes on beside the signals.
         figures: returns the mount's figures as JSON.
+        custody: its custody log, which may have been rotated.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class SignalHandler:
         notifier: Notifier,
         tasks: Background,
         figures: Callable[[], bytes],
+        custody: CustodyRecorder | None = None,
     ) -> None:
         self.config = config
+        self._custody = custody
         self._mountpoint = mountpoint
         self._reload = reload
         self._log_in = log_in
@@ -132,6 +136,8 @@ class SignalHandler:
         """Read configuration and credentials again, and forget names and attributes."""
         async with self._reloading:
             self._notifier.reloading()
+            if self._custody is not None:
+                await self._custody.rotate()
             log.info("SIGHUP: reading the configuration and the credentials again")
             try:
                 if self._reload is not None:

@@ -41,6 +41,7 @@ def status_json(
         "archive": None if config.archive is None else str(config.archive),
         "cache_dir": str(config.cache_dir) if config.archive is None else None,
         "credentials": "none" if config.archive else credentials.describe(config),
+        "custody_log": None if config.custody_log is None else str(config.custody_log),
         "scan_policy": config.scan_policy,
         "verify": config.verify,
         "open_files": len(filesystem.files),

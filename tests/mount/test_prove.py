@@ -73,10 +73,7 @@ def test_a_public_file_is_in_the_public_log(mounted: Mounted) -> None:
 
 
 def test_the_rewritten_event_is_named_among_all(mounted: Mounted) -> None:
-    """Proofs promise what they found.
-
-    The event whose record was changed after it was sealed, and no other.
-    """
+    """The event whose record was changed after it was sealed, and no other."""
     code, found = prove(mounted, mounted.point)
     assert code == 1
     named = [one for one in found if one["state"] == "leaf differs"]

@@ -20,7 +20,18 @@ NOBODY = 65534
 
 # Which package may import which; below all of them stand errors, model and units.
 BELOW = {
-    "cli": {"demo", "mount", "blobs", "cache", "service", "shared_cache", "archive", "proof", "config"},
+    "cli": {
+        "demo",
+        "mount",
+        "blobs",
+        "cache",
+        "service",
+        "shared_cache",
+        "archive",
+        "proof",
+        "custody",
+        "config",
+    },
     "demo": {"mount", "proof", "config"},
     "mount": {
         "fuse",
@@ -31,6 +42,7 @@ BELOW = {
         "service",
         "shared_cache",
         "archive",
+        "custody",
         "config",
     },
     "fuse": {"namespace", "blobs", "ledger"},
@@ -41,6 +53,7 @@ BELOW = {
     "service": set(),
     "archive": {"blobs", "ledger", "cache"},
     "proof": set(),
+    "custody": set(),
     "shared_cache": {"blobs", "cache"},
     "config": set(),
 }

@@ -69,6 +69,12 @@ def relevant_bits(massif: Massif, index: int, size: int) -> set[int]:
 def test_with_any_bit_of_leaf_path_or_peaks_flipped_nothing_is_proven(
     events: int, height: int, number: int, version: int
 ) -> None:
+    """Not with a changed path.
+
+    Promise 36: "An event is called proven only if its record, hashed anew, is in the transparency log under
+    the signature of a key that the user named; with any bit of the record, the path or the seal changed it
+    is not."
+    """
     world = make_world(events, height, version)
     event = world.events[number]
     which = number >> (height - 1)
@@ -83,6 +89,12 @@ def test_with_any_bit_of_leaf_path_or_peaks_flipped_nothing_is_proven(
 
 @pytest.mark.parametrize("version", [0, 1])
 def test_with_any_bit_of_the_seal_flipped_nothing_is_proven(version: int) -> None:
+    """Nor with a changed seal.
+
+    Promise 36: "An event is called proven only if its record, hashed anew, is in the transparency log under
+    the signature of a key that the user named; with any bit of the record, the path or the seal changed it
+    is not."
+    """
     world = make_world(7, 3, version)
     files = world.files(1)
     assert prove(world.events[5], files, KEYS).state is State.PROVEN
@@ -92,6 +104,12 @@ def test_with_any_bit_of_the_seal_flipped_nothing_is_proven(version: int) -> Non
 
 
 def test_with_any_bit_of_the_record_flipped_nothing_is_proven() -> None:
+    """Nor with a changed record.
+
+    Promise 36: "An event is called proven only if its record, hashed anew, is in the transparency log under
+    the signature of a key that the user named; with any bit of the record, the path or the seal changed it
+    is not."
+    """
     world = make_world(7, 3)
     raw = json.dumps({**world.events[5], "merklelog_entry": None}).encode()
     for bit in range(8 * len(raw)):
