@@ -30,7 +30,7 @@ _KINDS = ("assets", "asset", "events", "event", "info", "blob")
 _WIDTH = 10_000  # columns; what is piped into another program is not folded
 
 
-def run(point: Path | None, *, as_json: bool, watch: bool) -> int:
+def run(point: Path | None, *, as_json: bool = False, watch: bool = False, openmetrics: bool = False) -> int:
     """Print the figures of the mount at or above `point`, or of all; return the exit code.
 
     Raises:
@@ -41,7 +41,12 @@ def run(point: Path | None, *, as_json: bool, watch: bool) -> int:
             raise UsageError("--watch needs a terminal, and no --json")
         return _watch(point)
     told = [(mount, *_ask(mount)) for mount in _chosen(point)]
-    if as_json:
+    if openmetrics:
+        from attachfs.mount.metrics import exposition
+
+        text = exposition({"mountpoint": str(mount.point), **figures} for mount, _, figures in told)
+        output.say(text.decode().rstrip("\n"))
+    elif as_json:
         for mount, state, figures in told:
             about = {"mountpoint": str(mount.point), "source": mount.source, "state": state.value}
             output.say_json(about | figures)
@@ -54,7 +59,7 @@ def run(point: Path | None, *, as_json: bool, watch: bool) -> int:
             console.print(picture(mount, state, figures))
         if piped is not None and told:
             output.say("\n".join(line.rstrip() for line in piped.getvalue().splitlines()))
-    if not told:
+    if not told and not openmetrics:
         output.note("no attachfs mount is running here")
     return output.DIFFERS if any(state is not State.ALIVE for _, state, _ in told) else output.OK
 
@@ -252,6 +257,7 @@ def _span(seconds: float) -> str:
 @click.argument("mountpoint", required=False, type=arguments.AnyPath())
 @arguments.as_json
 @click.option("--watch", is_flag=True, help="Show them live, until q or Ctrl-C.")
-def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
+@click.option("--openmetrics", is_flag=True, help="Print them as OpenMetrics, for Prometheus.")
+def command(mountpoint: Path | None, as_json: bool, watch: bool, openmetrics: bool) -> None:
     """Show the figures of the mount at MOUNTPOINT, or of all running mounts."""
-    sys.exit(run(mountpoint, as_json=as_json, watch=watch))
+    sys.exit(run(mountpoint, as_json=as_json, watch=watch, openmetrics=openmetrics))

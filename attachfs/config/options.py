@@ -84,6 +84,16 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _listen_address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65_535 or (colon and not host):
+        raise ValueError(f"{text!r} is not [HOST:]PORT, such as 9464 or 0.0.0.0:9464")
+    if ":" in host and not bracketed:
+        raise ValueError(f"{text!r}: an IPv6 address needs brackets: [::1]:9464")
+    return f"{host or '127.0.0.1'}:{port}"
+
+
 def _id(text: str) -> int:
     if not re.fullmatch("[0-9]{1,10}", text) or int(text) >= 2**32 - 1:
         raise ValueError(f"{text!r} is not a numeric user or group id")
@@ -304,6 +314,12 @@ OPTIONS: tuple[Option, ...] = (
         "Let plain http go to a shared cache on another host.",
         "no",
         flag=True,
+    ),
+    Option(
+        "metrics",
+        _listen_address,
+        "Serve OpenMetrics for Prometheus here, on this machine only unless HOST says otherwise.",
+        metavar="[HOST:]PORT",
     ),
     Option("negative-ttl", _seconds, "Seconds for which absences are remembered.", "5", metavar="SECONDS"),
     Option(

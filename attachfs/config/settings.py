@@ -54,6 +54,7 @@ class Config:
     stale_ttl: float
     offline: bool
     archive: Path | None
+    metrics: str | None
     allow_other: bool
     uid: int
     gid: int

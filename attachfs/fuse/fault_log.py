@@ -8,13 +8,21 @@ from collections.abc import Callable
 from typing import Any
 
 from attachfs.errors import (
+    AccessDenied,
     AttachfsError,
+    BadAnswer,
     IntegrityError,
     Interrupted,
     IsDirectory,
     NoAttribute,
+    NoRoom,
     NotDirectory,
     NotFound,
+    RateLimited,
+    ScanRefused,
+    TimedOut,
+    TooManyFiles,
+    Unreachable,
     errno_of,
 )
 
@@ -25,6 +33,20 @@ _KEPT = 1024  # faults remembered
 _AGAIN = 300  # seconds after which the same fault is told again
 _LATEST = 10  # of them shown in a mount's figures
 _SHOWN = 500  # characters of a reason there
+
+# How failed operations are counted: what a person would look into first comes first.
+_KINDS: dict[type[AttachfsError], str] = {
+    IntegrityError: "mismatch",
+    ScanRefused: "scan_policy",
+    AccessDenied: "access_denied",
+    Unreachable: "unreachable",
+    TimedOut: "timed_out",
+    RateLimited: "rate_limited",
+    BadAnswer: "bad_answer",
+    NoRoom: "no_room",
+    TooManyFiles: "too_many_files",
+    AttachfsError: "other",
+}
 
 
 class _Told:
@@ -47,6 +69,7 @@ class ErrorLog:
         self._clock = clock
         self._wall = wall
         self._told: OrderedDict[tuple[str, str], _Told] = OrderedDict()
+        self.counts = dict.fromkeys(_KINDS.values(), 0)
         self._latest: deque[dict[str, Any]] = deque(maxlen=_LATEST)
 
     def record(self, operation: str, path: str, error: AttachfsError) -> None:
@@ -56,6 +79,7 @@ class ErrorLog:
             return
         # A reason that names another thing (a record that cannot be read) is one for all that it concerns.
         named = "assets/" in path and path in error.reason
+        self.counts[_KINDS.get(type(error), "other")] += 1
         key = ("" if "assets/" in error.reason and not named else path, error.reason)
         told = self._told.get(key)
         now = self._clock()

@@ -57,3 +57,11 @@ def check_state_dir(path: Path) -> None:
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(f"the state directory {path} can be written by others; forbid it: chmod 700 {path}")
+
+
+def descriptors() -> dict[str, int]:
+    """Return how many descriptors are open, and how many may be."""
+    return {
+        "open": sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # one of them is the listing's own
+        "limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }

@@ -1,6 +1,7 @@
 """The composition root: everything is made here, handed to what needs it, and taken down in reverse."""
 
 import functools
+import json
 import logging
 import os
 import time
@@ -26,7 +27,7 @@ from attachfs.fuse.inodes import InodeTable
 from attachfs.fuse.operations import Filesystem
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
-from attachfs.mount import process
+from attachfs.mount import metrics, process
 from attachfs.mount.custody import CustodyRecorder
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
 from attachfs.mount.origin import of_archive, of_service, pins_of
@@ -104,6 +105,11 @@ async def serve(
                     "the index of the cache", "what earlier mounts have cached may be fetched anew"
                 ).start_soon(indexing)
             tasks.keep_running("thinning out the kernel's entries", filesystem.thin_out, mountpoint)
+            if config.metrics is not None:
+                listeners = await metrics.listen(config.metrics)
+                tasks.keep_running(
+                    "serving metrics", metrics.serve_metrics, listeners, lambda: json.loads(control.figures())
+                )
             await _mounted(filesystem, control, config, mountpoint, ready)
 
 

@@ -91,7 +91,7 @@ class SignalHandler:
         self._filesystem = filesystem
         self._notifier = notifier
         self._tasks = tasks
-        self._figures = figures
+        self.figures = figures
         self._reloading = trio.Lock()
         self._terminal: int | None
         try:
@@ -124,7 +124,7 @@ class SignalHandler:
                         scope.cancel()
 
     async def _log_figures(self) -> None:
-        log.info("figures: %s", self._figures().decode())
+        log.info("figures: %s", self.figures().decode())
 
     def ready(self) -> None:
         """Tell the service manager that the mount answers."""
@@ -223,7 +223,7 @@ class SignalHandler:
     def _state(self) -> str:
         state = f"{self._mountpoint}: {self.config.url}"
         try:
-            figures = json.loads(self._figures())
+            figures = json.loads(self.figures())
             if figures["offline"]:
                 return f"{state}, offline"
             if figures["requests"]["unreachable_since"] is not None:

@@ -13,7 +13,7 @@ from attachfs.cache.disk_cache import DiskCache
 from attachfs.config.settings import Config
 from attachfs.fuse.operations import Filesystem
 from attachfs.ledger.view import Ledger
-from attachfs.mount import credentials
+from attachfs.mount import credentials, process
 from attachfs.mount.origin import Origin
 from attachfs.shared_cache.policy import SharedCache
 
@@ -57,6 +57,8 @@ def status_json(
         "cache": _part("cache", lambda: dataclasses.asdict(cache.stats())),
         "requests": {} if origin.client is None else _part("requests", origin.client.figures),
         "shared_cache": None if shared is None else _part("shared_cache", shared.figures),
+        "descriptors": _part("descriptors", process.descriptors),
+        "errors": dict(filesystem.faults.counts),
         "last_errors": filesystem.faults.latest(),
     }
     return json.dumps(figures).encode()

@@ -3,6 +3,7 @@
 Lives here and only here: where a redirect may lead.
 """
 
+import bisect
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -32,9 +33,15 @@ class Request(NamedTuple):
     bulk: bool = False
 
 
+LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+
+
 @dataclass
 class Counters:
-    """What became of one kind of request. Times in seconds, from sending to the response's headers."""
+    """What became of one kind of request. Times in seconds, from sending to the response's headers.
+
+    `latencies` counts answers by `LATENCY_BOUNDS`: each up to its bound, the last one above all of them.
+    """
 
     requests: int = 0
     retries: int = 0
@@ -43,6 +50,15 @@ class Counters:
     latency_sum: float = 0.0
     latency_max: float = 0.0
     in_flight: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    latencies: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+
+    def answered(self, status: int, took: float) -> None:
+        """Count an answer's head."""
+        self.statuses[str(status)] = self.statuses.get(str(status), 0) + 1
+        self.latencies[bisect.bisect_left(LATENCY_BOUNDS, took)] += 1
+        self.latency_sum += took
+        self.latency_max = max(self.latency_max, took)
 
 
 @dataclass

@@ -371,8 +371,7 @@ class Transport:
         except http_body.LIBRARY_ERRORS as failure:
             raise self._failed(trail, permit, failure) from _harmless(failure)
         took = self._clock() - began
-        counters.latency_sum += took
-        counters.latency_max = max(counters.latency_max, took)
+        counters.answered(response.status_code, took)
         log.debug("%s: %d after %.3f s", trail.what, response.status_code, took)
         return response
 
