@@ -27,7 +27,7 @@ from attachfs.fuse.inodes import InodeTable
 from attachfs.fuse.operations import Filesystem
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
-from attachfs.mount import metrics, process
+from attachfs.mount import process
 from attachfs.mount.custody import CustodyRecorder
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
 from attachfs.mount.origin import of_archive, of_service, pins_of
@@ -106,6 +106,8 @@ async def serve(
                 ).start_soon(indexing)
             tasks.keep_running("thinning out the kernel's entries", filesystem.thin_out, mountpoint)
             if config.metrics is not None:
+                from attachfs.mount import metrics  # takes time to import, and few want it
+
                 listeners = await metrics.listen(config.metrics)
                 tasks.keep_running(
                     "serving metrics", metrics.serve_metrics, listeners, lambda: json.loads(control.figures())
