@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from attachfs.errors import BadAnswer
+from attachfs.fields import FIELD_NAMES, UNKNOWN, as_text, leaves
 from attachfs.text import excerpt
 
 Realm = Literal["assets", "publicassets"]
@@ -110,21 +111,29 @@ class Attachment(msgspec.Struct, frozen=True, gc=False):
 
 
 class Asset(msgspec.Struct, frozen=True, gc=False):
-    """The part of an asset's record that the tree needs. `time_ns` is `at_time`, 0 if unknown."""
+    """The part of an asset's record that the tree needs.
+
+    `time_ns` is `at_time`, 0 if unknown; `fields` which fields the record has, a number of `FIELD_NAMES`.
+    """
 
     id: str
     time_ns: int = 0
     display_name: str = ""
     attachments: tuple[Attachment, ...] = ()
+    fields: int = UNKNOWN
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """The part of an event's record that the tree needs. `time_ns` is `timestamp_accepted`."""
+    """The part of an event's record that the tree needs.
+
+    `time_ns` is `timestamp_accepted`, 0 if unknown; `fields` as an asset's.
+    """
 
     id: str
     time_ns: int = 0
     display_type: str = ""
     attachments: tuple[Attachment, ...] = ()
+    fields: int = UNKNOWN
 
 
 class Info(msgspec.Struct, frozen=True, gc=False):
@@ -269,6 +278,7 @@ def parse_asset(record: dict[str, Any], ref: AssetRef | None, note: Note) -> Ass
         time_ns=parse_time_ns(record.get("at_time")),
         display_name=_text(attributes.get("arc_display_name")),
         attachments=tuple(parse_attachments(attributes, note)),
+        fields=FIELD_NAMES.number_of(record),
     )
 
 
@@ -290,6 +300,7 @@ def parse_event(record: dict[str, Any], asset: str | None, note: Note) -> tuple[
         time_ns=parse_time_ns(record.get("timestamp_accepted")),
         display_type=_text(display),
         attachments=tuple(attachments),
+        fields=FIELD_NAMES.number_of(record),
     )
 
 
@@ -328,43 +339,9 @@ def flatten(raw: bytes, what: str) -> dict[str, str]:
         BadAnswer: `raw` is not a JSON object, or is nested beyond reason.
     """
     try:
-        return {name: _as_text(value) for name, value in _leaves(decode(raw, what))}
+        return {name: as_text(value) for name, value in leaves(decode(raw, what))}
     except RecursionError as error:
         raise BadAnswer(f"{what}: the answer is nested too deep") from error
-
-
-def field_names(record: dict[str, Any], limit: int) -> tuple[str, ...]:
-    """Return the names that `flatten` gives a record's fields, but for those with more than `limit` bytes."""
-
-    def fits(value: object) -> bool:
-        if isinstance(value, str) and len(value) * 4 <= limit:  # no character takes more bytes
-            return True
-        try:
-            return len(_as_text(value).encode("utf-8", "replace")) <= limit
-        except RecursionError:
-            return False
-
-    return tuple(name for name, value in _leaves(record) if fits(value))
-
-
-def _leaves(record: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield a record's fields and their dotted names. A record may be nested deeper than the stack."""
-    levels = [("", iter(record.items()))]
-    while levels:
-        prefix, items = levels[-1]
-        for key, value in items:
-            if isinstance(value, dict) and value:
-                levels.append((f"{prefix}{key}.", iter(value.items())))
-                break
-            yield f"{prefix}{key}", value
-        else:
-            levels.pop()
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else msgspec.json.encode(value).decode()
 
 
 def _anchor(entry: dict[str, Any]) -> Digest | None:

@@ -84,6 +84,7 @@ class _Asset(msgspec.Struct, array_like=True, gc=False):
     time_ns: int
     display_name: str
     attachments: list[_Attachment]
+    fields: int
 
 
 class _Event(msgspec.Struct, array_like=True, gc=False):
@@ -91,6 +92,7 @@ class _Event(msgspec.Struct, array_like=True, gc=False):
     time_ns: int
     display_type: str
     attachments: list[_Attachment]
+    fields: int
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -107,7 +109,13 @@ def pack_id(identity: str) -> bytes:
 def pack_event(event: Event) -> bytes:
     """Return an event in a form to which that of another can be added."""
     packed = _encode(
-        _Event(pack_id(event.id), event.time_ns, event.display_type, _pack_attachments(event.attachments))
+        _Event(
+            pack_id(event.id),
+            event.time_ns,
+            event.display_type,
+            _pack_attachments(event.attachments),
+            event.fields,
+        )
     )
     return len(packed).to_bytes(_LENGTH, "big") + packed
 
@@ -119,20 +127,20 @@ def unpack_events(packed: bytes) -> list[Event]:
         end = start + _LENGTH + int.from_bytes(packed[start : start + _LENGTH], "big")
         one = _decode_event(packed[start + _LENGTH : end])
         attachments = tuple(_unpack_attachment(a) for a in one.attachments)
-        events.append(Event(_unpack_id(one.id), one.time_ns, one.display_type, attachments))
+        events.append(Event(_unpack_id(one.id), one.time_ns, one.display_type, attachments, one.fields))
         start = end
     return events
 
 
 def _pack_asset(asset: Asset, expires: float, stale_until: float) -> bytes:
     attachments = _pack_attachments(asset.attachments)
-    return _encode(_Asset(expires, stale_until, asset.time_ns, asset.display_name, attachments))
+    return _encode(_Asset(expires, stale_until, asset.time_ns, asset.display_name, attachments, asset.fields))
 
 
 def _unpack_asset(identity: str, packed: bytes) -> CacheEntry[Asset]:
     one = _decode_asset(packed)
     attachments = tuple(_unpack_attachment(a) for a in one.attachments)
-    asset = Asset(identity, one.time_ns, one.display_name, attachments)
+    asset = Asset(identity, one.time_ns, one.display_name, attachments, one.fields)
     return CacheEntry(asset, one.expires, one.stale_until)
 
 

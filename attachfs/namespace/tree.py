@@ -20,7 +20,14 @@ from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Info, is_u
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
 from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
-from attachfs.namespace.xattrs import FileXattrs, encoded, listed, of_file_is_possible, record_value
+from attachfs.namespace.xattrs import (
+    FileXattrs,
+    RecordXattrs,
+    encoded,
+    listed,
+    of_file_is_possible,
+    record_value,
+)
 
 
 class Attributes(NamedTuple):
@@ -54,6 +61,7 @@ class Tree:
         self._fixed_ttl = fixed_ttl
         self._unknown = Attributes(False, 0, born_ns, 0, size_known=False)
         self._file_xattrs = FileXattrs(ledger, base_url)
+        self._record_xattrs = RecordXattrs()
 
     @property
     def ledger(self) -> Ledger:
@@ -255,12 +263,19 @@ class Tree:
         return self._file_xattrs.known(node, name) if isinstance(node, AttachmentRef) else None
 
     def known_xattr_names(self, node: Node) -> list[bytes] | None:
-        """Return the names of a file's listed extended attributes, or None if it has to be asked for.
+        """Return the names of a node's listed extended attributes, or None if they have to be asked for.
 
         Raises:
-            AttachfsError: the file is known not to be there, or not to be readable.
+            AttachfsError: a file is known not to be there, or not to be readable.
         """
-        return self._file_xattrs.known_names(node) if isinstance(node, AttachmentRef) else None
+        if isinstance(node, AttachmentRef):
+            return self._file_xattrs.known_names(node)
+        prefix = _record_prefix(node)
+        if prefix is None:
+            return []
+        owner = self.by_name.known_owner(node) if isinstance(node, ByNameNode) else node
+        record = self._ledger.fresh_record(owner) if isinstance(owner, AssetRef | EventRef) else None
+        return None if record is None else self._record_xattrs.known_names(prefix, record.fields)
 
     async def xattr_names(self, node: Node) -> list[bytes]:
         """Return the names of the listed extended attributes.

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from attachfs import model
 from attachfs.errors import NoAttribute
+from attachfs.fields import FIELD_NAMES, VALUE_LIMIT
 from attachfs.ledger.derived import Derived
 from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
@@ -21,7 +22,7 @@ from attachfs.text import printable
 
 # The kernel's limits (include/uapi/linux/limits.h).
 _NAME_MAX = 255
-_SIZE_MAX = 65_536
+_SIZE_MAX = VALUE_LIMIT
 _LIST_MAX = 65_536  # a zero byte behind each name included
 _READY = 1024  # files whose attributes are kept ready; up to 4 KiB where all of them have been asked for
 _PREFIX = "user.attachment."
@@ -88,6 +89,33 @@ def record_value(raw: bytes, path: str, name: str) -> bytes | None:
 def of_file_is_possible(name: str) -> bool:
     """Whether a file may have an attribute, judging by its name."""
     return name.startswith(_PREFIX) or name in (_MIME_TYPE, _ORIGIN, _SHA256)
+
+
+class RecordXattrs:
+    """The names of assets' and events' attributes, from what listings have brought.
+
+    `ls -l` of coreutils 9.4 and later lists the attributes of everything it shows, one after another.
+    """
+
+    def __init__(self) -> None:
+        self._listed: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
+
+    def known_names(self, prefix: str, fields: int) -> list[bytes] | None:
+        """Return what is listed of a record with these fields, or None if they are not known.
+
+        Args:
+            prefix: how the names begin, without the last dot.
+            fields: a number of `FIELD_NAMES`.
+        """
+        found = self._listed.get((prefix, fields))
+        if found is None:
+            names = FIELD_NAMES.names(fields)
+            if names is None:
+                return None
+            found = self._listed[prefix, fields] = listed(f"{prefix}.{name}" for name in names)
+            if len(self._listed) > _READY:
+                self._listed.popitem(last=False)
+        return found
 
 
 class _CachedEntry(Derived):

@@ -95,6 +95,41 @@ def test_ls_lr_and_cp_r_of_many_assets_ask_for_each_thing_once_and_ahead(
         assert long.requests()["in_flight_max"]["blob"] >= 4
 
 
+# What coreutils 9.4 and later does for `ls -lR`: everything's attributes are listed, one after another.
+LS_LR = """
+import os, sys
+def ls(folder):
+    names = sorted(os.listdir(folder))
+    for name in names:
+        path = os.path.join(folder, name)
+        os.lstat(path)
+        listed.append(len(os.listxattr(path, follow_symlinks=False)))
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            ls(path)
+listed = []
+ls(sys.argv[1])
+print(len(listed), listed.count(0))
+"""
+
+
+def test_listing_the_attributes_of_everything_asks_for_nothing_that_ls_would_not_ask_for(
+    long: DemoServer, tmp_path: Path
+) -> None:
+    script = tmp_path / "ls.py"
+    script.write_text(LS_LR)
+    with run_mount(tmp_path, server=long) as mounted:
+        long.reset()
+        found, without = map(int, mounted.sh(f"python3 {script} assets").stdout.split())
+        assert found == 150 * (1 + 1 + 1 + 2 + 2)
+        assert without == 150  # the directories called events
+        assert counts(long) == {"assets": 1, "events": 150, "info": 450}
+        assert long.requests()["in_flight_max"]["info"] >= 4
+        mounted.sh(f"python3 {script} by-name")
+        assert counts(long) == {"assets": 1, "events": 150, "info": 450}
+
+
 # -- a ledger that takes more than one page ------------------------------------------------------------------
 
 VAST, ON_A_PAGE = 1200, 500

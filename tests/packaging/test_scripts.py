@@ -57,7 +57,7 @@ BELOW = {
     "shared_cache": {"blobs", "cache"},
     "config": set(),
 }
-FOUNDATION = {"background", "errors", "model", "text", "units", "__version__"}
+FOUNDATION = {"fields", "background", "errors", "model", "text", "units", "__version__"}
 
 # Which package may know which library. The linter forbids them everywhere and excuses these files.
 KNOWS = {

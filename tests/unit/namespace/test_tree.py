@@ -17,9 +17,9 @@ from attachfs.errors import (
     Unreachable,
 )
 from attachfs.ledger.view import Ledger
-from attachfs.model import AssetRef
+from attachfs.model import AssetRef, EventRef
 from attachfs.namespace.directory import Directory, Entry
-from attachfs.namespace.nodes import ROOT, EventsDir, Node, Place, parent_of, path_of
+from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, parent_of, path_of
 from attachfs.namespace.tree import Tree
 from tests.unit.fakes import (
     FakePage,
@@ -489,3 +489,21 @@ class TestExtendedAttributes:
             await tree.xattr(FILE, "user.attachment.size")
         with pytest.raises(Unreachable):
             await names_of(tree, FILE)
+
+    @pytest.mark.parametrize("node", [ASSET, EVENT], ids=path_of)
+    async def test_names_that_a_listing_brought_are_those_of_the_record_and_cost_no_request(
+        self, tree: Tree, source: FakeSource, node: AssetRef | EventRef
+    ) -> None:
+        assert tree.known_xattr_names(node) is None
+        directory = await tree.open_directory(Place.ASSETS if node == ASSET else EVENTS)
+        while await directory.reach(directory.available):
+            pass
+        source.calls.clear()
+        names = tree.known_xattr_names(node)
+        assert source.calls == []
+        assert names
+        assert names == await tree.xattr_names(node)
+
+    async def test_names_of_what_has_no_record_are_known_to_be_none(self, tree: Tree) -> None:
+        for node in (ROOT, Place.ASSETS, EVENTS, ByNameNode(("x", "events")), ByNameNode(("x", "y"))):
+            assert tree.known_xattr_names(node) == []
