@@ -1,20 +1,87 @@
-"""`attachfs demo`: the demo ledger, and a mount of it."""
+"""`attachfs demo`: the demo ledger in a child, a mount of it here, and a tour of commands to try."""
 
+import contextlib
+import dataclasses
+import os
+import signal
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from attachfs.cli import arguments
+from attachfs.cli import arguments, output, tour
+from attachfs.config import directories
+from attachfs.config import settings as config_settings
+from attachfs.errors import UsageError
+
+
+def run(mountpoint: Path | None, *, guided: bool) -> int:
+    """Serve and mount until Ctrl-C, or until the guided tour ends; return the exit code.
+
+    Args:
+        mountpoint: an existing directory, or None for a new one that is removed at the end.
+        guided: walk through the tour instead of printing it.
+    """
+    from attachfs.demo.spawn import spawn_server
+    from attachfs.mount import daemon
+
+    with contextlib.ExitStack() as stack:
+        kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attachfs-demo-")))
+        if mountpoint is None:
+            mountpoint = Path(tempfile.mkdtemp(prefix="ledger-"))
+            stack.callback(_remove, mountpoint)
+        elif not mountpoint.is_dir():
+            raise UsageError(f"{mountpoint} is not a directory; make it first: mkdir {mountpoint}")
+        point = directories.absolute(mountpoint)
+        output.say("Making a demo ledger …")
+        try:
+            server = stack.enter_context(spawn_server(["--token-file", str(kept / "token.txt")]))
+        except RuntimeError as error:
+            raise UsageError(f"{error}; it said why above") from error
+        given = {
+            "url": server.url,
+            "token_file": str(server.token_file),
+            "cache_dir": str(kept / "cache"),
+            "cache_size": "1G",
+            "cache_min_free": "0",
+            "log_file": str(kept / "log"),
+            "config": os.devnull,
+        }
+        settings = dataclasses.replace(config_settings.load(given, environ={}), state_dir=kept / "state")
+        ready = _guide(point) if guided else tour.show
+        code = daemon.run_foreground(settings, point, lambda: ready(point))
+        output.say(f"\nUnmounted {point}; the demo ledger has ended and its files are gone.")
+        return code
+
+
+def _guide(point: Path) -> Callable[[Path], None]:
+    def walk() -> None:
+        try:
+            tour.walk(point)
+        except click.Abort:
+            pass  # Ctrl-C or the input's end at a prompt
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return lambda _: threading.Thread(target=walk, daemon=True).start()
+
+
+def _remove(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError as error:
+        output.complain(f"{directory} was left behind", output.reason_of(error))
 
 
 @click.command("demo")
 @click.argument("mountpoint", required=False, type=arguments.AnyPath())
-def command(mountpoint: Path | None) -> None:
+@click.option("--tour", "guided", is_flag=True, help="Walk through the tour, a step for each Enter.")
+def command(mountpoint: Path | None, guided: bool) -> None:
     """Run a demo ledger on this machine and mount it: no account, nothing leaves the machine.
 
     Without MOUNTPOINT a new directory is made, and removed at the end. Ctrl-C ends it.
     """
-    from attachfs.demo import tour
-
-    sys.exit(tour.run(mountpoint))
+    sys.exit(run(mountpoint, guided=guided))
