@@ -25,6 +25,9 @@ from typing import NamedTuple
 import click
 import trio
 
+from attachfs.archive.folder import BagFolder
+from attachfs.archive.manifest import check_declaration
+from attachfs.archive.report import Report
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.cli import arguments, output, shared_cache
@@ -98,8 +101,11 @@ def examine(config: Config) -> Iterator[Finding]:
     yield device(_DEVICE)
     yield helper(shutil.which("fusermount3"))
     yield other_users(_FUSE_CONF, wanted=config.allow_other)
-    yield from trio.run(ledger, config)
-    yield cache_directory(config)
+    if config.archive is None:
+        yield from trio.run(ledger, config)
+        yield cache_directory(config)
+    else:
+        yield archive(config.archive)
     yield pins(config)
     yield from shared_store(config)
     yield from running(mountinfo.mounts())
@@ -142,6 +148,18 @@ def library(module: str = "attachfs.mount.serve") -> Finding:
         )
         return Finding("pyfuse3", State.WRONG, f"it cannot be loaded: {error}", remedy)
     return Finding("pyfuse3", State.OK, "it can be loaded")
+
+
+def archive(bag: Path) -> Finding:
+    """Check that an exported bag can be mounted."""
+    try:
+        with BagFolder(bag) as folder:
+            check_declaration(folder)
+            report = Report(folder)
+    except UsageError as error:
+        remedy = "name the directory that 'attachfs export' has made, or export again"
+        return Finding("archive", State.WRONG, error.reason, remedy)
+    return Finding("archive", State.OK, f"{bag} has {report.head.totals.get('files')} files")
 
 
 def device(path: Path) -> Finding:

@@ -72,7 +72,7 @@ def run(paths: Sequence[Path], *, as_json: bool, live: bool, jobs: int) -> int:
 
 def _tasks(paths: Sequence[Path], mounts: Mounts, jobs: int, *, live: bool) -> Iterator[Task]:
     """Yield what is to be looked at: bags' files, and all others at and below the paths."""
-    bags = [path for path in paths if is_bag(path)]
+    bags = [path for path in paths if is_bag(path) and mounts.of(path) is None]
     if bags and live:
         raise UsageError(f"{bags[0]} is an exported bag: verify it without --live")
     for bag in bags:

@@ -170,7 +170,7 @@ def load(
 # What says which ledger is asked and how; beside `--archive` it would be a mistake.
 _OF_A_SERVICE = (
     *("url", "token_file", "client_id", "client_secret_file", "no_auth", "ca_file", "offline"),
-    *("cache_dir", "cache_size", "cache_min_free"),
+    *("cache_dir", "cache_size", "cache_min_free", "shared_cache", "shared_cache_write"),
 )
 
 

@@ -18,7 +18,7 @@ from attachfs.background import Background
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.source import BlobSource, LocalBlobs, UnreachableSource
 from attachfs.config.settings import Config
-from attachfs.errors import AttachfsError, BadAnswer, RateLimited, TimedOut, Unreachable
+from attachfs.errors import AttachfsError, BadAnswer, RateLimited, TimedOut, Unreachable, UsageError
 from attachfs.ledger.listings import Source
 from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
 from attachfs.mount import credentials
@@ -116,7 +116,10 @@ def of_archive(bag: Path, stack: AsyncExitStack) -> Origin:
     stack.callback(folder.close)
     check_declaration(folder)
     archive = Archive(folder)
-    namespace = urlsplit(archive.url).netloc
+    try:
+        namespace = urlsplit(archive.url).netloc
+    except ValueError as error:
+        raise UsageError(f"{bag}: its report names an impossible ledger ({error})") from error
     return Origin(BagSource(archive), UnreachableSource(), BagBlobs(archive), archive.url, namespace)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -246,3 +247,40 @@ def test_a_mounted_bag_can_be_exported_again(archived: Mounted, bag: Path, tmp_p
     for name in ("manifest-sha256.txt",):
         assert (again / name).read_text() == (bag / name).read_text()
     assert attachfs("verify", again).returncode == 0
+
+
+def test_doctor_looks_at_the_bag_instead_of_a_ledger(bag: Path, tmp_path: Path) -> None:
+    shown = attachfs("doctor", f"--archive={bag}").stdout
+    assert re.search(r"^OK +archive", shown, re.MULTILINE | re.IGNORECASE)
+    assert not re.search(r"^\w+ +ledger ", shown, re.MULTILINE)
+    shown = attachfs("doctor", f"--archive={tmp_path}").stdout
+    assert "it has no bagit.txt" in shown
+
+
+def test_a_part_of_a_public_asset_comes_back_as_such(ledger: DemoServer, tmp_path: Path) -> None:
+    """And what lies outside of the export is out of reach, and not absent."""
+    public = ledger.story["public"]
+    asset = "/".join(public.split("/")[:2])
+    bag = tmp_path / "bag"
+    with run_mount(tmp_path, server=ledger) as mounted:
+        done = attachfs("export", mounted.point / asset, bag)
+        assert done.returncode == 0, done.stderr
+        live = {p.relative_to(mounted.point): status_of(p) for p in everything(mounted.point / asset)}
+        other = next((mounted.point / "assets").iterdir()).name
+    with run_mount(tmp_path, archive=bag) as mounted:
+        back = {p.relative_to(mounted.point): status_of(p) for p in everything(mounted.point / asset)}
+        assert back == live
+        assert list((mounted.point / "assets").iterdir()) == []
+        assert list((mounted.point / "by-name").iterdir()) == []
+        with pytest.raises(OSError, match="No route to host"):
+            (mounted.point / "assets" / other).stat()
+        missing = "00000000-0000-4000-8000-000000000000"
+        assert not (mounted.point / asset / missing).exists()
+
+
+def test_an_export_that_has_not_ended_is_no_bag_yet(copy: Path) -> None:
+    (copy / "bagit.txt").unlink()
+    (copy / ".attachfs-export").mkdir()
+    done = attachfs("verify", copy)
+    assert done.returncode == 2
+    assert "run it again" in done.stderr

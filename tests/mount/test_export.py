@@ -16,6 +16,7 @@ import pytest
 from attachfs.demo.spawn import DemoServer
 from tests.mount.conftest import Mounted, run_mount
 from tests.mount.oracle import Recorded, directories_and_files
+from tests.mount.scripted import ScriptedLedger, serve
 
 logging.getLogger("bagit").setLevel(logging.CRITICAL)
 
@@ -159,3 +160,22 @@ def test_where_it_cannot_be_it_says_so(mounted: Mounted, tmp_path: Path) -> None
         done = attachfs("export", source, bag)
         assert done.returncode == 2, done.stderr
         assert reason in done.stderr
+
+
+def test_a_record_longer_than_an_attribute_may_be_is_exported_whole(tmp_path: Path) -> None:
+    class Wordy(ScriptedLedger):
+        def record(self) -> dict[str, Any]:
+            record = super().record()
+            return {**record, "attributes": {**record["attributes"], "long": "x" * 300_000}}
+
+    ledger = Wordy()
+    path = ledger.add("one", b"evidence")
+    with serve(ledger, tmp_path / "token") as server, run_mount(tmp_path, server=server) as mounted:
+        asset = mounted.point / "assets" / ledger.asset
+        with pytest.raises(OSError, match="No data"):
+            os.getxattr(asset, "user.asset.json")
+        done = attachfs("export", asset, tmp_path / "bag")
+        assert done.returncode == 0, done.stderr
+    record = tmp_path / "bag" / "records" / "assets" / f"{ledger.asset}.json"
+    assert json.loads(record.read_text())["attributes"]["long"] == "x" * 300_000
+    assert set(payload(tmp_path / "bag")) == {path}
