@@ -88,6 +88,8 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
             question = functools.partial(try_out, http, config.url, authorization)
             trying.start_soon(_try_out, question, connected)
     client = Client(http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections)
+    if not config.offline:
+        tasks.keep_running("watching whether the ledger answers", client.watch)
     memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
     stack.callback(memory.close)
     tasks.keep_running("writing records down for --offline", memory.keep_writing)

@@ -1,6 +1,6 @@
 """Credentials: where the Authorization header comes from, and how it is renewed.
 
-Lives here and only here: tokens' lives. They sit in objects that do not show them, and no message quotes
+Owns: tokens' lives. They sit in objects that do not show them, and no message quotes
 them.
 """
 
@@ -29,6 +29,7 @@ from attachfs.errors import (
     UsageError,
 )
 from attachfs.service import connections, http_body
+from attachfs.service.refusals import is_stranger_page, read_refusal
 from attachfs.service.secret_file import Secret, Version, read_private, version_of
 
 __all__ = ["Auth", "ClientCredentials", "NoAuth", "Secret", "TokenFile"]
@@ -297,8 +298,11 @@ class ClientCredentials:
                 if body.encoded:
                     raise BadAnswer(f"{what}: the answer is encoded, unasked")
                 return await body.read(_ANSWER_LIMIT)
-            said = await http_body.excerpt(body, secret.reveal())
-            raise _refusal(response.status_code, what, said)
+            kind = response.headers.get("content-type", "")
+            refusal = await read_refusal(response.status_code, body, kind, secret.reveal())
+            if refusal.status in (400, 401, 403) and is_stranger_page(kind):
+                raise Unreachable(f"{what}: a page for people came in its place ({refusal.status})")
+            raise _error_of(refusal.status, what, refusal.said)
         finally:
             await body.aclose()
 
@@ -326,7 +330,7 @@ class _PassingError(BadAnswer):
     """The token endpoint failed in a way that may pass."""
 
 
-def _refusal(status: int, what: str, said: str) -> AttachfsError:
+def _error_of(status: int, what: str, said: str) -> AttachfsError:
     if status in (400, 401):
         return AccessDenied(
             f"{what}: the client id or secret is wrong ({status}){said}; check --client-id and its secret"

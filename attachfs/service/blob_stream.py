@@ -1,6 +1,6 @@
 """A blob on its way: one body, and a transfer that takes up what broke off.
 
-Lives here and only here: how slow is stalled, and which bytes a partial answer may bring.
+Owns: how slow is stalled, and which bytes a partial answer may bring.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import trio
 
 from attachfs.errors import BadAnswer, TimedOut
+from attachfs.service.attempt import STALL
 from attachfs.service.messages import Response
 
 _MIN_PROGRESS = 16 * 1024  # bytes that a body must bring within each timeout: slower is stalled
@@ -94,7 +95,7 @@ class BlobBody:
 
     async def __anext__(self) -> bytes:
         began = self._clock()
-        with trio.move_on_after(self.patience) as scope:
+        with trio.move_on_after(min(self.patience, STALL)) as scope:
             try:
                 piece = await self._answer.body.next()
             except BadAnswer as error:
@@ -103,6 +104,11 @@ class BlobBody:
             finally:
                 # Only waiting is counted: how long the caller takes between pieces is its own affair.
                 self.patience = max(0.0, self.patience - (self._clock() - began))
+        if scope.cancelled_caught and self.patience > 0:
+            self.broken = True  # the connection may be dead without either end knowing
+            raise StalledError(
+                f"{self._what}: nothing came for {STALL:g} s, after {self.offset + self.received} bytes"
+            )
         if scope.cancelled_caught:
             raise TimedOut(
                 f"{self._what}: less than {_MIN_PROGRESS} bytes came within {self._timeout:g} s, "
@@ -140,6 +146,10 @@ def brings_just(answer: Response, start: int, stop: int, size: int) -> bool:
 
 class _NoSuchRangeError(BadAnswer):
     """416."""
+
+
+class StalledError(BadAnswer):
+    """A body stood still."""
 
 
 OpenBody = Callable[[int, float | None], Awaitable[BlobBody]]
@@ -224,7 +234,8 @@ class Transfer:
         """Wait a little before the next attempt, or give up."""
         self._failures += 1
         if self._failures > _RESUMPTIONS:
-            raise BadAnswer(error.reason) from error
+            kind = TimedOut if isinstance(error, StalledError) else BadAnswer
+            raise kind(error.reason) from error
         await trio.sleep(random.uniform(0, _RESUME_PAUSE * 2 ** (self._failures - 1)))  # noqa: S311 - jitter
 
     async def aclose(self) -> None:

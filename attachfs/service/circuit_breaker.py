@@ -1,49 +1,30 @@
-"""When an outage is no longer asked about by everybody."""
+"""Whether the service is out of reach, so that not everybody has to find out for themselves.
 
+Three states: *well*; *failing*, from the first request that failed, or was silent for too long, until any
+answer comes; *open*, once that has lasted for some seconds and concerns more than one question. While it is
+open requests fail at once. A background task asks on (watch.py); no user's request is the one that finds out.
+Refused connections, silence and a gateway's 502, 503 and 504 count alike.
+"""
+
+import logging
 import time
 from collections.abc import Callable
 
 from attachfs.errors import Unreachable
-from attachfs.service.concurrency import log
 
-_MANY = 5  # consecutive failures that open the circuit
-_SOME = 3  # or so many of them, if they go on for some time
-_LONG = 10.0  # seconds
-_TIMEOUTS = 2  # or so many that each took all the time there was
-_FIRST_COOLING = 1.0  # seconds until a probe is let through, doubling
-_LAST_COOLING = 15.0
+log = logging.getLogger("attachfs.api")
 
-
-class CallPermit:
-    """One request's leave to be sent. Say how it went, then release it."""
-
-    __slots__ = ("_circuit", "_what", "began", "probe")
-
-    def __init__(self, circuit: "CircuitBreaker", what: str, *, began: float, probe: bool) -> None:
-        self._circuit = circuit
-        self._what = what
-        self.began = began
-        self.probe = probe
-
-    def succeeded(self) -> None:
-        """Note that the service answered."""
-        self._circuit.note_success(self)
-
-    def failed(self, reason: str, *, connecting: bool = False, timeout: bool = False) -> None:
-        """Note that it did not, or that a gateway did in its place."""
-        self._circuit.note_failure(self, self._what, reason, connecting=connecting, timeout=timeout)
-
-    def release(self) -> None:
-        """Let another be the probe, if this one ended without telling anything."""
-        self._circuit.note_end(self)
+_LASTING = 3.0  # seconds without any answer, since the first failed request was sent
+_FIRST_PAUSE = 1.0  # seconds between probes, doubling while the circuit is open
+# After the service has come back, everything is well within this, a probe's own time and a request's.
+_LAST_PAUSE = 6.0
 
 
 class CircuitBreaker:
-    """Opens after repeated failures, so that requests fail at once; a probe from time to time closes it.
+    """Opens when nothing answers any more; any answer closes it.
 
-    Failures to connect count wherever they happen. Others (a gateway's 502, 503, 504, silence, a dropped
-    connection) may be about one object, so they count only if several objects fail. A success in between
-    resets the count.
+    One question that fails, however often, never opens it: it may be about one object. The probes are a
+    question of their own, so a service that is really away needs no second user to be noticed.
 
     Args:
         clock: seconds, the event loop's.
@@ -53,84 +34,58 @@ class CircuitBreaker:
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._wall = wall
-        self._failures = 0
-        self._connecting = 0
-        self._timeouts = 0
-        self._objects: set[str] = set()
-        self._first = 0.0  # when the first failed request of this row was sent
-        self._cooling = _FIRST_COOLING
+        self._questions: set[str] = set()  # two at most, of those that failed
+        self._pause = _FIRST_PAUSE
         self._probe_at = 0.0
-        self._probe: CallPermit | None = None
+        self.watched = False  # somebody probes: without, an open circuit would stay open, and is never heeded
+        self.failing_since: float | None = None  # when the first request that failed was sent, by the clock
         self.open_since: float | None = None  # seconds since 1970
         self.reason = ""
 
     def check(self, what: str) -> None:
-        """Raise what `admit` would, without being admitted.
+        """Let a request pass, unless the service is known to be out of reach.
 
         Raises:
-            Unreachable: the circuit is open.
+            Unreachable: it is.
         """
-        if self.open_since is not None and (self._probe is not None or self._clock() < self._probe_at):
+        if self.open_since is not None and self.watched:
             raise Unreachable(
                 f"{what}: not asked: the ledger is out of reach since {self._since()} ({self.reason})"
             )
 
-    def admit(self, what: str) -> CallPermit:
-        """Return leave to send a request; while the circuit is open, to one probe at a time.
-
-        Raises:
-            Unreachable: the circuit is open.
-        """
-        self.check(what)
-        permit = CallPermit(self, what, began=self._clock(), probe=self.open_since is not None)
-        if permit.probe:
-            self._probe = permit
-        return permit
-
-    def note_success(self, permit: CallPermit) -> None:
-        """Close the circuit, and forget the failures."""
+    def note_answer(self) -> None:
+        """Note that the service answered, whatever it said."""
+        if self.failing_since is None:
+            return
         if self.open_since is not None:
             log.info("the ledger answers again; it was out of reach since %s", self._since())
-        self.open_since = None
-        self._cooling = _FIRST_COOLING
-        self._failures = self._connecting = self._timeouts = 0
-        self._objects.clear()
-        self.note_end(permit)
+        self.failing_since = self.open_since = None
+        self._pause = _FIRST_PAUSE
+        self._questions.clear()
 
-    def note_failure(
-        self, permit: CallPermit, what: str, reason: str, *, connecting: bool, timeout: bool
-    ) -> None:
-        """Count a failure, and open the circuit if it is one too many."""
-        if self.open_since is not None:
-            if permit is self._probe:
-                self._cooling = min(_LAST_COOLING, 2 * self._cooling)
-                self._probe_at = self._clock() + self._cooling
-                self.reason = reason
-            self.note_end(permit)
-            return
-        if not self._failures:
-            self._first = permit.began
-        self._failures += 1
-        self._connecting += connecting
-        self._timeouts += timeout
-        if len(self._objects) < _MANY:
-            self._objects.add(what)
-        at_once = self._failures >= _MANY and max(self._connecting, len(self._objects)) >= _SOME
-        in_time = (
-            self._clock() - self._first >= _LONG
-            and (self._failures >= _SOME or self._timeouts >= _TIMEOUTS)
-            and max(self._connecting, len(self._objects)) >= _TIMEOUTS
-        )
-        if at_once or in_time:
+    def note_failure(self, what: str, reason: str, sent: float) -> None:
+        """Note that a request which was sent at `sent` was not answered, or only by a gateway."""
+        now = self._clock()
+        self.reason = reason
+        if self.failing_since is None:
+            self.failing_since = sent
+            self._probe_at = now + self._pause if now - sent < self._pause else now
+        if len(self._questions) < 2:
+            self._questions.add(what)
+        if self.open_since is None and now - self.failing_since >= _LASTING and len(self._questions) > 1:
             self.open_since = self._wall()
-            self.reason = reason
-            self._probe_at = self._clock() + self._cooling
             log.warning("the ledger is out of reach (%s); requests fail at once until it answers", reason)
 
-    def note_end(self, permit: CallPermit) -> None:
-        """Let another be the probe."""
-        if self._probe is permit:
-            self._probe = None
+    def probed(self) -> None:
+        """Note that a probe was made: the next is due after a pause."""
+        if self.open_since is not None:
+            self._pause = min(_LAST_PAUSE, 2 * self._pause)
+        self._probe_at = self._clock() + self._pause
+
+    @property
+    def probe_is_due(self) -> bool:
+        """Whether it is time to ask whether the service is back."""
+        return self.failing_since is not None and self._clock() >= self._probe_at
 
     def _since(self) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.open_since))

@@ -1,12 +1,12 @@
 """The service's client: what can be asked, and what comes back. Built on service/transport.py.
 
-Lives here and only here: the service's addresses, how listings are paged, how a blob is streamed and
+Owns: the service's addresses, how listings are paged, how a blob is streamed and
 resumed. Records come back as received; model.py parses them.
 """
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
@@ -17,11 +17,13 @@ import trio
 from attachfs import model
 from attachfs.errors import NotFound
 from attachfs.model import NO_FILTERS, AssetRef, AttachmentRef, Digest, EventRef
+from attachfs.service.attempt import unread, whole
 from attachfs.service.auth import Auth
 from attachfs.service.blob_stream import BlobBody, Chunk, Transfer, brings_just
 from attachfs.service.connections import open_http
 from attachfs.service.messages import Request, Stats
 from attachfs.service.transport import Transport, figures
+from attachfs.service.watch import watch
 
 __all__ = ["BlobBody", "Chunk", "Client", "Page", "open_http"]
 
@@ -31,6 +33,9 @@ _LISTING_STATUSES = frozenset({200, 206})  # 206: there is more than the server'
 _WHOLE = frozenset({200})
 # 200: the range was ignored. 416: the service thinks that there is nothing there.
 _PART = frozenset({200, 206, 416})
+
+# Short, about nothing that anybody may have removed, and asked of the ledger, not of what stands before it.
+_PROBE = Request("probe", "/archivist/v2/assets", "page_size=1", accept=_LISTING_STATUSES)
 
 _NO_PARTS = 300.0  # seconds for which it is believed that the service does not send parts
 
@@ -91,6 +96,24 @@ class Client:
         """Use other credentials from now on."""
         self.transport.authenticate(auth)
 
+    @property
+    def unanswered_since(self) -> float | None:
+        """When the first request was sent since which nothing has been answered; None: all is well.
+
+        On the event loop's clock. A request that takes long counts from the third second on, if `watch` runs.
+        While this is set, what is known is better told than asked for again.
+        """
+        return self.transport.circuit.failing_since
+
+    @property
+    def is_down(self) -> bool:
+        """Whether requests fail at once, because the service has been found to be out of reach."""
+        return self.transport.circuit.open_since is not None
+
+    async def watch(self) -> None:
+        """Notice when the service is silent, and when it is back, for as long as this runs."""
+        await watch(self.transport, _PROBE)
+
     def retime(self, timeout: float) -> None:
         """Change the timeout of what is asked from now on."""
         self._timeout = self.transport.timeout = timeout
@@ -116,23 +139,28 @@ class Client:
         )
         return await self._page(ask, "events")
 
-    async def asset(self, ref: AssetRef) -> bytes:
+    # Not async themselves: what they return is awaited, which is a task switch's cost less for each request.
+
+    def asset(self, ref: AssetRef) -> Coroutine[Any, Any, bytes]:
         """Return an asset's record as received."""
-        ask = Request("asset", _record_path(ref), credentials=_with_credentials(ref))
-        return await self.transport.fetch(ask, _RECORD_LIMIT)
+        return self._record("asset", ref, _record_path(ref))
 
-    async def event(self, ref: EventRef) -> bytes:
+    def event(self, ref: EventRef) -> Coroutine[Any, Any, bytes]:
         """Return an event's record as received."""
-        ask = Request("event", _record_path(ref), credentials=_with_credentials(ref))
-        return await self.transport.fetch(ask, _RECORD_LIMIT)
+        return self._record("event", ref, _record_path(ref))
 
-    async def info(self, ref: AttachmentRef) -> bytes:
+    def info(self, ref: AttachmentRef) -> Coroutine[Any, Any, bytes]:
         """Return an attachment's `/info` as received."""
-        ask = Request("info", f"{_attachment_path(ref)}/info", credentials=_with_credentials(ref))
-        return await self.transport.fetch(ask, _RECORD_LIMIT)
+        return self._record("info", ref, f"{_attachment_path(ref)}/info")
+
+    def _record(
+        self, kind: str, ref: AssetRef | EventRef | AttachmentRef, path: str
+    ) -> Coroutine[Any, Any, bytes]:
+        request = Request(kind, path, credentials=_with_credentials(ref))
+        return self.transport.perform(request, whole(_RECORD_LIMIT))
 
     async def _page(self, ask: Request, key: str) -> Page:
-        raw = await self.transport.fetch(ask, _PAGE_LIMIT)
+        raw = await self.transport.perform(ask, whole(_PAGE_LIMIT))
         return Page(*model.parse_page(raw, key, ask.path))
 
     def _query(self, token: str, filters: Mapping[str, str]) -> str:
@@ -199,7 +227,7 @@ class Client:
             if self._clock() < self._no_parts_until:
                 yield None
                 return
-            answer = await self.transport.open(self._ask_blob(ref, f"bytes={start}-{stop - 1}"))
+            answer = await self.transport.perform(self._ask_blob(ref, f"bytes={start}-{stop - 1}"), unread)
             try:
                 if brings_just(answer, start, stop, size):
                     yield BlobBody(answer, _attachment_path(ref), start, size, self._timeout, self._clock)
@@ -212,9 +240,8 @@ class Client:
     async def _open_blob(
         self, ref: AttachmentRef, offset: int, size: int | None, patience: float | None = None
     ) -> BlobBody:
-        answer = await self.transport.open(
-            self._ask_blob(ref, f"bytes={offset}-" if offset else ""), patience
-        )
+        request = self._ask_blob(ref, f"bytes={offset}-" if offset else "")
+        answer = await self.transport.perform(request, unread, patience)
         try:
             return BlobBody(answer, _attachment_path(ref), offset, size, self._timeout, self._clock)
         except BaseException:

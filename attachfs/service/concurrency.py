@@ -1,18 +1,11 @@
-"""How much is asked of the service, and when: slots, the gate that 429 closes, the circuit that outages open.
+"""How many requests are in flight at once.
 
-Lives here and only here: the state that all requests share. Everything is decided synchronously; only
-waiting for a slot or at the gate is async. Times are on the event loop's clock, in seconds.
+Owns: slots, and who gets one next. Only waiting for one is async.
 """
 
-import logging
 from collections import deque
 
 import trio
-
-log = logging.getLogger("attachfs.api")
-
-
-# -- slots ---------------------------------------------------------------------------------------------
 
 
 class Slot:
@@ -75,21 +68,27 @@ class Limiter:
         """How many slots blobs may hold."""
         return max(1, self.limit - max(2, self.limit // 4))
 
+    def try_acquire(self, *, bulk: bool) -> Slot | None:
+        """Return a slot if one is free and nobody waits for it, else None."""
+        if self._queues[bulk] or not self._fits(bulk=bulk):
+            return None
+        self._held[bulk] += 1
+        return Slot(self, bulk=bulk)
+
     async def acquire(self, *, bulk: bool) -> Slot:
         """Wait for a slot, first come first served within metadata and within blobs."""
-        if self._queues[bulk] or not self._fits(bulk=bulk):
-            waiter = _Waiter()
-            self._queues[bulk].append(waiter)
-            try:
-                await waiter.event.wait()
-            except BaseException:
-                if waiter.granted:  # the grant and the cancellation crossed
-                    self.put_back(bulk=bulk)
-                else:
-                    self._queues[bulk].remove(waiter)
-                raise
-        else:
-            self._held[bulk] += 1
+        if (slot := self.try_acquire(bulk=bulk)) is not None:
+            return slot
+        waiter = _Waiter()
+        self._queues[bulk].append(waiter)
+        try:
+            await waiter.event.wait()
+        except BaseException:
+            if waiter.granted:  # the grant and the cancellation crossed
+                self.put_back(bulk=bulk)
+            else:
+                self._queues[bulk].remove(waiter)
+            raise
         return Slot(self, bulk=bulk)
 
     def put_back(self, *, bulk: bool) -> None:
@@ -125,9 +124,3 @@ class Limiter:
             waiter.granted = True
             self._held[bulk] += 1
             waiter.event.set()
-
-
-# -- the gate ------------------------------------------------------------------------------------------
-
-
-# -- the circuit ---------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """HTTP as such: raw bodies, and the one translation of httpx's exceptions into ours.
 
-Lives here and only here: what a library's failure means, and which of the service's words may be shown.
+Owns: what a library's failure means, and which of the service's words may be shown.
 Nothing here knows the ledger; `service/transport.py` and `service/auth.py` build on it.
 """
 
@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from urllib.parse import quote as percent
 from urllib.parse import quote_plus
 
@@ -22,8 +22,6 @@ from attachfs.service.http1 import Body
 from attachfs.text import excerpt as printable_excerpt
 
 _CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
-_ERROR_BODY = 8 * 1024  # bytes of an error's body that are read, so that its connection can be used again
-_ERROR_BODY_TIME = 1  # seconds spent on it
 _TELLING = 8  # characters of base64 that would tell something of a secret
 _DRAINED = 10_000  # buffered pieces that ending a body may have to skip
 
@@ -49,6 +47,11 @@ def translate(error: Exception, what: str) -> AttachfsError:
     if isinstance(error, httpx.NetworkError):
         return BadAnswer(f"{what}: the connection broke")
     return BadAnswer(f"{what}: the exchange failed ({type(error).__name__})")
+
+
+def without_header(error: Exception) -> Exception | None:
+    """Return an exception whose text cannot hold a header, as a traceback may be logged; else None."""
+    return None if isinstance(error, httpx.LocalProtocolError) else error
 
 
 def is_certificate_trouble(error: BaseException) -> bool:
@@ -97,35 +100,6 @@ def _spellings(secret: str) -> Iterator[str]:
             inner = encode(bytes(shift) + secret.encode())[4:-4].decode()
             if len(inner) >= _TELLING:
                 yield inner
-
-
-async def excerpt(body: "RawBody", secret: str | None) -> str:
-    """Return ': ' and what the service said of an error, or '' where that is nothing a person can read.
-
-    Also reads a short body to its end, so that the connection can be used again.
-    """
-    raw, ended = b"", False
-    with trio.move_on_after(_ERROR_BODY_TIME):
-        try:
-            while len(raw) < _ERROR_BODY and not ended:
-                piece = await body.next()
-                raw += piece
-                ended = not piece
-        except AttachfsError:
-            pass  # the status tells enough
-    text = raw.decode("utf-8", "replace").strip()
-    if secret and not ended:
-        text = text[: -3 * len(secret)]  # the end may be half a secret, which is not known for one
-    if not text or body.encoded or text.startswith("<"):
-        return ""
-    try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        value = None
-    if isinstance(value, dict):
-        said = [value.get(key) for key in ("error", "message", "description", "error_description")]
-        text = " ".join(word for word in said if isinstance(word, str) and word)
-    return f": {quote(text, secret)}" if text else ""
 
 
 # -- bodies --------------------------------------------------------------------------------------------
@@ -187,8 +161,8 @@ class RawBody:
                 return piece
         return b""
 
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body.
+    async def read(self, limit: int, progress: Callable[[], None] = lambda: None) -> bytes:
+        """Return the whole body; call `progress` after each piece of it.
 
         Raises:
             BadAnswer: it is longer than `limit` bytes, or broke off.
@@ -198,6 +172,7 @@ class RawBody:
             if not (piece := await self.next()):
                 return b"".join(pieces)
             pieces.append(piece)
+            progress()
         raise BadAnswer(f"{self._what}: the answer is longer than {limit} bytes")
 
     async def aclose(self) -> None:

@@ -1,6 +1,6 @@
 """What goes out and what comes back: requests, accepted answers, redirects, and their counters.
 
-Lives here and only here: where a redirect may lead.
+Owns: where a redirect may lead.
 """
 
 import bisect
@@ -21,7 +21,7 @@ class Request(NamedTuple):
     """A request: what the caller wants to know, and what it would accept.
 
     `path` is below the base URL and holds validated ids only; `query` is quoted already; `bulk` is a body
-    that may take minutes.
+    that may take minutes; `of_store`: a plain web server has it, whose 404 counts whatever it looks like.
     """
 
     kind: str
@@ -31,6 +31,7 @@ class Request(NamedTuple):
     accept: frozenset[int] = frozenset({200})
     credentials: bool = True
     bulk: bool = False
+    of_store: bool = False
 
 
 LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds

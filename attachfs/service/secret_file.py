@@ -1,6 +1,6 @@
 """Secrets, and the files they are kept in.
 
-Lives here and only here: which files may hold a secret, and how one is read without being shown.
+Owns: which files may hold a secret, and how one is read without being shown.
 """
 
 import codecs

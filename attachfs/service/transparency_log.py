@@ -7,6 +7,7 @@ import httpx
 
 from attachfs import model
 from attachfs.errors import NotFound
+from attachfs.service.attempt import whole
 from attachfs.service.auth import NoAuth
 from attachfs.service.messages import Request
 from attachfs.service.transport import Transport
@@ -44,5 +45,5 @@ class LogClient:
     async def _fetch(self, tenant: str, name: str, limit: int) -> bytes:
         if not model.is_uuid(tenant):
             raise NotFound("no such log can be")
-        request = Request("log", f"/v1/mmrs/tenant/{tenant}/0/{name}", credentials=False)
-        return await self._transport.fetch(request, limit)
+        request = Request("log", f"/v1/mmrs/tenant/{tenant}/0/{name}", credentials=False, of_store=True)
+        return await self._transport.perform(request, whole(limit))

@@ -1,87 +1,60 @@
 """One request to the service, and everything that can happen to it: service/client.py's lower half.
 
-Lives here and only here: what is repeated, how long it is waited for, and which error it ends with.
+Owns: what is asked again, how long it is waited for, and which error it ends with. All of that is one loop,
+`Transport.perform`; what one attempt comes to is its outcome:
 
-    slot (concurrency.py) → gate (rate_limit.py) → circuit → credentials (auth.py) → redirects → status → body
+    gate (rate_limit.py) → slot (concurrency.py) → circuit → credentials (auth.py) → redirects → answer
+        → Done: returned.  Again: after a pause, or at once, perhaps on a new connection.  Raised: an error.
 
 A request for metadata is repeated as a whole, its body included; one for a blob until its body begins.
 """
 
 import logging
+import math
+import random
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-import stamina
 import trio
 
-from attachfs.errors import (
-    AccessDenied,
-    AttachfsError,
-    BadAnswer,
-    NotFound,
-    TimedOut,
-    Unreachable,
-    UsageError,
-)
+from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unexpected, Unreachable, UsageError
 from attachfs.service import connections, http_body
+from attachfs.service.attempt import STALL, Again, Done, Finish, RequestState
 from attachfs.service.auth import Auth
-from attachfs.service.circuit_breaker import CallPermit, CircuitBreaker
+from attachfs.service.circuit_breaker import CircuitBreaker
 from attachfs.service.concurrency import Limiter, Slot
+from attachfs.service.http1 import UnsolicitedError
 from attachfs.service.http_body import RawBody
 from attachfs.service.messages import Request, Response, Stats, origin, redirect_target
 from attachfs.service.rate_limit import RateLimitGate, asked_wait
+from attachfs.service.refusals import Refusal, error_of, is_stranger_page, read_refusal
 
 log = logging.getLogger("attachfs.api")
 
 _ATTEMPTS = 4  # for what may pass by itself; with the waits between them some four seconds
+_LONGEST_PAUSE = 5.0  # seconds between attempts
 _REDIRECTS = 3
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _PASSING_STATUSES = frozenset({408, 500, 502, 503, 504})
 # A 500 and a 408 are about the request; these say that there is nothing behind the gateway.
-_OUTAGE_STATUSES = frozenset({502, 503, 504})
+OUTAGE_STATUSES = frozenset({502, 503, 504})
 _LONGEST_URL = 16 * 1024  # characters; servers refuse longer ones, and no page token needs them
+# Seconds without a first byte after which a connection that has been idle is given up, and a service counts
+# as silent; more if it has lately been slower than that, within limits.
+_SILENCE = 2.0
+_LONGEST_SILENCE = 10.0
 
 T = TypeVar("T")
-
-
-class _RetryError(Exception):
-    """An attempt failed in a way that may pass. `__cause__` is the library's exception, if any."""
-
-    def __init__(self, error: AttachfsError, *, wait: float = 0.0, dropped: bool = False) -> None:
-        super().__init__(error.reason)
-        self.error = error
-        self.wait = wait  # seconds the service asked for
-        self.dropped = dropped  # a connection that may have been closed while it was idle
-
-
-class _RateLimitedError(Exception):
-    """429: the gate is shut now."""
-
-
-class _RequestState:
-    """What happened to one request so far."""
-
-    def __init__(self, ask: Request, what: str, patience: float) -> None:
-        self.ask = ask
-        self.what = what
-        self.scope = trio.CancelScope(deadline=trio.current_time() + patience)
-        self.sent = 0
-        self.last: AttachfsError | None = None
-        self.wait = 0.0
-        self.reconnected = False
-        self.renewed = False
-        self.header: str | None = None  # what the last request was authorized with
-        self.strayed = False  # it was redirected to another origin
 
 
 class Transport:
     """Sends requests.
 
     Args:
-        http: the connection pool; whoever made it closes it.
+        http: the connections; whoever made them closes them.
         base_url: the ledger's address, possibly with a path.
         auth: the credentials for everything that is not public.
         timeout: seconds without progress after which a request ends.
@@ -104,13 +77,16 @@ class Transport:
         clock: Callable[[], float] = trio.current_time,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        parts = urlsplit(base_url)
+        try:
+            parts = urlsplit(base_url)
+            self._base = base_url.rstrip("/")
+            self._origin = origin(httpx.URL(self._base))
+        except (httpx.InvalidURL, ValueError) as error:
+            raise UsageError("the ledger's address is none: it must be like https://host") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise UsageError("the ledger's address must be like https://host, without credentials")
-        self._http = http
-        self._base = base_url.rstrip("/")
+        self.http = http
         self._base_path = parts.path.rstrip("/")
-        self._origin = origin(httpx.URL(self._base))
         self._auth = auth
         self.timeout = timeout
         self._clock = clock
@@ -119,284 +95,300 @@ class Transport:
         self.gate = RateLimitGate(clock)
         self.circuit = CircuitBreaker(clock, wall)
         self.stats = Stats()
+        self.waiting: dict[RequestState, None] = {}  # sent and not answered, the longest waiting first
+        self.busy: trio.Event | None = None  # who waits until something is asked
+        self._usual = 0.0  # seconds to an answer's head, lately: the worst, slowly forgotten
+
+    @property
+    def unsolicited(self) -> int:
+        """Connections closed because of bytes that belonged to no answer."""
+        return self.http.router.pool.unsolicited if isinstance(self.http, connections.Http) else 0
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a first byte that are more than slow."""
+        return min(_LONGEST_SILENCE, max(_SILENCE, 2 * self._usual))
 
     def authenticate(self, auth: Auth) -> None:
         """Use other credentials from now on."""
         self._auth = auth
 
-    @property
-    def unsolicited(self) -> int:
-        """Connections closed because of bytes that belonged to no answer."""
-        return self._http.router.pool.unsolicited if isinstance(self._http, connections.Http) else 0
-
-    async def fetch(self, ask: Request, limit: int) -> bytes:
-        """Return a whole body of at most `limit` bytes, within the timeout.
-
-        Raises:
-            AttachfsError: as the module's table of errors says.
-        """
-
-        async def finish(answer: Response) -> bytes:
-            try:
-                return await answer.body.read(limit)
-            except BadAnswer as error:
-                # Broken off: nothing of it was used, so it is asked again. Too long: it would be again.
-                raise (_RetryError(error) if answer.body.broken else error) from error.__cause__
-            finally:
-                await answer.aclose()
-
-        return await self._persist(ask, finish, self.timeout)
-
-    async def open(self, ask: Request, patience: float | None = None) -> Response:
-        """Return an answer whose body has not begun; the caller closes it.
+    async def perform(self, request: Request, finish: Finish[T], patience: float | None = None) -> T:
+        """Ask until there is an answer, and return what `finish` makes of it.
 
         Args:
-            ask: the request.
-            patience: seconds for all attempts together, the timeout if None. Waiting for a slot is not
-                counted where `ask.bulk`: the transfers that hold the slots each have to make progress, so
-                that the queue moves.
+            request: what is asked for.
+            finish: reads the answer, or passes it on.
+            patience: seconds for all attempts together, None for the usual. Waiting for a slot is not counted
+                where `request.bulk`: the transfers that hold the slots each have to make progress, so that
+                the queue moves.
 
         Raises:
             AttachfsError: as the module's table of errors says.
         """
-
-        async def finish(answer: Response) -> Response:
-            return answer
-
-        return await self._persist(ask, finish, self.timeout if patience is None else patience)
-
-    # -- attempts ---------------------------------------------------------------------------------------
-
-    async def _persist(self, ask: Request, finish: Callable[[Response], Awaitable[T]], patience: float) -> T:
-        trail = _RequestState(ask, self._base_path + ask.path, patience)
-        counters = self.stats.of(ask.kind)
+        timeout = self.timeout if patience is None else patience
+        state = RequestState(
+            request, self._base_path + request.path, self.url_of(request), timeout, self._clock()
+        )
         try:
-            with trail.scope:
-                try:
-                    return await self._attempt(trail, finish)
-                except _RetryError as error:
-                    failed: _RetryError | None = error
-                try:
-                    # The first attempt has been made: most requests need no second, nor what it takes.
-                    async for attempt in stamina.retry_context(
-                        on=_RetryError,
-                        attempts=_ATTEMPTS,
-                        timeout=None,  # the scope's deadline is the timeout
-                        wait_initial=min(0.1, patience / 50),
-                        wait_jitter=min(1.0, patience / 20),
-                        wait_max=5.0,
-                    ):
-                        with attempt:
-                            if failed is not None:
-                                first, failed = failed, None
-                                raise first
-                            return await self._attempt(trail, finish)
-                except _RetryError as again:
-                    raise again.error from again.__cause__
-            # The deadline passed. What failed before says more than that.
-            raise trail.last or TimedOut(f"{trail.what}: no answer within {patience:g} s")
+            while True:
+                slot = await self._admitted(state)
+                with trio.CancelScope(deadline=state.deadline) as state.scope:
+                    outcome = await self._attempt(state, slot, finish)
+                if state.scope.cancelled_caught:
+                    outcome = self._cut_short(state)
+                if isinstance(outcome, Done):
+                    return outcome.value
+                await self._pause(state, outcome)
         except AttachfsError:
-            counters.errors += 1
+            self.stats.of(request.kind).errors += 1
             raise
 
-    async def _attempt(self, trail: _RequestState, finish: Callable[[Response], Awaitable[T]]) -> T:
-        """Make one attempt; one that a shut gate or an idle connection's end prevented does not count."""
-        while True:
-            try:
-                if trail.wait:
-                    wait, trail.wait = trail.wait, 0.0
-                    await trio.sleep(wait)
-                return await self._try(trail, finish)
-            except _RateLimitedError:
-                continue
-            except _RetryError as again:
-                trail.last = again.error
-                trail.wait = again.wait
-                if self._clock() + again.wait >= trail.scope.deadline:
-                    raise again.error from again.__cause__
-                if again.dropped and not trail.reconnected:
-                    trail.reconnected = True
-                    continue
-                raise
+    # -- before an attempt, and after one that has to be repeated ---------------------------------------
 
-    async def _try(self, trail: _RequestState, finish: Callable[[Response], Awaitable[T]]) -> T:
-        slot = await self._slot(trail)
-        counters = self.stats.of(trail.ask.kind)
-        counters.in_flight += 1
-        try:
-            permit = self.circuit.admit(trail.what)
-            try:
-                return await finish(await self._exchange(trail, slot, permit))
-            except trio.Cancelled:
-                if self._clock() >= trail.scope.deadline:
-                    permit.failed("no answer in time", timeout=True)
-                raise
-            finally:
-                permit.release()
-        except BaseException:
-            if slot.release():
-                counters.in_flight -= 1
-            raise
-
-    async def _slot(self, trail: _RequestState) -> Slot:
+    async def _admitted(self, state: RequestState) -> Slot:
         """Wait at the gate and for a slot."""
-        self.circuit.check(trail.what)
+        self.circuit.check(state.what)
+        bulk = state.request.bulk
         while True:
-            await self.gate.passed(trail.what, trail.scope.deadline)
-            deadline, began = trail.scope.deadline, self._clock()
-            if trail.ask.bulk:
-                trail.scope.deadline = float("inf")
-            try:
-                slot = await self.limiter.acquire(bulk=trail.ask.bulk)
-            finally:
-                if trail.ask.bulk:
-                    trail.scope.deadline = deadline + self._clock() - began
+            if self.gate.remaining:
+                await self.gate.passed(state.what, state.deadline)
+            slot = self.limiter.try_acquire(bulk=bulk)
+            if slot is None:
+                began = self._clock()
+                with trio.CancelScope(deadline=math.inf if bulk else state.deadline):
+                    slot = await self.limiter.acquire(bulk=bulk)
+                if bulk:
+                    state.deadline += self._clock() - began
+            if slot is None:
+                raise state.last or TimedOut(f"{state.what}: no answer within {state.timeout:g} s")
             if not self.gate.remaining:
                 return slot
             slot.release()
 
-    # -- one exchange -----------------------------------------------------------------------------------
+    async def _pause(self, state: RequestState, again: Again) -> None:
+        """Wait as long as is right before the next attempt, or raise the error if there is to be none."""
+        state.fresh = again.fresh
+        if again.error is None:
+            return
+        state.last = again.error
+        pause = again.wait
+        if again.counts:
+            state.attempts += 1
+            grown = min(0.1, state.timeout / 50) * 2 ** (state.attempts - 1)
+            pause += min(_LONGEST_PAUSE, grown) + random.uniform(0, min(1.0, state.timeout / 20))  # noqa: S311
+        if state.attempts >= _ATTEMPTS or self._clock() + pause >= state.deadline:
+            raise again.error from again.cause
+        if pause:
+            await trio.sleep(pause)
 
-    async def _exchange(self, trail: _RequestState, slot: Slot, permit: CallPermit) -> Response:
-        while True:
-            response = await self._send(trail, permit)
-            body = RawBody(response, trail.what)
-            accepted = False
+    def _cut_short(self, state: RequestState) -> Again:
+        """Return what an attempt comes to whose time has run out, or that for the next sign of life."""
+        seconds = self._clock() - state.sent_at
+        if self._clock() < state.deadline:
+            if state.answered:
+                error = BadAnswer(f"{state.what}: the answer stood still for {STALL:g} s")
+                return Again(error, fresh=True)
+            # The connection was idle. It may have died meanwhile without either end having noticed.
+            self.circuit.note_failure(state.what, "an idle connection brings no answer", state.sent_at)
+            return Again(TimedOut(f"{state.what}: no answer"), counts=False, fresh=True)
+        if not state.answered:
+            self.circuit.note_failure(state.what, f"no answer within {seconds:.0f} s", state.sent_at)
+        # What failed before says more than that time is up.
+        raise state.last or TimedOut(f"{state.what}: no answer within {state.timeout:g} s")
+
+    # -- one attempt ------------------------------------------------------------------------------------
+
+    async def _attempt(self, state: RequestState, slot: Slot, finish: Finish[T]) -> Done[T] | Again:
+        counters = self.stats.of(state.request.kind)
+        counters.in_flight += 1
+        outcome: Done[T] | Again | None = None
+        try:
+            self.circuit.check(state.what)
+            await self.authorize(state)
+            url = state.url
+            for _ in range(_REDIRECTS + 1):
+                try:
+                    self.waiting[state] = None
+                    if self.busy is not None:
+                        self.busy.set()
+                    outgoing = self.outgoing(state, url)
+                    response = await connections.transport_of(self.http, outgoing)(outgoing)
+                except http_body.LIBRARY_ERRORS as failure:
+                    return self._without_answer(state, failure)
+                except (
+                    ValueError,
+                    RuntimeError,
+                ) as failure:  # a library's, about an address or a proxy of no use
+                    raise BadAnswer(f"{state.what}: cannot be asked ({type(failure).__name__})") from None
+                finally:
+                    self.waiting.pop(state, None)
+                self._note_head(state, response.status_code)
+                if response.status_code not in _REDIRECT_STATUSES:
+                    outcome = await self._judge(state, response, slot, finish)
+                    return outcome
+                url = await self._redirected(state, response, url)
+            raise BadAnswer(f"{state.what}: more than {_REDIRECTS} redirects")
+        finally:
+            # With what was asked for the slot is the answer's, which may not be read to its end yet.
+            if not isinstance(outcome, Done) and slot.release():
+                counters.in_flight -= 1
+
+    async def authorize(self, state: RequestState) -> None:
+        """Get the credentials for an attempt. Raises AttachfsError: there are none."""
+        state.header, state.strayed, state.answered, state.sent_at = None, False, False, self._clock()
+        if state.request.credentials:
             try:
-                status = response.status_code
-                if status in trail.ask.accept:
-                    if body.encoded:
-                        raise BadAnswer(
-                            f"{trail.what}: the answer is encoded ({http_body.quote(body.encoded)}), unasked"
-                        )
-                    self._served(permit)
-                    trail.last = None
-                    accepted = True
-                    return Response(response, body, slot, self.stats.of(trail.ask.kind))
-                if status not in _OUTAGE_STATUSES:
-                    permit.succeeded()  # a refusal too shows that the service is there
-                said = await http_body.excerpt(body, trail.header)
-                if status == 401 and trail.header is not None and not trail.renewed:
-                    trail.renewed = True
-                    if await self._auth.renew(trail.header):
-                        continue
-                self._refuse(trail, permit, response, said)
-            finally:
-                if not accepted:
-                    await body.aclose()
-
-    def _served(self, permit: CallPermit) -> None:
-        permit.succeeded()
-        self.gate.succeeded(permit.began)
-        self.limiter.succeeded()
-
-    def _refuse(
-        self, trail: _RequestState, permit: CallPermit, response: httpx.Response, said: str
-    ) -> NoReturn:
-        status, what = response.status_code, trail.what
-        if status == 401:
-            if trail.strayed:
-                reason = "redirected to another host, which wants credentials that are not for it"
-            elif trail.header is None:
-                reason = "the service wants credentials, and none are sent"
-            else:
-                reason = "the credentials are refused; renew them"
-            raise AccessDenied(f"{what}: {reason} (401){said}")
-        if status == 403:
-            raise AccessDenied(f"{what}: the access policy does not allow it (403){said}")
-        if status == 404 and not trail.strayed:  # elsewhere, it does not mean that the ledger has nothing
-            raise NotFound(f"{what}: the ledger does not have it (404){said}")
-        if status == 429:
-            asked = asked_wait(response.headers, self._wall())
-            if self.gate.shut(asked, permit.began):
-                self.limiter.halve()
-                log.warning(
-                    "%s: the service limits the rate; nothing is asked for %.1f s, then by %d at a time",
-                    what,
-                    self.gate.remaining,
-                    self.limiter.limit,
-                )
-            raise _RateLimitedError
-        error = BadAnswer(f"{what}: the service answered {status}{said}")
-        if status not in _PASSING_STATUSES:
-            raise error
-        if status in _OUTAGE_STATUSES:
-            permit.failed(f"status {status}")
-        raise _RetryError(error, wait=asked_wait(response.headers, self._wall()) or 0.0)
-
-    async def _send(self, trail: _RequestState, permit: CallPermit) -> httpx.Response:
-        """Send, follow redirects, and return the response."""
-        url = httpx.URL(self._url(trail))
-        trail.header, trail.strayed = None, False
-        if trail.ask.credentials:
-            try:
-                trail.header = await self._auth.header()
+                state.header = await self._auth.header()
             except (Unreachable, TimedOut) as error:
-                permit.failed(error.reason, connecting=True)
+                self.circuit.note_failure("the token endpoint", error.reason, state.sent_at)
+                self.circuit.note_failure(state.what, error.reason, state.sent_at)
                 raise
-        for _ in range(_REDIRECTS + 1):
-            response = await self._send_one(trail, permit, url)
-            if response.status_code not in _REDIRECT_STATUSES:
-                return response
-            try:
-                location = response.headers.get("location", "")
-                target = redirect_target(url, location, trail.what)
-            finally:
-                await RawBody(response, trail.what).aclose()
-            if origin(target) != self._origin:
-                trail.strayed = True
-                trail.header = None  # nor does it come back should a further redirect return here
-            url = target
-        raise BadAnswer(f"{trail.what}: more than {_REDIRECTS} redirects")
 
-    async def _send_one(self, trail: _RequestState, permit: CallPermit, url: httpx.URL) -> httpx.Response:
+    def outgoing(self, state: RequestState, url: httpx.URL) -> httpx.Request:
+        """Return the request that is sent, and count it."""
         headers = {
-            "Accept": "*/*" if trail.ask.bulk else "application/json",
+            "Accept": "*/*" if state.request.bulk else "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": connections.USER_AGENT,
             "DataTrails-User-Agent": connections.USER_AGENT,
-            **dict(trail.ask.headers),
+            **dict(state.request.headers),
         }
-        if trail.header is not None:
-            headers["Authorization"] = trail.header
-        counters = self.stats.of(trail.ask.kind)
+        if state.header is not None:
+            headers["Authorization"] = state.header
+        counters = self.stats.of(state.request.kind)
         counters.requests += 1
-        counters.retries += trail.sent > 0
-        trail.sent += 1
-        began = self._clock()
+        counters.retries += state.sent > 0
+        state.sent += 1
+        state.sent_at = self._clock()
+        state.reused = state.answered = state.silent = False
+
+        def sending(reused: bool) -> None:  # noqa: FBT001
+            state.reused, state.sent_at = reused, self._clock()
+            if reused:
+                state.within(self.silence)
+
+        extensions = {"timeout": connections.timeouts(self.timeout).as_dict(), "sending": sending}
+        if state.fresh:
+            extensions["fresh"] = True
+        return httpx.Request("GET", url, headers=headers, extensions=extensions)
+
+    def _note_head(self, state: RequestState, status: int) -> None:
+        now = self._clock()
+        took = now - state.sent_at
+        state.answered = True
+        state.scope.deadline = state.deadline if state.request.bulk else min(state.deadline, now + STALL)
+        self._usual = max(took, 0.9 * self._usual)
+        self.stats.of(state.request.kind).answered(status, took)
+        log.debug("%s: %d after %.3f s", state.what, status, took)
+
+    def _without_answer(self, state: RequestState, failure: Exception) -> Again:
+        """Return what an exchange that brought no response comes to."""
+        error = http_body.translate(failure, state.what)
+        cause = http_body.without_header(failure)
+        if connections.lacks_descriptors(failure):  # not the service's fault
+            raise Unexpected(
+                f"{state.what}: no file descriptor is left for a connection; raise the limit (ulimit -n)"
+            ) from cause
+        self.circuit.note_failure(state.what, error.reason.removeprefix(f"{state.what}: "), state.sent_at)
+        broken = isinstance(failure, httpx.NetworkError | httpx.RemoteProtocolError)
+        if broken and (state.reused or isinstance(failure, UnsolicitedError)) and not state.reconnected:
+            state.reconnected = True  # it may have ended while it was idle
+            return Again(error, cause, counts=False, fresh=True)
+        passing = broken or isinstance(failure, httpx.ConnectTimeout)
+        if http_body.is_certificate_trouble(failure) or not (passing or isinstance(error, Unreachable)):
+            raise error from cause
+        return Again(error, cause)
+
+    async def _redirected(self, state: RequestState, response: httpx.Response, url: httpx.URL) -> httpx.URL:
+        """Return where an answer leads, and take the credentials off a request that leaves the origin."""
         try:
-            timeouts = connections.timeouts(self.timeout)
-            outgoing = httpx.Request("GET", url, headers=headers, extensions={"timeout": timeouts.as_dict()})
-            response = await connections.exchange(self._http, outgoing)
-        except http_body.LIBRARY_ERRORS as failure:
-            raise self._failed(trail, permit, failure) from _harmless(failure)
-        took = self._clock() - began
-        counters.answered(response.status_code, took)
-        log.debug("%s: %d after %.3f s", trail.what, response.status_code, took)
-        return response
+            target = redirect_target(url, response.headers.get("location", ""), state.what)
+        finally:
+            await RawBody(response, state.what).aclose()
+        if origin(target) != self._origin:
+            state.strayed = True
+            state.header = None  # nor does it come back should a further redirect return here
+        return target
 
-    def _failed(self, trail: _RequestState, permit: CallPermit, failure: Exception) -> Exception:
-        """Return what an exchange that brought no response is to end with."""
-        error = http_body.translate(failure, trail.what)
-        connecting = isinstance(error, Unreachable)
-        reason = error.reason.removeprefix(f"{trail.what}: ")
-        permit.failed(reason, connecting=connecting, timeout=isinstance(error, TimedOut))
-        if isinstance(error, TimedOut) or http_body.is_certificate_trouble(failure):
-            return error
-        if isinstance(failure, httpx.NetworkError | httpx.RemoteProtocolError | httpx.TimeoutException):
-            return _RetryError(error, dropped=not connecting)
-        return _RetryError(error) if connecting else error
+    # -- the answer -------------------------------------------------------------------------------------
 
-    def _url(self, trail: _RequestState) -> str:
-        url = self._base + trail.ask.path + (f"?{trail.ask.query}" if trail.ask.query else "")
+    async def _judge(
+        self, state: RequestState, response: httpx.Response, slot: Slot, finish: Finish[T]
+    ) -> Done[T] | Again:
+        status = response.status_code
+        body = RawBody(response, state.what)
+        accepted = False
+        try:
+            kind = response.headers.get("content-type", "")
+            if status not in state.request.accept:
+                return await self._refused(
+                    state, response, await read_refusal(status, body, kind, state.header)
+                )
+            if body.encoded:
+                coding = http_body.quote(body.encoded)
+                raise BadAnswer(f"{state.what}: the answer is encoded ({coding}), unasked")
+            if not state.request.bulk and is_stranger_page(kind):
+                raise Unreachable(f"{state.what}: a page for people came in place of the ledger's answer")
+            self.circuit.note_answer()
+            self.gate.succeeded(state.sent_at)
+            self.limiter.succeeded()
+            state.last = None
+            accepted = True
+            answer = Response(response, body, slot, self.stats.of(state.request.kind))
+            return await self._finished(state, answer, finish)
+        finally:
+            if not accepted:
+                await body.aclose()
+
+    async def _finished(self, state: RequestState, answer: Response, finish: Finish[T]) -> Done[T] | Again:
+        try:
+            value = await finish(answer, state)
+        except BadAnswer as error:
+            await answer.aclose()
+            if not answer.body.broken:
+                raise
+            # Broken off: nothing of it was used, so it is asked again. Too long: it would be again.
+            return Again(error, error.__cause__)
+        except BaseException:
+            await answer.aclose()
+            raise
+        return Done(value)
+
+    async def _refused(self, state: RequestState, response: httpx.Response, refusal: Refusal) -> Again:
+        status = refusal.status
+        if state.request.of_store:
+            refusal = refusal._replace(is_own=True)
+        if status not in OUTAGE_STATUSES and refusal.is_own:
+            self.circuit.note_answer()  # a refusal too shows that the service is there
+        if status == 401 and state.header is not None and not state.renewed:
+            state.renewed = True
+            if await self._auth.renew(state.header):
+                return Again(counts=False)
+        if status == 429:
+            asked = asked_wait(response.headers, self._wall())
+            if self.gate.shut(asked, state.sent_at):
+                self.limiter.halve()
+                log.warning(
+                    "%s: the service limits the rate; nothing is asked for %.1f s, then by %d at a time",
+                    state.what,
+                    self.gate.remaining,
+                    self.limiter.limit,
+                )
+            return Again(counts=False)
+        error = error_of(refusal, state.what, authorized=state.header is not None, strayed=state.strayed)
+        if status not in _PASSING_STATUSES:
+            raise error
+        if status in OUTAGE_STATUSES:
+            self.circuit.note_failure(state.what, f"status {status}", state.sent_at)
+        return Again(error, wait=asked_wait(response.headers, self._wall()) or 0.0)
+
+    def url_of(self, request: Request) -> httpx.URL:
+        """Return a request's whole address. Raises BadAnswer: it is beyond reason."""
+        url = self._base + request.path + (f"?{request.query}" if request.query else "")
         if len(url) > _LONGEST_URL:
-            raise BadAnswer(f"{trail.what}: the next page's token is absurdly long")
-        return url
-
-
-def _harmless(failure: Exception) -> Exception | None:
-    """Return the exception if its text cannot hold a header: a traceback may be logged."""
-    return None if isinstance(failure, httpx.LocalProtocolError) else failure
+            raise BadAnswer(f"{self._base_path}{request.path}: the next page's token is absurdly long")
+        return httpx.URL(url)
 
 
 def figures(transport: Transport) -> dict[str, Any]:

@@ -54,7 +54,10 @@ class PlainWire:
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`."""
-        sent = _send_now(self._sock, data)
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
         if sent < len(data):
             await _send_rest(self._sock, memoryview(data)[sent:])
 
@@ -202,10 +205,7 @@ class TlsWire:
 
     async def _flush(self) -> None:
         if self._outgoing.pending:
-            data = self._outgoing.read()
-            sent = _send_now(self._sock, data)
-            if sent < len(data):
-                await _send_rest(self._sock, memoryview(data)[sent:])
+            await _send_rest(self._sock, memoryview(self._outgoing.read()))
 
 
 async def connect(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
@@ -228,15 +228,9 @@ async def connect(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
     return wire
 
 
-def _send_now(sock: socket.socket, data: bytes) -> int:
-    try:
-        return sock.send(data)
-    except BlockingIOError:
-        return 0
-
-
 async def _send_rest(sock: socket.socket, rest: memoryview) -> None:
     while rest:
-        await trio.lowlevel.wait_writable(sock)
-        with contextlib.suppress(BlockingIOError):
+        try:
             rest = rest[sock.send(rest) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)

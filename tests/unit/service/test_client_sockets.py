@@ -1,6 +1,7 @@
 """The client over real sockets, against servers that misbehave. Time is made up; the network is not."""
 # ruff: noqa: ARG001 - a test runs on the clock it takes
 
+import errno
 import gc
 import logging
 import random
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,10 +19,11 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable
+from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unexpected, Unreachable
 from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
-from attachfs.service.connections import Http1Pool
+from attachfs.service.connections import ClockJumps, Http1Pool
+from attachfs.service.wire import Wire, connect
 from tests.unit.scripted import FILE, TOKEN, FakeAuth, raw_server, real_client
 
 DATA = bytes(range(256)) * 4000  # about a megabyte
@@ -191,6 +194,143 @@ async def test_a_connection_is_used_again_after_answers_of_every_kind(clock: Moc
             with pytest.raises(AttachfsError, match="404"):
                 await client.info(FILE)
     assert len(connections) == 1
+
+
+# -- silence -------------------------------------------------------------------------------------------
+
+
+async def test_an_idle_connection_that_swallows_a_request_costs_two_seconds(clock: MockClock) -> None:
+    """As a NAT does that has forgotten it, or a network that was left. The others are dropped too."""
+    seen: list[trio.SocketStream] = []
+    together = trio.Event()
+    dead: set[trio.SocketStream] = set()
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        if stream in dead:
+            await trio.sleep_forever()
+        seen.append(stream)
+        if len(seen) == 3:
+            together.set()
+        await together.wait()
+        await stream.send_all(GOOD)
+
+    async with raw_server(answer) as url, open_http(quiet=0) as http:
+        client = Client(http, url, NoAuth(), timeout=60)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(client.info, FILE)
+        dead.update(seen)
+        clock.rate = 20
+        began = clock.current_time()
+        for _ in range(5):
+            assert await client.info(FILE) == b"{}"
+        assert 2 <= clock.current_time() - began < 20
+        assert len(set(seen) - dead) == 1
+
+
+async def test_after_a_suspend_no_idle_connection_is_used(clock: MockClock) -> None:
+    seen: list[trio.SocketStream] = []
+    monotonic, boottime, wall = [0.0], [0.0], [0.0]
+    hands = (lambda: monotonic[0], lambda: boottime[0], lambda: wall[0])
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        seen.append(stream)
+        await stream.send_all(GOOD)
+
+    async with (
+        raw_server(answer) as url,
+        Http1Pool(ssl.create_default_context(), quiet=0, clock=hands[0], jumps=ClockJumps(*hands)) as pool,
+    ):
+
+        async def get() -> None:
+            response = await pool.handle_async_request(httpx.Request("GET", url))
+            await response.aread()
+
+        for steps, connections in (
+            ((5.0, 5.0, 5.0), 1),  # time passed
+            ((1.0, 9.0, 9.0), 2),  # the machine slept
+            ((1.0, 1.0, 1.5), 2),  # the clock was set a little
+            ((1.0, 1.0, 99.0), 3),  # a virtual machine was stopped, and its clock set
+            ((1.0, 1.0, -99.0), 4),
+        ):
+            for hand, step in zip((monotonic, boottime, wall), steps, strict=True):
+                hand[0] += step
+            if connections == 1:
+                await get()
+            await get()
+            assert len(set(seen)) == connections
+
+
+async def test_a_record_that_stands_still_is_asked_for_again_after_ten_seconds(clock: MockClock) -> None:
+    asked = 0
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await stream.send_all(GOOD[:-1])
+            await trio.sleep_forever()
+        await stream.send_all(GOOD)
+
+    clock.rate = 50
+    async with raw_server(answer) as url, real_client(url, timeout=600) as client:
+        assert await client.info(FILE) == b"{}"
+        assert 10 <= clock.current_time() < 100
+
+
+async def test_a_blob_that_stands_still_is_taken_up_again_on_a_new_connection(clock: MockClock) -> None:
+    starts: list[int] = []
+    streams = set()
+
+    async def answer(stream: trio.SocketStream, head: bytes) -> None:
+        streams.add(stream)
+        start = start_of(head)
+        starts.append(start)
+        status = (
+            b"206 Part\r\nContent-Range: bytes %d-%d/%d" % (start, SIZE - 1, SIZE) if start else b"200 OK"
+        )
+        await stream.send_all(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, SIZE - start))
+        if len(starts) < 3:
+            await stream.send_all(DATA[start : start + 300_000])
+            await trio.sleep_forever()
+        await stream.send_all(DATA[start:])
+
+    clock.rate = 50
+    async with raw_server(answer) as url, real_client(url, timeout=600) as client:
+        assert await fetch(client) == DATA
+        assert clock.current_time() < 200
+    assert starts == [0, 300_000, 600_000]
+    assert len(streams) == 3
+
+
+async def test_without_descriptors_idle_connections_are_given_up_first(clock: MockClock) -> None:
+    refusals = 1
+    made = 0
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        await stream.send_all(GOOD)
+
+    async def scarce(*args: Any) -> Wire:
+        nonlocal refusals, made
+        made += 1
+        if made > 1 and refusals:
+            refusals -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await connect(*args)
+
+    async with raw_server(answer) as url, open_http(quiet=600) as http:
+        http.router.pool._connect = scarce
+        client = Client(http, url, NoAuth())
+        await client.info(FILE)
+        assert len(http.router.pool._idle) == 1
+        await client.info(FILE)
+        assert len(http.router.pool._idle) == 1
+        http.router.pool.drop_idle()
+        refusals = 5
+        problem = await problem_of(client)
+        assert type(problem) is Unexpected
+        assert "raise the limit (ulimit -n)" in problem.reason
+        assert client.unanswered_since is None, "the service has nothing to do with it"
 
 
 # -- blobs ---------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@
 import itertools
 import json
 import logging
-import random
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -26,7 +26,7 @@ from attachfs.errors import (
 )
 from attachfs.model import AssetRef, AttachmentRef
 from attachfs.service import connections
-from attachfs.service.auth import NoAuth
+from attachfs.service.auth import Auth, NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.messages import redirect_target
 from tests.unit.scripted import ASSET, FILE, ONE, TOKEN, TWO, FakeAuth, Pieces, Service, client_of, file_ref
@@ -94,10 +94,9 @@ async def test_only_what_was_asked_for_is_accepted_in_listings_too(clock: MockCl
         (httpx.UnsupportedProtocol("no"), Unreachable, 4),
         (httpx.ReadTimeout("slow"), TimedOut, 1),
         (httpx.PoolTimeout("full"), TimedOut, 1),
-        # One more: the connection may just have been idle for too long.
-        (httpx.ReadError("reset"), BadAnswer, 5),
-        (httpx.WriteError("reset"), BadAnswer, 5),
-        (httpx.RemoteProtocolError("Server disconnected without sending a response."), BadAnswer, 5),
+        (httpx.ReadError("reset"), BadAnswer, 4),
+        (httpx.WriteError("reset"), BadAnswer, 4),
+        (httpx.RemoteProtocolError("Server disconnected without sending a response."), BadAnswer, 4),
         (httpx.LocalProtocolError(f"Illegal header value b'Bearer {TOKEN}'"), BadAnswer, 1),
         (httpx.InvalidURL("odd"), BadAnswer, 1),
     ],
@@ -155,7 +154,7 @@ async def test_a_stalled_answer_ends_after_the_timeout(clock: MockClock) -> None
     for stall in (
         lambda _request: trio.sleep_forever(),
         httpx.Response(200, stream=Pieces(b"{", float("inf"))),
-        httpx.Response(404, stream=Pieces(b"{", float("inf"))),
+        httpx.Response(404, headers={"Content-Type": "application/json"}, stream=Pieces(b"{", float("inf"))),
     ):
         began = clock.current_time()
         async with client_of(Service(stall), timeout=7) as client:
@@ -500,7 +499,7 @@ async def test_hundreds_of_slow_downloads_do_not_keep_metadata_waiting(clock: Mo
     async def slow(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/info"):
             return httpx.Response(200, content=b"{}")
-        return httpx.Response(200, stream=Pieces(b"x" * 20_000, 30.0, b"x"))
+        return httpx.Response(200, stream=Pieces(b"x" * 20_000, 9.0, b"x"))
 
     service = Service(slow)
     done: list[int] = []
@@ -524,14 +523,40 @@ async def test_hundreds_of_slow_downloads_do_not_keep_metadata_waiting(clock: Mo
         clock.autojump_threshold = 0
     # Waiting for a slot is not stalling: all of them come in the end, after far more than the timeout.
     assert len(done) == 200
-    assert clock.current_time() > 200
+    assert clock.current_time() > 60
+
+
+@asynccontextmanager
+async def watched(service: Service, auth: Auth | None = None, **options: Any) -> AsyncIterator[Client]:
+    async with client_of(service, auth, **options) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.watch)
+        await wait_all_tasks_blocked()
+        yield client
+        nursery.cancel_scope.cancel()
+
+
+def since(client: Client) -> float | None:
+    return client.unanswered_since
+
+
+def is_down(client: Client) -> bool:
+    return client.is_down
+
+
+def probes(service: Service) -> list[float]:
+    """Return when the background asked whether the service is there."""
+    pairs = zip(service.requests, service.times, strict=True)
+    return [at for request, at in pairs if request.url.params.get("page_size") == "1"]
 
 
 async def test_an_outage_makes_requests_fail_at_once_and_ends_by_itself(clock: MockClock) -> None:
     service = Service(httpx.ConnectError("refused"))
-    async with client_of(service) as client:
+    async with watched(service) as client:
+        assert since(client) is None
         assert type(await outcome(client)) is Unreachable
-        assert type(await outcome(client)) is Unreachable
+        assert since(client) is not None
+        await trio.sleep(4)
+        assert is_down(client)
         asked, began = len(service.requests), clock.current_time()
         for number in range(100):
             result = await outcome(client, file_ref(number))
@@ -539,37 +564,133 @@ async def test_an_outage_makes_requests_fail_at_once_and_ends_by_itself(clock: M
             assert "out of reach since" in result.reason
         assert (len(service.requests), clock.current_time()) == (asked, began)
         assert client.figures()["unreachable_since"] is not None
-        for _ in range(300):
-            clock.jump(1)
-            await outcome(client)
-        assert len(service.requests) - asked < 300 / 15 + 5, "one probe in fifteen seconds"
+        await trio.sleep(300)
+        assert len(probes(service)) < 300 / 6 + 10, "one in six seconds"
         service.script[:] = [OK]
-        clock.jump(15)
-        assert isinstance(await outcome(client), bytes)
+        began = clock.current_time()
+        while client.is_down:
+            await trio.sleep(0.5)
+        assert clock.current_time() - began <= 7
         assert isinstance(await outcome(client), bytes)
         assert client.figures()["unreachable_since"] is None
 
 
-async def test_a_probe_that_stalls_lets_nobody_else_wait(
-    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+async def test_silence_counts_as_an_outage_and_lets_one_request_wait_and_the_others_fail_at_once(
+    clock: MockClock,
 ) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, _high: low)  # or a retry might become the probe
-    service = Service(*[httpx.ConnectError("refused")] * 5, lambda _request: trio.sleep_forever())
-    async with client_of(service) as client:
-        await outcome(client)
-        await outcome(client)
-        clock.jump(1)
-        clock.autojump_threshold = float("inf")  # or it would jump to the probe's deadline
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(outcome, client)
-            await wait_all_tasks_blocked()
-            assert len(service.requests) == 6
+    service = Service(lambda _request: trio.sleep_forever())
+    async with watched(service, timeout=60) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(outcome, client)
+        await trio.sleep(2.6)
+        assert since(client) == 0
+        assert not is_down(client)
+        await trio.sleep(2.5)
+        assert is_down(client)
+        began = clock.current_time()
+        assert type(await outcome(client, file_ref(1))) is Unreachable
+        assert clock.current_time() == began
+        service.script[:] = [OK]
+        await trio.sleep(12)
+        assert isinstance(await outcome(client, file_ref(1)), bytes)
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_user_s_request_is_the_probe_that_waits(clock: MockClock) -> None:
+    service = Service(lambda _request: trio.sleep_forever())
+    async with watched(service, timeout=60) as client:
+        assert type(await outcome(client)) is TimedOut
+        for _ in range(60):
             began = clock.current_time()
             assert type(await outcome(client)) is Unreachable
             assert clock.current_time() == began
-            nursery.cancel_scope.cancel()
-        service.script[:] = [OK]
-        assert isinstance(await outcome(client), bytes), "a cancelled probe leaves its place to the next"
+            await trio.sleep(1)
+
+
+async def test_a_slow_service_is_not_a_silent_one(clock: MockClock) -> None:
+    async def slow(_request: httpx.Request) -> httpx.Response:
+        await trio.sleep(3.5)
+        return OK
+
+    async with watched(Service(slow)) as client:
+        for number in range(20):
+            assert isinstance(await outcome(client, file_ref(number)), bytes)
+            assert not is_down(client)
+
+
+async def test_a_probe_that_meets_a_portal_s_page_does_not_say_that_all_is_well(clock: MockClock) -> None:
+    def portal(request: httpx.Request) -> httpx.Response:
+        if request.url.params.get("page_size") == "1":
+            return httpx.Response(200, headers={"Content-Type": "text/html"}, content=b"<html>log in</html>")
+        return httpx.Response(503)
+
+    async with watched(Service(portal)) as client:
+        await outcome(client)
+        await outcome(client, file_ref(1))
+        await outcome(client, file_ref(2))
+        assert since(client) is not None
+
+
+# -- whose answer it is --------------------------------------------------------------------------------
+
+PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
+STRANGERS = {
+    "a page": ({"Content-Type": "text/html; charset=utf-8"}, PAGE),
+    "a page without a type": ({}, PAGE),
+    "a router's text": ({"Content-Type": "text/plain"}, b"404 page not found\n"),
+    "a page that says it is json": ({"Content-Type": "text/html"}, b"[1]"),
+    "a page that never ends": ({"Content-Type": "text/html"}, PAGE * 1000),
+}
+OWN = {
+    "code and message": (
+        {"Content-Type": "application/json"},
+        b'{"code": 5, "message": "no", "details": []}',
+    ),
+    "error and description": ({"Content-Type": "application/json"}, b'{"error": "no", "description": "x"}'),
+    "nothing": ({}, b""),
+    "nothing, with a type": ({"Content-Type": "text/html", "Content-Length": "0"}, b""),
+    "json without a type": ({}, b'{"code": 5}'),
+    "json as text": ({"Content-Type": "text/plain"}, b'{"code": 5}'),
+    "a problem": ({"Content-Type": "application/problem+json"}, b'{"title": "no"}'),
+    "json that is broken": ({"Content-Type": "application/json"}, b'{"code": '),
+}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("name", STRANGERS)
+async def test_a_stranger_s_answer_says_neither_missing_nor_forbidden(
+    name: str, status: int, clock: MockClock
+) -> None:
+    headers, content = STRANGERS[name]
+    service = Service(httpx.Response(status, headers=headers, content=content), OK)
+    async with client_of(service) as client:
+        result = await outcome(client)
+        assert type(result) is Unreachable
+        assert f"not the ledger answers in its place ({status})" in result.reason
+        assert isinstance(await outcome(client), bytes), "it heals at once"
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, AccessDenied), (403, AccessDenied), (404, NotFound)])
+@pytest.mark.parametrize("name", OWN)
+async def test_the_service_s_own_refusals_are_obeyed(
+    name: str, status: int, error: type[AttachfsError], clock: MockClock
+) -> None:
+    headers, content = OWN[name]
+    service = Service(httpx.Response(status, headers=headers, stream=Pieces(content)))
+    async with client_of(service) as client:
+        assert type(await outcome(client)) is error
+
+
+async def test_a_login_page_in_place_of_a_record_is_no_record(clock: MockClock) -> None:
+    page = httpx.Response(200, headers={"Content-Type": "text/html"}, content=PAGE)
+    async with client_of(Service(page, OK)) as client:
+        assert type(await outcome(client)) is Unreachable
+        assert isinstance(await outcome(client), bytes)
+
+
+async def test_a_redirect_to_a_login_page_is_no_answer(clock: MockClock) -> None:
+    page = httpx.Response(200, headers={"Content-Type": "text/html"}, content=PAGE)
+    async with client_of(Service(to("http://portal.test/login"), page), url="http://ledger.test") as client:
+        assert type(await outcome(client)) is Unreachable
 
 
 async def test_one_broken_blob_does_not_shut_out_the_others(clock: MockClock) -> None:
@@ -591,10 +712,15 @@ async def test_a_token_endpoint_that_is_down_counts_as_an_outage(clock: MockCloc
             raise Unreachable("the token endpoint: cannot connect")
 
     auth = Down()
-    async with client_of(Service(OK), auth) as client:
+    async with watched(Service(OK), auth) as client:
+        for _ in range(10):
+            assert type(await outcome(client)) is Unreachable
+            await trio.sleep(0.5)
+        assert is_down(client)
+        asked = auth.renewals
         for _ in range(20):
             assert type(await outcome(client)) is Unreachable
-    assert auth.renewals == 5
+        assert auth.renewals == asked
 
 
 async def test_a_cancelled_request_gives_everything_back(clock: MockClock) -> None:
