@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import trio
 
-from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unexpected, Unreachable, UsageError
+from attachfs.errors import AttachfsError, BadAnswer, TimedOut, TooManyFiles, Unreachable, UsageError
 from attachfs.service import connections, http_body
 from attachfs.service.attempt import STALL, Again, Done, Finish, RequestState
 from attachfs.service.auth import Auth
@@ -287,7 +287,7 @@ class Transport:
         error = http_body.translate(failure, state.what)
         cause = http_body.without_header(failure)
         if connections.lacks_descriptors(failure):  # not the service's fault
-            raise Unexpected(
+            raise TooManyFiles(
                 f"{state.what}: no file descriptor is left for a connection; raise the limit (ulimit -n)"
             ) from cause
         self.circuit.note_failure(state.what, error.reason.removeprefix(f"{state.what}: "), state.sent_at)

@@ -19,7 +19,7 @@ import trio
 import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unexpected, Unreachable
+from attachfs.errors import AttachfsError, BadAnswer, TimedOut, TooManyFiles, Unreachable
 from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.connections import ClockJumps, Http1Pool
@@ -328,7 +328,7 @@ async def test_without_descriptors_idle_connections_are_given_up_first(clock: Mo
         http.router.pool.drop_idle()
         refusals = 5
         problem = await problem_of(client)
-        assert type(problem) is Unexpected
+        assert type(problem) is TooManyFiles
         assert "raise the limit (ulimit -n)" in problem.reason
         assert client.unanswered_since is None, "the service has nothing to do with it"
 
