@@ -524,6 +524,8 @@ async def test_figures_count_by_kind_and_hold_no_secret(clock: MockClock) -> Non
         "latency_sum": 4,
         "latency_max": 2,
         "in_flight": 0,
+        "statuses": {"200": 2},
+        "latencies": [0] * 8 + [2] + [0] * 4,
     }
     assert (event["requests"], event["errors"]) == (1, 1)
     assert TOKEN not in str(figures)
