@@ -14,12 +14,10 @@ import socket
 import ssl
 import stat
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import click
@@ -44,7 +42,7 @@ from attachfs.errors import (
     causes_of,
     first_of,
 )
-from attachfs.mount import credentials, mountinfo
+from attachfs.mount import credentials, mountinfo, probe
 from attachfs.mount.mountinfo import Mount
 from attachfs.service.auth import Auth, ClientCredentials, NoAuth, jwt_expiry
 from attachfs.service.client import Client, open_http
@@ -430,29 +428,15 @@ def running(found: list[Mount], patience: float = _MOUNT_ANSWERS) -> Iterator[Fi
 
 
 def _running(mount: Mount, patience: float) -> Finding:
-    answer: SimpleQueue[OSError | None] = SimpleQueue()
-
-    def ask() -> None:
-        try:
-            os.statvfs(mount.point)
-            answer.put(None)
-        except OSError as error:
-            answer.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()  # it cannot be interrupted if nobody answers
+    state, _ = probe.ask(mount.point, patience)
     where = f"{mount.source} on {mount.point}"
-    try:
-        error = answer.get(timeout=patience)
-    except Empty:
+    if state is probe.State.HUNG:
         abort = f"/sys/fs/fuse/connections/{mount.device_minor}/abort"
         remedy = f"end its process; if that fails, as root: echo 1 > {abort}"
         return Finding("mount", State.WRONG, f"{where} does not answer", remedy)
-    if error is None:
-        return Finding("mount", State.OK, f"{where} answers")
-    if error.errno == errno.EACCES:
-        return Finding("mount", State.OK, f"{where} is another user's")
-    detail = f"{where} is dead ({output.reason_of(error)})"
-    return Finding("mount", State.WRONG, detail, f"attachfs umount {mount.point}")
+    if state is probe.State.DEAD:
+        return Finding("mount", State.WRONG, f"{where} is dead", f"attachfs umount {mount.point}")
+    return Finding("mount", State.OK, f"{where} answers")
 
 
 @click.command("doctor")

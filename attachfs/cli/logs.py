@@ -19,10 +19,10 @@ def command(mountpoint: Path) -> None:
 
     It is found in the journal, in a file, or told where it is. A mount that has ended left it there too.
     """
-    from attachfs.mount import log_place, unmount
+    from attachfs.mount import log_place, probe
 
     point = absolute(mountpoint)
-    said = unmount.ask(point)[1]
+    said = probe.ask(point)[1]
     status = json.loads(said) if said else None
     found = log_place.command_for(status, user_directory("STATE"), point)
     if isinstance(found, list):

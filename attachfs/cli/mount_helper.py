@@ -20,7 +20,7 @@ from attachfs.config import settings as config_settings
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
 from attachfs.mount.mountinfo import mount_at
-from attachfs.mount.unmount import State, ask
+from attachfs.mount.probe import State, ask
 
 # Exit codes of mount(8).
 DONE = 0

@@ -19,9 +19,9 @@ from rich.text import Text
 
 from attachfs.cli import arguments, output
 from attachfs.errors import UsageError
-from attachfs.mount import unmount
-from attachfs.mount.mountinfo import Mount, mount_above
-from attachfs.mount.unmount import State
+from attachfs.mount import probe, unmount
+from attachfs.mount.mountinfo import Mount, mount_above, whole
+from attachfs.mount.probe import State
 from attachfs.text import printable
 from attachfs.units import format_size
 
@@ -70,11 +70,11 @@ def _chosen(point: Path | None) -> list[Mount]:
     there = mount_above(point)
     if there is None or not there.is_ours:
         raise UsageError(f"{point} is not on an attachfs mount")
-    return [there]
+    return [whole(there)]
 
 
 def _ask(mount: Mount) -> tuple[State, dict[str, Any]]:
-    state, said = unmount.ask(mount.point)
+    state, said = probe.ask(mount.point)
     try:
         figures = json.loads(said)
     except ValueError:

@@ -1,17 +1,17 @@
 """What is mounted where: reading /proc/self/mountinfo, and which places can be mounted on."""
 
-import errno
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from attachfs.errors import UsageError
-from attachfs.model import STATUS_XATTR
+from attachfs.mount import probe
+from attachfs.mount.probe import State
 
 SUBTYPE = "attachfs"
 _FSTYPE = f"fuse.{SUBTYPE}"
+_MAY_HANG = ("fuse", "nfs", "cifs", "smb", "9p")  # behind which is a process or another machine
 
 
 class Mount(NamedTuple):
@@ -27,6 +27,12 @@ class Mount(NamedTuple):
     device_major: int = 0
     mount_id: int = 0
     user_id: int | None = None
+    root: str = "/"  # of the filesystem; another one where only a part of it is mounted (mount --bind)
+
+    @property
+    def device(self) -> tuple[int, int]:
+        """The number that all mounts of one filesystem share, in every namespace."""
+        return self.device_major, self.device_minor
 
     @property
     def is_ours(self) -> bool:
@@ -54,6 +60,7 @@ def mounts() -> list[Mount]:
                 int(major),
                 int(fields[0]),
                 int(user[1]) if user else None,
+                _unescape(fields[3]),
             )
         )
     return found
@@ -63,6 +70,12 @@ def mount_at(point: Path) -> Mount | None:
     """Return the uppermost mount on exactly this directory."""
     point = real_path(point)
     return next((mount for mount in reversed(mounts()) if mount.point == point), None)
+
+
+def whole(mount: Mount) -> Mount:
+    """Return the mount of the whole filesystem of which `mount` shows a part; itself if there is none."""
+    same = [one for one in mounts() if one.root == "/" and one.device == mount.device]
+    return mount if mount.root == "/" or not same else same[-1]
 
 
 def mount_above(path: Path) -> Mount | None:
@@ -78,22 +91,9 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name if path.name else path
 
 
-def is_dead(point: Path) -> bool:
-    """Whether the daemon behind a mount is gone. `stat` may still answer from the kernel's memory."""
-    try:
-        os.statvfs(point)
-    except OSError as error:
-        return error.errno != errno.EACCES  # another user's, and alive
-    return False
-
-
 def status(point: Path) -> dict[str, Any] | None:
     """Return a running mount's figures; None where none is mounted there, or it does not tell us."""
-    try:
-        found = json.loads(os.getxattr(point, STATUS_XATTR))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return probe.figures(point)
 
 
 def check_mountpoint(point: Path, kept_outside: dict[str, Path | None]) -> None:
@@ -107,8 +107,15 @@ def check_mountpoint(point: Path, kept_outside: dict[str, Path | None]) -> None:
         UsageError: it cannot; the message says what to do.
     """
     there = mount_at(point)
-    if there is not None and there.fstype.startswith("fuse") and is_dead(point):
-        raise UsageError(f"{point} holds a dead mount; clear it with: attachfs umount {point}")
+    if there is not None and there.fstype.startswith(_MAY_HANG):
+        state, _ = probe.ask(point)
+        if state is State.DEAD:
+            raise UsageError(f"{point} holds a dead mount; clear it with: attachfs umount {point}")
+        if state is State.HUNG:
+            detach = "attachfs umount --lazy" if there.is_ours else "umount --lazy"
+            raise UsageError(
+                f"{point} is mounted ({there.source}) and does not answer; first: {detach} {point}"
+            )
     if there is not None and there.is_ours:
         raise UsageError(f"{point} is mounted already ({there.source}); first: attachfs umount {point}")
     if not point.exists():

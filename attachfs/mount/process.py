@@ -2,11 +2,8 @@
 
 import os
 import resource
-import stat
 from contextlib import suppress
 from pathlib import Path
-
-from attachfs.errors import UsageError
 
 _STANDARD = 3  # descriptors: 0, 1 and 2
 
@@ -38,25 +35,6 @@ def raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # the kernel's own bound is lower
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def check_state_dir(path: Path) -> None:
-    """Refuse a state directory that others can write to: what was first seen of each file is kept there.
-
-    Raises:
-        UsageError: others can write to it, or own it.
-    """
-    try:
-        found = path.stat()
-    except OSError:
-        return  # it is made, 0700, or whoever needs it says what is wrong
-    if found.st_uid not in (0, os.geteuid()):
-        raise UsageError(
-            f"the state directory {path} belongs to another user: give it to yourself (chown), or choose "
-            f"another with XDG_STATE_HOME"
-        )
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UsageError(f"the state directory {path} can be written by others; forbid it: chmod 700 {path}")
 
 
 def descriptors() -> dict[str, int]:

@@ -27,7 +27,6 @@ from attachfs.fuse.inodes import InodeTable
 from attachfs.fuse.operations import Filesystem
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
-from attachfs.mount import process
 from attachfs.mount.custody import CustodyRecorder
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
 from attachfs.mount.origin import of_archive, of_service, pins_of
@@ -79,7 +78,6 @@ async def serve(
         "the state directory": config.state_dir,
     }
     check_mountpoint(mountpoint, kept)
-    process.check_state_dir(config.state_dir)
     with suppress(FileNotFoundError):
         require_own(config.state_dir, config.state_dir.stat(), "the state directory", "700")
     with ExitStack() as disk:

@@ -5,39 +5,27 @@ process that can be left behind; everything else is read from /proc.
 """
 
 import contextlib
-import errno
 import logging
 import os
 import re
 import select
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
 from attachfs.errors import AttachfsError, UsageError
-from attachfs.model import STATUS_XATTR
 from attachfs.mount.mountinfo import Mount, mount_at, mounts
+from attachfs.mount.probe import State, ask
 from attachfs.text import excerpt
 
 log = logging.getLogger(__name__)
 
-_ANSWERS_WITHIN = 5.0  # seconds; figures come from memory
 _UNMOUNTS_WITHIN = 20.0
+_HELD_AFTER = 2.0  # seconds, after which it is found out what keeps a daemon
 _ENDS_WITHIN = 20.0  # seconds a daemon may take to close its files once it has been unmounted
 _NAMED = 5  # processes named in a message
-_BIGGEST = 65_536  # bytes of an extended attribute
-
-
-class State(Enum):
-    """How a mount answers."""
-
-    ALIVE = "alive"
-    DEAD = "dead"  # its daemon is gone
-    HUNG = "hung"  # there is a daemon, and it does not answer
 
 
 class User(NamedTuple):
@@ -49,37 +37,6 @@ class User(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} (pid {self.pid}, {self.what})"
-
-
-def ask(point: Path, within: float = _ANSWERS_WITHIN) -> tuple[State, bytes]:
-    """Ask a mount for its figures, for a bounded time; return its state and what it said.
-
-    What it said is empty where it does not tell us, as another user's does not.
-    """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        answer = b"!"
-        try:
-            os.statvfs(point)
-            answer = b"+" + os.getxattr(point, STATUS_XATTR)
-        except OSError as error:
-            # Whatever else it says, somebody said it.
-            answer = b"-" if error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV) else b"+"
-        finally:
-            with contextlib.suppress(OSError):
-                os.write(writing, answer)
-            os._exit(0)
-    os.close(writing)
-    try:
-        if not select.select([reading], [], [], within)[0]:
-            os.kill(pid, signal.SIGKILL)  # may take effect only once the daemon answers
-            return State.HUNG, b""
-        said = os.read(reading, _BIGGEST + 1)
-        os.waitpid(pid, 0)
-    finally:
-        os.close(reading)
-    return (State.ALIVE, said[1:]) if said.startswith(b"+") else (State.DEAD, b"")
 
 
 def users(mount: Mount) -> list[User]:
@@ -156,8 +113,12 @@ def unmount(point: Path, *, lazy: bool = False) -> None:
             found = who(users(there))
             hint = "" if lazy else f"; to detach it all the same: attachfs umount --lazy {point}"
             raise AttachfsError(f"cannot unmount {point}: {found or reason}{hint}")
-        if watch is not None and not select.select([watch], [], [], _ENDS_WITHIN)[0]:
-            raise AttachfsError(f"{point} is unmounted, but its process has not ended yet")
+        if watch is not None and not _ends(watch, _HELD_AFTER):
+            held = held_elsewhere(there)
+            if held:
+                raise AttachfsError(f"{point} is unmounted, but its process goes on: it is still {held}")
+            if not _ends(watch, _ENDS_WITHIN):
+                raise AttachfsError(f"{point} is unmounted, but its process has not ended yet")
     finally:
         if watch is not None:
             os.close(watch)
@@ -179,12 +140,51 @@ def clear_dead(point: Path, source: str) -> bool:
 
 
 def ours() -> list[Mount]:
-    """Return attachfs' mounts, each directory's uppermost."""
-    return list({mount.point: mount for mount in mounts() if mount.is_ours}.values())
+    """Return attachfs' mounts, each directory's uppermost; a part that is mounted elsewhere is none."""
+    return list({mount.point: mount for mount in mounts() if mount.is_ours and mount.root == "/"}.values())
+
+
+def _ends(watch: int, within: float) -> bool:
+    poll = select.poll()
+    poll.register(watch, select.POLLIN)
+    return bool(poll.poll(1000 * within))
+
+
+def held_elsewhere(mount: Mount) -> str:
+    """Return where else a filesystem is mounted, in words: by a bind mount, or in another mount namespace."""
+    here = [excerpt(one.point) for one in mounts() if one.device == mount.device]
+    if here:
+        return f"mounted on {', '.join(here)} (umount there too)"
+    own, seen = _namespace(Path("/proc/self")), dict[str, str]()
+    device = f" {mount.device_major}:{mount.device_minor} ".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            namespace = _namespace(entry)
+            if namespace != own and namespace not in seen and device in (entry / "mountinfo").read_bytes():
+                name = (entry / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                seen[namespace] = f"{excerpt(name)} (pid {entry.name})"
+    return f"mounted in the mount namespace of {', '.join(seen.values())}" if seen else ""
+
+
+def _namespace(process: Path) -> str:
+    return str((process / "ns" / "mnt").readlink())
 
 
 def _detach(mount: Mount, *, lazy: bool) -> str:
-    """Unmount; return why it could not be done, "" if it was."""
+    """Unmount; return why it could not be done, "" if it was: which of them, mountinfo decides."""
+    reason = _run_umount(mount, lazy=lazy)
+    if not any(one.mount_id == mount.mount_id for one in mounts()):
+        return ""  # a helper may complain about /etc/mtab when all is done
+    if Path("/etc/mtab").exists():
+        return reason or "it is still mounted, though the helper saw no fault"
+    # A minimal container has none: without it, fusermount3 unmounts nothing for an ordinary user.
+    return f"it is still mounted ({reason or 'without a word'}); as root: ln -s /proc/self/mounts /etc/mtab"
+
+
+def _run_umount(mount: Mount, *, lazy: bool) -> str:
+    """Call umount(8) or fusermount3(1); return what was said against it."""
     if os.getuid() == 0:
         # -i: no helper, -n: no mtab; -c would not help, as the path is one from mountinfo.
         command = ["umount", "-i", *(["-l"] if lazy else []), str(mount.point)]

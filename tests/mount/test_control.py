@@ -17,9 +17,9 @@ import pytest
 
 from attachfs.demo.spawn import DemoServer
 from attachfs.errors import AttachfsError
-from attachfs.mount import unmount
+from attachfs.mount import probe, unmount
 from attachfs.mount.mountinfo import mount_at
-from attachfs.mount.unmount import State
+from attachfs.mount.probe import State
 from attachfs.namespace.nodes import Place
 from tests.mount.conftest import ENDS_WITHIN, Mount, Mounted
 
@@ -134,13 +134,67 @@ class TestUnmounting:
         pid = daemon_of(point)
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert unmount.ask(point, within=0.2)[0] is State.HUNG
-            monkeypatch.setattr(unmount, "_ANSWERS_WITHIN", 0.2)
+            assert probe.ask(point, within=0.2)[0] is State.HUNG
+            monkeypatch.setattr(probe, "ANSWERS_WITHIN", 0.2)
             with pytest.raises(AttachfsError, match="does not answer"):
                 unmount.unmount(point)
+            assert len(probe._left_behind) == 1  # one process waits there, however often it is asked
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        gone(next(iter(probe._left_behind)))
+        assert probe.ask(point)[0] is State.ALIVE
+        assert probe._left_behind == {}
+        assert attachfs("umount", point).returncode == 0
+
+    def test_mounting_on_a_mount_that_hangs_says_so_and_does_not_wait(
+        self, tmp_path: Path, point: Path, ledger: DemoServer
+    ) -> None:
+        assert background(tmp_path, ledger).returncode == 0
+        pid = daemon_of(point)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            again = background(tmp_path, ledger)
+            assert again.returncode == 2
+            assert f"does not answer; first: attachfs umount --lazy {point}" in again.stderr
         finally:
             os.kill(pid, signal.SIGCONT)
         assert attachfs("umount", point).returncode == 0
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind")
+    def test_a_part_that_is_bound_elsewhere_is_no_mount_of_its_own_and_is_named_if_it_holds(
+        self, tmp_path: Path, point: Path, ledger: DemoServer
+    ) -> None:
+        assert background(tmp_path, ledger).returncode == 0
+        pid, part = daemon_of(point), tmp_path / "part"
+        part.mkdir()
+        subprocess.run(["mount", "--bind", point / "assets", part], check=True)
+        try:
+            assert part not in [mount.point for mount in unmount.ours()]
+            told = attachfs("status", "--json", part)
+            assert json.loads(told.stdout)["pid"] == pid, told.stderr
+            busy = attachfs("umount", point)
+            assert busy.returncode == 1
+            assert f"it is still mounted on {part} (umount there too)" in busy.stderr
+        finally:
+            subprocess.run(["umount", part], check=True)
+        gone(pid)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a mount namespace here")
+    def test_a_mount_namespace_that_holds_it_is_named(
+        self, tmp_path: Path, point: Path, ledger: DemoServer
+    ) -> None:
+        assert background(tmp_path, ledger).returncode == 0
+        pid = daemon_of(point)
+        command = ["unshare", "--mount", "sh", "-c", "echo; exec cat"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert holder.stdin is not None
+            holder.stdout.readline()
+            busy = attachfs("umount", point)
+            assert busy.returncode == 1
+            assert f"in the mount namespace of cat (pid {holder.pid})" in busy.stderr
+            holder.stdin.close()
+        gone(pid)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_and_names_who_used_it(self, mount: Mount, number: signal.Signals) -> None:
@@ -167,7 +221,7 @@ class TestDeadMounts:
         pid = daemon_of(point)
         os.kill(pid, signal.SIGKILL)
         gone(pid)
-        assert unmount.ask(point)[0] is State.DEAD
+        assert probe.ask(point)[0] is State.DEAD
 
     def test_our_own_is_replaced(self, tmp_path: Path, point: Path, ledger: DemoServer) -> None:
         self.crash(tmp_path, point, ledger)

@@ -93,7 +93,7 @@ def test_that_the_state_directory_is_open_to_others(tmp_path: Path, ledger: Demo
     state.mkdir(parents=True)
     state.chmod(0o777)
     with (
-        pytest.raises(AssertionError, match=f"forbid it: chmod 700 {state}"),
+        pytest.raises(AssertionError, match=f"chmod 700 {state}"),
         mounted(tmp_path, ledger.url, "t0ken"),
     ):
         pytest.fail("it is mounted")

@@ -7,15 +7,15 @@ import pytest
 
 from attachfs.errors import UsageError
 from attachfs.mount import mountinfo as mount_mountinfo
-from attachfs.mount import unmount
+from attachfs.mount import probe, unmount
 from attachfs.mount.mountinfo import (
     Mount,
     check_mountpoint,
-    is_dead,
     mount_above,
     mount_at,
     real_path,
 )
+from attachfs.mount.probe import State
 
 MOUNTINFO = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -111,10 +111,6 @@ class TestLive:
         assert real_path(tmp_path / "link" / "x") == tmp_path.resolve() / "real" / "x"
         assert real_path(Path("/")) == Path("/")
 
-    def test_a_live_directory_is_not_dead(self, tmp_path: Path) -> None:
-        assert not is_dead(tmp_path)
-        assert is_dead(tmp_path / "missing")
-
 
 class TestMountpoint:
     def test_a_directory_of_ones_own(self, tmp_path: Path) -> None:
@@ -147,9 +143,13 @@ class TestMountpoint:
         monkeypatch.setattr(mount_mountinfo, "mounts", lambda: [there])
         with pytest.raises(UsageError, match="mounted already"):
             check_mountpoint(tmp_path, {})
-        monkeypatch.setattr(mount_mountinfo, "is_dead", lambda _: True)
-        with pytest.raises(UsageError, match="dead mount"):
-            check_mountpoint(tmp_path, {})
+        for state, words in (
+            (State.DEAD, "dead mount"),
+            (State.HUNG, "does not answer; first: attachfs umount --lazy"),
+        ):
+            monkeypatch.setattr(probe, "ask", lambda _, state=state: (state, b""))
+            with pytest.raises(UsageError, match=words):
+                check_mountpoint(tmp_path, {})
 
     def test_unmounting_what_is_none_of_ours(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="not an attachfs mount"):

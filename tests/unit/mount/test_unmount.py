@@ -4,9 +4,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from attachfs.mount import unmount
 from attachfs.mount.mountinfo import Mount, mount_above
-from attachfs.mount.unmount import State, User, ask, users, who
+from attachfs.mount.probe import State, ask
+from attachfs.mount.unmount import User, users, who
 
 
 def test_a_process_is_named_with_what_it_uses(tmp_path: Path) -> None:
@@ -25,7 +28,7 @@ def test_open_and_mapped_files_by_the_mounts_number(tmp_path: Path) -> None:
     with file.open("w") as stdin, subprocess.Popen(["sleep", "100"], stdin=stdin, cwd="/proc") as holder:
         process = Path("/proc", str(holder.pid))
         elsewhere = there._replace(point=Path("/nowhere"))
-        assert list(unmount._uses(process, elsewhere))[:1] == [f"open: {tmp_path}/open?"]
+        assert list(unmount._uses(process, elsewhere))[:1] == [rf"open: {tmp_path}/open\n"]
         holder.kill()
 
 
@@ -41,3 +44,21 @@ def test_a_directory_that_is_no_mount_answers_without_a_status(tmp_path: Path) -
     watch = unmount._watch(b'{"pid": %d}' % os.getpid())
     assert watch is not None
     os.close(watch)
+
+
+@pytest.mark.parametrize("said", ["", "fusermount3: failed to open /etc/mtab: No such file or directory"])
+def test_what_mountinfo_says_decides_whether_it_is_unmounted(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    there = Mount(Path("/mnt"), "fuse.attachfs", "x", 1, mount_id=7)
+    monkeypatch.setattr(unmount, "_run_umount", lambda *_, **__: said)
+    monkeypatch.setattr(unmount, "mounts", lambda: [there])
+    reason = unmount._detach(there, lazy=False)
+    assert (
+        reason.startswith(said)
+        if Path("/etc/mtab").exists()
+        else "ln -s /proc/self/mounts /etc/mtab" in reason
+    )
+    assert reason
+    monkeypatch.setattr(unmount, "mounts", list)
+    assert unmount._detach(there, lazy=False) == ""
