@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from attachfs.config import file as config_file
 from attachfs.config import options
 from attachfs.config import settings as config_settings
+from attachfs.config.options import Option
+from attachfs.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,6 +36,20 @@ class AnyPath(_PathType):
     ) -> list[CompletionItem]:
         """Let the shell complete it."""
         return [CompletionItem(incomplete, type="file")]
+
+
+class MountPoint(AnyPath):
+    """A mount point of ours, as the shell completes it."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer what is mounted; where nothing fits, let the shell complete a path."""
+        from attachfs.mount import mountinfo
+
+        points = [str(mount.point) for mount in mountinfo.mounts() if mount.is_ours]
+        fitting = [CompletionItem(point) for point in points if point.startswith(incomplete)]
+        return fitting or super().shell_complete(ctx, param, incomplete)
 
 
 paths = click.argument("paths", nargs=-1, required=True, type=AnyPath(), metavar="PATH…")
@@ -67,12 +84,44 @@ def _options(command: F, names: set[str]) -> F:
             )
         elif option.repeatable:
             decorate = click.option(
-                f"--{option.name}", metavar=option.metavar, help=help_text, multiple=True, callback=_join
+                f"--{option.name}",
+                metavar=option.metavar,
+                help=help_text,
+                multiple=True,
+                callback=_join,
+                shell_complete=_completion_of(option),
             )
         else:
-            decorate = click.option(f"--{option.name}", metavar=option.metavar, help=help_text)
+            decorate = click.option(
+                f"--{option.name}",
+                metavar=option.metavar,
+                help=help_text,
+                shell_complete=_completion_of(option),
+            )
         command = decorate(command)
     return command
+
+
+def _completion_of(option: Option) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Return what completes an option's value: its choices, profiles, files or directories."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        if option.metavar in ("FILE", "DIR", "BAG"):
+            return [CompletionItem(incomplete, type="file" if option.metavar == "FILE" else "dir")]
+        words = option.metavar.split("|") if "|" in option.metavar else []
+        if option.name == "profile":
+            words = _profiles(ctx.params.get("config"))
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _profiles(named: str | None) -> list[str]:
+    try:
+        path = Path(named).expanduser() if named else config_file.default_path()
+        return config_file.ConfigFile(path, required=False).profiles
+    except (UsageError, RuntimeError):
+        return []  # it is told where the command runs
 
 
 def _join(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> str | None:

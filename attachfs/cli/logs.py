@@ -13,7 +13,7 @@ from attachfs.errors import AttachfsError
 
 
 @click.command("logs")
-@click.argument("mountpoint", type=arguments.AnyPath())
+@click.argument("mountpoint", type=arguments.MountPoint())
 def command(mountpoint: Path) -> None:
     """Show what the mount on MOUNTPOINT has logged.
 

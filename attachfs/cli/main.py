@@ -6,6 +6,7 @@ be used; 3 it could not be found out; 130 interrupted by Ctrl-C.
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,6 +41,9 @@ _COMMANDS = (
 )
 
 
+_COMPLETE = "_ATTACHFS_COMPLETE"
+_COMPLETED = ("COMP_WORDS", "COMP_CWORD")
+
 _HELP = """Mount an evidence ledger's attachments as a read-only, verified filesystem.
 
 \b
@@ -67,6 +71,10 @@ class _Commands(Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         streams.prepare()
+        if os.environ.get(_COMPLETE, "").endswith("_complete") and not {*_COMPLETED} <= os.environ.keys():
+            output.complain(f"{_COMPLETE} is for shells, which set {' and '.join(_COMPLETED)} too: unset it")
+            sys.exit(output.USAGE)
+        extra.setdefault("prog_name", "attachfs")  # also as `python -m attachfs`
         try:
             with streams.output_failures_told():
                 return super().main(*args, **extra)

@@ -254,7 +254,7 @@ def _span(seconds: float) -> str:
 
 
 @click.command("status")
-@click.argument("mountpoint", required=False, type=arguments.AnyPath())
+@click.argument("mountpoint", required=False, type=arguments.MountPoint())
 @arguments.as_json
 @click.option("--watch", is_flag=True, help="Show them live, until q or Ctrl-C.")
 @click.option("--openmetrics", is_flag=True, help="Print them as OpenMetrics, for Prometheus.")

@@ -8,7 +8,7 @@ from attachfs.cli import arguments
 
 
 @click.command("umount")
-@click.argument("mountpoint", type=arguments.AnyPath())
+@click.argument("mountpoint", type=arguments.MountPoint())
 @click.option("-l", "--lazy", is_flag=True, help="Detach at once; open files stay readable.")
 def command(mountpoint: Path, lazy: bool) -> None:
     """Unmount the ledger from MOUNTPOINT, and wait until its files are closed.
