@@ -6,8 +6,8 @@ Until the program is loaded, Ctrl-C simply ends it: there is nothing to tell yet
 import signal
 import sys
 
-# httpx brings a command line of its own, and imports click, rich and pygments for it wherever they are installed:
-# a fifth of the time until a mount answers. Without that module it does without.
+# httpx brings a command line of its own, and imports rich and pygments for it wherever they are installed: a
+# quarter of the time until a mount answers. Without that module it does without.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 
 _INTERRUPTED = signal.getsignal(signal.SIGINT)  # ignored, below nohup
