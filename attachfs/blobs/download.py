@@ -1,78 +1,46 @@
-"""One download of one blob: received, and stored as it comes; readers may follow it.
+"""One download of one blob: received, verified, and read by whoever has it open meanwhile.
 
-Lives here and only here: when a follower may read. Bytes become readable as they are stored, or ahead of that
-(range_reads.py), except one part, the last at first (withholding.py), which is withheld until the digest of
-the whole is right. So no program can read a wrong blob to its end without an error.
+    RECEIVING ──► VERIFYING ──► DONE
+      ▲   │           │
+      │   ▼           ▼
+      PAUSED ──────► FAILED
 
-And here alone: what becomes of a download that nobody follows any more. It stops a little later, and what
-came rests, with the state of its hash, for somebody who wants more of it.
+RECEIVING becomes PAUSED when nobody reads any more, and goes on when somebody wants more. FAILED is also what
+was given up, and a verified whole of which something else was served ahead of the stream.
 """
 
+import enum
 import logging
 import math
 from collections.abc import Callable
-from queue import SimpleQueue
-from typing import NamedTuple, Protocol
 
 import trio
 
-from attachfs.blobs.range_reads import RangeReadContext, RangeReads
+from attachfs.blobs.range_reads import RangeReadContext
+from attachfs.blobs.read_gate import ReadGate
+from attachfs.blobs.readers import NO_PAUSE, PausePolicy, Readers
 from attachfs.blobs.receiver import Receiver
-from attachfs.blobs.source import BlobSource, Chunk
+from attachfs.blobs.source import BlobSource
+from attachfs.blobs.staged_blob import StagedBlob
+from attachfs.blobs.staging import Staging
 from attachfs.blobs.withholding import WITHHELD, ServedBlocks
-from attachfs.cache.disk_cache import CachedBlob, Writer
-from attachfs.errors import AttachfsError, IntegrityError, NoRoom, Unexpected, first_of
+from attachfs.cache.disk_cache import CachedBlob
+from attachfs.errors import AttachfsError, Unexpected, first_of
 from attachfs.model import AttachmentRef, Digest
 
-__all__ = ["NO_PAUSE", "WITHHELD", "Download", "PausePolicy"]
+__all__ = ["NO_PAUSE", "WITHHELD", "Download", "PausePolicy", "State"]
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 4 * 2**20  # bytes received and not stored yet, above which the service has to wait
-_SMALL = 2**20  # bytes of a blob that is stored in one go, where nobody may read it before
 
+class State(enum.Enum):
+    """Where a download is."""
 
-class Shelf(Protocol):
-    """Where a download's bytes go, and what is noted of them."""
-
-    async def room(self) -> Writer:
-        """Return where the bytes go, having made room if need be."""
-        ...
-
-    def room_now(self) -> Writer:
-        """Return where the bytes go. Called in a thread. NoRoom: room has to be made."""
-        ...
-
-    def spill(self) -> Writer:
-        """Return where the bytes go if that fails on the way. Called in a thread."""
-        ...
-
-    def pin(self) -> None:
-        """Note what has been verified for the attachment that is fetched. Called in a thread."""
-        ...
-
-    async def settle(self) -> None:
-        """Note it for every attachment read through this, before the last bytes are handed out."""
-        ...
-
-    async def in_thread(self, work: Callable[[], None]) -> None:
-        """Do something with the disk."""
-        ...
-
-
-class PausePolicy(NamedTuple):
-    """What becomes of a download that nobody follows any more.
-
-    Programs that look what a file is read its first bytes and close it, several in a row do: the download
-    of a large file need not go on for them, and need not begin anew for the next one.
-    """
-
-    more: int = 2**20  # bytes that may still come
-    within: float = 2.0  # seconds in which they may
-    keep: float = 60.0  # seconds for which what came is kept
-
-
-NO_PAUSE = PausePolicy(0, 0, 0)
+    RECEIVING = "receiving"
+    PAUSED = "paused"
+    VERIFYING = "verifying"  # all of it has come
+    DONE = "done"
+    FAILED = "failed"
 
 
 class Download:
@@ -82,10 +50,12 @@ class Download:
         ref: the attachment that is fetched.
         expected: its recorded digest; None: nobody vouches for the bytes, and none is withheld.
         size: its recorded length in bytes.
-        leaving: when it stops once nobody follows it, and for how long what came is kept.
-        followed: whether somebody may read before all is verified.
-        handed: what was handed out of the blob by earlier downloads.
-        ahead: who can be asked for parts ahead of the stream.
+        source: where the bytes come from.
+        staging: where they go.
+        policy: when it stops once nobody reads it, and for how long what came is kept.
+        early_readers: whether somebody may read before all is verified.
+        served: what was served of the blob by earlier downloads.
+        context: where parts come from ahead of the stream; None: nowhere.
     """
 
     def __init__(
@@ -93,132 +63,106 @@ class Download:
         ref: AttachmentRef,
         expected: Digest | None,
         size: int,
-        leaving: PausePolicy = NO_PAUSE,
+        source: BlobSource,
+        staging: Staging,
+        policy: PausePolicy = NO_PAUSE,
         *,
-        followed: bool = True,
-        handed: ServedBlocks | None = None,
-        ahead: RangeReadContext | None = None,
+        early_readers: bool = True,
+        served: ServedBlocks | None = None,
+        context: RangeReadContext | None = None,
     ) -> None:
         self.ref = ref
         self.expected = expected
         self.size = size
-        self.verified = False
         self.refs: set[AttachmentRef] = {ref}  # all attachments that are read through it
-        self.error: AttachfsError | None = None
-        self.contradicted = False  # the whole is right, and something else was handed out ahead of it
+        self.state = State.RECEIVING
+        self.served_bytes_mismatch = False  # the whole is right, and something else was served ahead of it
+        self.ended = trio.Event()
+        self._staging = staging
         vouched = expected is not None
-        self.handed = handed or ServedBlocks(size, withholding=vouched)
-        self._jumps = RangeReads(ref, size, self.handed, ahead, self._tick, compared=vouched)
-        self._offered = None if followed else expected  # nobody reads before all is verified
-        self._in_one_go = self._offered is not None and size <= _SMALL
-        self.intake = Receiver(ref, expected, size)
-        self._received = 0  # bytes handed to the thread that stores them, and those it is done with
-        self._stored = 0
+        self.staged = StagedBlob(ref, expected, size)
+        self._readers = Readers(policy)
+        self.gate = ReadGate(
+            ref,
+            size,
+            self.staged,
+            served or ServedBlocks(size, withholding=vouched),
+            context,
+            compared=vouched,
+        )
+        self._receiver = Receiver(
+            ref, expected, size, source, staging, self.staged, self.gate, early_readers=early_readers
+        )
         self._cached: CachedBlob | None = None
-        self._followers = 0
-        self.abandoned = False  # nobody followed it any more: it must not be joined again
-        self.stopped = False  # because nobody followed it; it may run again
-        self.resting_since: float | None = None  # None: it runs, or has ended
-        self._leaving = leaving
-        self._stop_at = math.inf  # bytes stored; does not count while there are followers
-        self._wanted = trio.Event()  # somebody waits for more than is there
-        self._landed = False
-        self._scope = trio.CancelScope()
-        self._progress = trio.Event()
 
-    # -- followers ---------------------------------------------------------------------------------
-
-    def join(self) -> None:
-        """Count a follower."""
-        self._followers += 1
-        self._scope.deadline = math.inf
-
-    def leave(self) -> None:
-        """Take a follower back; a download that nobody follows stops."""
-        self._followers -= 1
-        if self._followers:
-            return
-        self._jumps.rest()
-        if self._leaving == NO_PAUSE:
-            self.abandoned = True
-            self._scope.cancel()
-        elif self.resting_since is not None:
-            self._scope.deadline = trio.current_time() + self._leaving.keep
-        elif self.written < self.size:  # else only the verdict is missing
-            self._stop_at = self.written + self._leaving.more
-            self._scope.deadline = trio.current_time() + self._leaving.within
-        self._close_if_idle()
+    # -- readers -----------------------------------------------------------------------------------
 
     @property
-    def written(self) -> int:
-        """How many bytes are stored, from 0 on, in order."""
-        return self.intake.written
+    def verified(self) -> bool:
+        """Whether every byte is known to be the recorded one."""
+        return self.gate.verified
 
-    def pread_nowait(self, length: int, offset: int, buffer: bytearray | None = None) -> bytes | None:
-        """Return stored bytes as `CachedBlob.pread_nowait` does."""
-        assert self.intake.reader is not None
-        return self.intake.reader.pread_nowait(length, offset, buffer)
+    @property
+    def error(self) -> AttachfsError | None:
+        """Why no more can be read."""
+        return self.gate.error
 
-    def pread(self, length: int, offset: int) -> bytes:
-        """Return stored bytes. May wait for the disk."""
-        while True:
-            reader = self.intake.reader
-            assert reader is not None
-            try:
-                return reader.pread(length, offset)
-            except Unexpected:
-                if reader is self.intake.reader:
-                    raise  # else the bytes have just moved to a temporary file
+    @property
+    def joinable(self) -> bool:
+        """Whether another reader may be added."""
+        return not self._readers.abandoned
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether somebody has it open."""
+        return self._readers.count > 0
 
     @property
     def kept(self) -> CachedBlob | None:
         """The blob that this became, None before it has been verified."""
         return self._cached if self.verified else None
 
-    @property
-    def followed(self) -> bool:
-        """Whether somebody has it open."""
-        return self._followers > 0
+    def acquire(self) -> None:
+        """Count a reader."""
+        self._readers.acquire()
 
-    def may_read(self, end: int) -> bool:
-        """Whether the bytes before `end` could be handed out in order."""
-        return self.verified or (end <= self.written and end <= self.handed.limit)
+    def release(self) -> None:
+        """Take a reader back; a download that nobody reads stops."""
+        if self._readers.release(self.staged.written, self.size):
+            self.gate.range_reads.pause()
+            self._close_if_idle()
 
-    def grant(self, offset: int, end: int) -> bool:
-        """Hand out what is stored; False: it is not, or has to be withheld."""
-        return self.verified or (end <= self.written and self.handed.in_order(offset, end))
+    def pread_nowait(self, length: int, offset: int, buffer: bytearray | None = None) -> bytes | None:
+        """Return stored bytes as `CachedBlob.pread_nowait` does."""
+        assert self.staged.reader is not None
+        return self.staged.reader.pread_nowait(length, offset, buffer)
 
-    async def obtain(self, offset: int, end: int) -> bytes | None:
-        """Wait until the bytes are handed out. None: as what is stored; else they came ahead of that.
+    def pread(self, length: int, offset: int) -> bytes:
+        """Return stored bytes. May wait for the disk."""
+        while True:
+            reader = self.staged.reader
+            assert reader is not None
+            try:
+                return reader.pread(length, offset)
+            except Unexpected:
+                if reader is self.staged.reader:
+                    raise  # else the bytes have just moved to a temporary file
 
-        Raises:
-            AttachfsError: they never will.
-        """
-        if self.error is None and self.grant(offset, end):
-            return None
-        with self._jumps.wish(offset, end) as wish:
-            while self.error is None:
-                if self.grant(offset, end):
-                    return None
-                data = self._jumps.take(wish)
-                if data is not None:
-                    return data
-                self._wanted.set()
-                with trio.move_on_after(self._jumps.ask(wish, self.written)):
-                    await self._progress.wait()
-        raise self.error.with_traceback(None)
-
-    async def reach(self, end: int) -> None:
-        """Wait until the bytes before `end` could be handed out in order.
+    async def read_when_ready(self, offset: int, end: int) -> bytes | None:
+        """Wait until the bytes are served. None: as what is stored; else they came ahead of that.
 
         Raises:
-            AttachfsError: they never will.
+            AttachfsError: they never will be.
         """
-        while self.error is None and not self.may_read(end):
-            self._wanted.set()
-            await self._progress.wait()
-        if self.error is not None:
-            raise self.error.with_traceback(None)
+        return await self.gate.read_when_ready(offset, end, self._readers.want_more)
+
+    async def wait_until(self, end: int) -> None:
+        """Wait until the bytes before `end` could be served in order.
+
+        Raises:
+            AttachfsError: they never will be.
+        """
+        await self.gate.wait_until(end, self._readers.want_more)
 
     async def finished(self) -> None:
         """Wait until all bytes are there and verified.
@@ -226,209 +170,114 @@ class Download:
         Raises:
             AttachfsError: they could not be had, or are wrong.
         """
-        await self.reach(self.size + 1)
+        await self.gate.wait_until(self.size + 1, self._readers.want_more)
 
-    # -- the download ------------------------------------------------------------------------------
+    # -- its task ----------------------------------------------------------------------------------
 
-    async def run(self, shelf: Shelf, source: BlobSource) -> None:
-        """Fetch, verify and admit. Never raises: followers find the outcome here.
-
-        Afterwards it may be `stopped`: then call `rest`, and this again if somebody wants more.
+    async def run(self, on_end: Callable[["Download"], None]) -> None:
+        """Receive and verify, with pauses. Never raises: readers find the outcome here.
 
         Args:
-            shelf: where the bytes go.
-            source: returns the bytes.
+            on_end: called before readers are told, to take it out of every table.
         """
-        self.stopped = False
         try:
-            with self._scope:
-                if self._in_one_go:
-                    await self._fetch_in_one_go(shelf, source)
-                else:
-                    await self._fetch(shelf, source)
-                wrong = await self._compare()
-                # Last, and without a wait after it: who joined meanwhile is pinned as well.
-                await shelf.settle()
-                self.error, self.contradicted = wrong, wrong is not None
-                # Nobody vouches for bytes without a recorded digest.
-                self.verified = self.expected is not None and wrong is None
+            while self.state not in (State.DONE, State.FAILED):
+                await self._receive()
+                if self.state is State.PAUSED and not await self._wanted_again():
+                    self._fail(Unexpected(f"{self.ref.path}: the download was given up"))
         except* Exception as group:
             error = first_of(group)
             if not isinstance(error, AttachfsError):
-                log.exception("%s: the download failed for a reason of its own", self.ref.path)
+                log.exception("%s: unexpected error in its download", self.ref.path)
                 error = Unexpected(f"{self.ref.path}: {type(error).__name__}: see the log")
-            self.error = error
+            self._fail(error)
         finally:
-            self.stopped = self._scope.cancelled_caught and not (self.error or self._cached or self.abandoned)
-            if not self.stopped:
-                self._jumps.close()
-                if self._cached is None:
-                    self._give_up()
+            if self.state is not State.DONE:  # cancelled, at the end of the mount
+                self._fail(self.error or Unexpected(f"{self.ref.path}: the download was given up"))
+            self.gate.range_reads.close()
+            on_end(self)
+            self.ended.set()
+            self.gate.notify()
+            self._close_if_idle()
 
-    async def rest(self, *, keep: bool) -> bool:
-        """Keep what came before the download was stopped. Return whether it is to run again.
-
-        If nobody wants more of it in time, or it is dismissed, or not to be kept, it is given up.
-        """
-        again = False
-        try:
-            again = bool(self._followers) or self.written == self.size or (keep and await self._rest())
-        finally:
-            self.resting_since = None
-            if not again:
-                self.abandoned = True
-                self._give_up()
-        self._scope = trio.CancelScope()
-        if not self._followers and self.written < self.size:  # who wanted more has left again
-            self._scope.deadline = trio.current_time() + self._leaving.within
-        return again
-
-    def dismiss(self) -> None:
-        """Give up what rests and is not followed, and its room, at once."""
-        self.abandoned = True
-        self.resting_since = None
-        self._give_up()
-        self._close()
-        self._scope.cancel()
-
-    @property
-    def worth_keeping(self) -> bool:
-        """Whether nobody follows it, something came, its digest is recorded, and it is no spill."""
-        if self._followers or self.expected is None or not self.written:
-            return False
-        return self.intake.begun and not self.intake.spilled
+    async def dismiss(self) -> None:
+        """Have a paused download give up what came, and wait until its room is free."""
+        self._readers.dismiss()
+        await self.ended.wait()
 
     @property
     def dismissable(self) -> bool:
-        """Whether it rests and nobody follows it."""
-        return self.resting_since is not None and not self._followers
+        """Whether nobody reads what is paused."""
+        return self.state is State.PAUSED and not self._readers.count
 
-    async def _rest(self) -> bool:
-        self._wanted = trio.Event()
-        self.resting_since = trio.current_time()
-        while True:
-            with trio.CancelScope() as self._scope:
-                if not self._followers:
-                    self._scope.deadline = trio.current_time() + self._leaving.keep
-                await self._wanted.wait()
-            if self._wanted.is_set() or not self._followers:
-                return self._wanted.is_set() and not self.abandoned
+    async def _receive(self) -> None:
+        self.state = State.RECEIVING
+        with self._readers.attended(all_there=self.staged.written == self.size) as scope:
 
-    def _give_up(self) -> None:
-        self.error = self.error or Unexpected(f"{self.ref.path}: the download was given up")
-        self.intake.abort()
+            def on_received() -> None:
+                self.state = State.VERIFYING
+                scope.deadline = math.inf  # it is no longer worth stopping
 
-    def landed(self) -> None:
-        """Tell followers that there is an outcome. Its owner calls it once it is out of every table."""
-        self._landed = True
-        self._tick()
-        self._close_if_idle()
+            self._cached = await self._receiver.receive(self._on_stored, on_received)
+            await self._verified(self._cached)
+        if scope.cancelled_caught:
+            self.state = State.PAUSED
 
-    # -- small blobs that nobody may read before all is there ---------------------------------------------
+    async def _verified(self, whole: CachedBlob) -> None:
+        """Have the digest's verdict count for everybody who reads."""
+        range_reads = self.gate.range_reads
+        range_reads.close()
+        wrong = None
+        if range_reads.digests:
+            wrong = await self._staging.in_thread(lambda: self.gate.mismatch(whole.pread))
+        if self.expected is not None:
+            await self._staging.pin_all(self.refs, self.expected, self.size)
+        # No wait from here until it is out of the table: who joined meanwhile is pinned as well, and nobody
+        # opens the whole beside somebody who was served something else.
+        if wrong is not None:
+            self.served_bytes_mismatch = True
+            self._fail(wrong)
+            log.warning("%s: whoever has it open can read no more of it", wrong.reason)
+            return
+        self.state = State.DONE
+        self.gate.verified = self.expected is not None  # nobody vouches for bytes without a digest
 
-    async def _fetch_in_one_go(self, shelf: Shelf, source: BlobSource) -> None:
-        """Receive all, and then do all that is to be done with the disk in one thread."""
-        async with source.download(self.ref, self.size, digest=self._offered) as chunks:
-            pieces = [chunk async for chunk in chunks]
-        self._scope.deadline = math.inf
-
-        def store() -> None:
-            if not self.intake.begun:
-                self.intake.begin(shelf.room_now())
-            for piece in pieces:
-                self._put(piece, shelf)
-            self._cached = self.intake.conclude(shelf.spill)
-            shelf.pin()
-
+    async def _wanted_again(self) -> bool:
+        self._readers.forget_wants()  # before the first wait: what is wanted from here on counts
+        if self._readers.abandoned:
+            return False
+        if self._readers.count or self.staged.written == self.size:
+            return True
+        if not self.worth_keeping or not await self._staging.keep(self):
+            return self._readers.count > 0
         try:
-            await shelf.in_thread(store)
-        except NoRoom:
-            if self.intake.begun:
-                raise
-            self.intake.begin(await shelf.room())
-            await shelf.in_thread(store)
+            return await self._readers.wanted_again()
+        finally:
+            self._staging.forget(self)
 
-    # -- all others ----------------------------------------------------------------------------------------
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether nobody reads it, something came, its digest is recorded, and it is no spill."""
+        if self._readers.count or self.expected is None or not self.staged.written:
+            return False
+        return self.staged.begun and not self.staged.spilled
 
-    async def _fetch(self, shelf: Shelf, source: BlobSource) -> None:
-        """Receive and store side by side, then come to a verdict."""
-        if not self.intake.begun:
-            self.intake.begin(await shelf.room())
-        pieces = SimpleQueue[Chunk | None]()
-        async with (
-            source.download(self.ref, self.size, start=self.written, digest=self._offered) as chunks,
-            trio.open_nursery() as nursery,
-        ):
-            self._jumps.beside(chunks)
-            nursery.start_soon(self._store_in_thread, pieces, shelf)
-            try:
-                async for chunk in chunks:
-                    self._received += len(chunk.data)
-                    self._jumps.came(len(chunk.data))
-                    pieces.put(chunk)
-                    while self._received - self._stored > _BACKLOG:
-                        await self._progress.wait()
-            finally:
-                pieces.put(None)
-        self._scope.deadline = math.inf
+    def _fail(self, error: AttachfsError) -> None:
+        self.state = State.FAILED
+        self.gate.error = error
+        self._readers.abandoned = True
+        if self._cached is None:
+            self.staged.abort()
 
-        def conclude() -> None:
-            self._cached = self.intake.conclude(shelf.spill)
-
-        await shelf.in_thread(conclude)
-
-    async def _compare(self) -> IntegrityError | None:
-        """Compare what was handed out ahead of the stream with the whole, which has been found right.
-
-        Returns:
-            If it was something else, what those who follow are to be told instead of reading on.
-        """
-        self._jumps.close()
-        if self._cached is None or not self._jumps.digests:
-            return None
-        wrong = await trio.to_thread.run_sync(self._jumps.differing, self._cached.pread)
-        if wrong is None:
-            return None
-        reason = f"{self.ref.path}: what was read ahead from byte {wrong} on differs from the verified whole"
-        log.warning("%s: whoever has it open can read no more of it", reason)
-        return IntegrityError(reason)
-
-    async def _store_in_thread(self, pieces: SimpleQueue[Chunk | None], shelf: Shelf) -> None:
-        """Hash and write what comes, as long as it comes."""
-        tell = trio.lowlevel.current_trio_token().run_sync_soon
-
-        def store() -> None:
-            while (piece := pieces.get()) is not None:
-                self._put(piece, shelf)
-                self._stored += len(piece.data)
-                tell(self._have_stored, idempotent=True)
-
-        # A thread of its own: it may wait for the service as long as the transfer takes.
-        await trio.to_thread.run_sync(store, limiter=trio.CapacityLimiter(1))
-
-    def _put(self, piece: Chunk, shelf: Shelf) -> None:
-        if piece.discards:
-            if self._offered is None:  # somebody may have read what would be void
-                raise Unexpected(f"{self.ref.path}: its source took back what it had sent")
-            self.intake.restart()
-        self.intake.put(piece.data, piece.offset, shelf.spill)
-
-    def _have_stored(self) -> None:
-        self._tick()
-        if not self._followers and self._stop_at <= self.written < self.size:
-            self._scope.cancel()
-
-    def _tick(self) -> None:
-        progress, self._progress = self._progress, trio.Event()
-        progress.set()
+    def _on_stored(self) -> None:
+        self.gate.notify()
+        self._readers.stored(self.staged.written, self.size)
 
     def _close_if_idle(self) -> None:
-        if not self._followers and self._landed:
-            self._close()
-
-    def _close(self) -> None:
-        if self.intake.reader is not None:
-            self.intake.reader.close_soon()
+        if self._readers.count or not self.ended.is_set():
+            return
+        if self.staged.reader is not None:
+            self.staged.reader.close_soon()
         if self._cached is not None:
             self._cached.close_soon()
             self._cached = None

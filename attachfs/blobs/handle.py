@@ -57,7 +57,7 @@ class BlobHandle:
         self._closed = False
         self._ahead: _DiskReadahead | None = None
         if isinstance(source, Download):
-            source.join()
+            source.acquire()
         elif nursery is not None and size > _AHEAD:
             self._ahead = _DiskReadahead(source, nursery)
 
@@ -83,7 +83,7 @@ class BlobHandle:
         if isinstance(source, Download):
             if source.error is not None:
                 raise source.error.with_traceback(None)
-            if not source.grant(offset, end):
+            if not source.gate.try_serve(offset, end):
                 return None
         data = source.pread_nowait(end - offset, offset, buffer)
         self._check()
@@ -106,7 +106,7 @@ class BlobHandle:
         source = self._source
         data: bytes | None = None
         if isinstance(source, Download):
-            data = await source.obtain(offset, end)
+            data = await source.read_when_ready(offset, end)
             if data is None:
                 # What has just been written is in the page cache: a thread would cost more than the read.
                 data = source.pread_nowait(end - offset, offset)
@@ -134,7 +134,7 @@ class BlobHandle:
         if self._ahead is not None:
             self._ahead.stop()
         if isinstance(self._source, Download):
-            self._source.leave()
+            self._source.release()
         else:
             self._source.close_soon()
 

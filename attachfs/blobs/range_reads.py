@@ -51,7 +51,7 @@ class PendingRead:
         self.since = trio.current_time()
 
 
-class _RangeRequest:
+class RangeRequest:
     """A request for some blocks; `next` is the first that has not come yet."""
 
     def __init__(self, blocks: range) -> None:
@@ -63,9 +63,9 @@ class _RangeRequest:
         """Whether the block is still to come."""
         return self.next <= block < self.stop
 
-    def is_for(self, wish: PendingRead) -> bool:
+    def is_for(self, read: PendingRead) -> bool:
         """Whether anything of what is wished is still to come."""
-        return wish.blocks.start < self.stop and self.next < wish.blocks.stop
+        return read.blocks.start < self.stop and self.next < read.blocks.stop
 
 
 class _Stream:
@@ -82,9 +82,9 @@ class RangeReads:
     Args:
         ref: the attachment that is fetched.
         size: its recorded length in bytes.
-        handed: what was handed out of it.
-        ahead: where parts come from; None: nothing is read ahead.
-        tell: is called when blocks have come, or will not.
+        served: what was served of it.
+        context: where parts come from; None: nothing is read ahead.
+        notify: called when blocks have come, or will not.
         compared: whether what was handed out will be compared with the whole.
     """
 
@@ -92,23 +92,23 @@ class RangeReads:
         self,
         ref: AttachmentRef,
         size: int,
-        handed: ServedBlocks,
-        ahead: RangeReadContext | None,
-        tell: Callable[[], None],
+        served: ServedBlocks,
+        context: RangeReadContext | None,
+        notify: Callable[[], None],
         *,
         compared: bool,
     ) -> None:
         self._ref = ref
         self._size = size
-        self._handed = handed
-        self._ahead = ahead
-        self._tell = tell
+        self._served = served
+        self._context = context
+        self._notify = notify
         self._compared = compared
         self.digests: dict[int, bytes] = {}  # of the blocks handed out from here
         self._kept: OrderedDict[int, bytes] = OrderedDict()  # last used last
-        self._wishes = set[PendingRead]()
-        self._flights: list[_RangeRequest] = []
-        self._runs = deque[_Stream](maxlen=_RUNS)
+        self._pending = set[PendingRead]()
+        self._requests: list[RangeRequest] = []
+        self._streams = deque[_Stream](maxlen=_RUNS)
         self._stream: Chunks | None = None
         self._etag: str | None = None  # of the parts
         self._queue = 0  # bytes: up to where reads that wait for the stream follow each other
@@ -122,22 +122,22 @@ class RangeReads:
         """Take note of the stream that parts are read ahead of."""
         self._stream = stream
 
-    def came(self, amount: int) -> None:
+    def note_received(self, amount: int) -> None:
         """Take note of how much came with the stream."""
         self._pace.note(amount)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Let go of everything but what has to be compared: nobody reads."""
         self._kept.clear()
-        for flight in self._flights:
-            flight.scope.cancel()
+        for request in self._requests:
+            request.scope.cancel()
 
     def close(self) -> None:
         """Hand out nothing more."""
-        self._ahead = None
-        self.rest()
+        self._context = None
+        self.pause()
 
-    def differing(self, read: Callable[[int, int], bytes]) -> int | None:
+    def first_difference(self, read: Callable[[int, int], bytes]) -> int | None:
         """Return where something else was handed out than is in the whole, None if nowhere. In a thread.
 
         Args:
@@ -151,113 +151,113 @@ class RangeReads:
     # -- reads -------------------------------------------------------------------------------------
 
     @contextmanager
-    def wish(self, offset: int, end: int) -> Iterator[PendingRead]:
+    def pending(self, offset: int, end: int) -> Iterator[PendingRead]:
         """Tell of a read that has to wait."""
-        wish = PendingRead(offset, end)
-        self._wishes.add(wish)
+        read = PendingRead(offset, end)
+        self._pending.add(read)
         try:
-            yield wish
+            yield read
         finally:
-            self._wishes.remove(wish)
-            for flight in self._flights:
-                if flight.next == flight.first and not self._wanted(flight):
-                    flight.scope.cancel()  # it was killed, or the stream was there first
+            self._pending.remove(read)
+            for request in self._requests:
+                if request.next == request.first and not self._wanted(request):
+                    request.scope.cancel()  # it was killed, or the stream was there first
 
-    def take(self, wish: PendingRead) -> bytes | None:
+    def try_serve(self, read: PendingRead) -> bytes | None:
         """Hand out what was wished for, if it is here and may be."""
-        if self._ahead is None or not self._kept or any(block not in self._kept for block in wish.blocks):
+        if self._context is None or not self._kept or any(block not in self._kept for block in read.blocks):
             return None
         if self._etags_differ():
             self._stop("its parts are of another version than the whole")
             return None
-        if not self._handed.take(wish.blocks):
+        if not self._served.allow_random(read.blocks):
             return None
         pieces = []
-        for block in wish.blocks:
+        for block in read.blocks:
             data = self._kept[block]
             self._kept.move_to_end(block)
             if self._compared and block not in self.digests:
                 self.digests[block] = hashlib.sha256(data).digest()
             begin = block * WITHHELD
-            pieces.append(memoryview(data)[max(0, wish.offset - begin) : wish.end - begin])
+            pieces.append(memoryview(data)[max(0, read.offset - begin) : read.end - begin])
         return b"".join(pieces)
 
-    def ask(self, wish: PendingRead, written: int) -> float:
+    def request(self, read: PendingRead, written: int) -> float:
         """See to it that what is wished for comes ahead of the stream, if that is worth a request.
 
         Returns:
             For how long to wait before this is called again, if nothing happens meanwhile.
         """
-        if self._ahead is None:
+        if self._context is None:
             return math.inf
-        if wish.offset <= max(written + _NEAR, self._queue):
-            if wish.offset <= max(written, self._queue):
-                self._queue = max(self._queue, wish.end)
+        if read.offset <= max(written + _NEAR, self._queue):
+            if read.offset <= max(written, self._queue):
+                self._queue = max(self._queue, read.end)
             return math.inf
-        missing = [block for block in wish.blocks if block not in self._kept and not self._coming(block)]
-        if not missing or not self._handed.may_take(wish.blocks):
+        missing = [block for block in read.blocks if block not in self._kept and not self._coming(block)]
+        if not missing or not self._served.can_allow(read.blocks):
             return math.inf
         now = trio.current_time()
         ready = self._not_before
-        if wish.end - written <= self._pace.within(now):
-            ready = max(ready, wish.since + _SOON)  # the stream is as fast
+        if read.end - written <= self._pace.within(now):
+            ready = max(ready, read.since + _SOON)  # the stream is as fast
         if now < ready:
             return ready - now
         for block in missing:
             if not self._coming(block):
-                self._launch(self._ahead, range(block, wish.blocks.stop))
+                self._start(self._context, range(block, read.blocks.stop))
         return math.inf
 
     # -- requests ----------------------------------------------------------------------------------
 
     def _coming(self, block: int) -> bool:
-        return any(flight.brings(block) for flight in self._flights)
+        return any(request.brings(block) for request in self._requests)
 
-    def _wanted(self, flight: _RangeRequest) -> bool:
-        return any(flight.is_for(wish) for wish in self._wishes)
+    def _wanted(self, request: RangeRequest) -> bool:
+        return any(request.is_for(read) for read in self._pending)
 
-    def _launch(self, ahead: RangeReadContext, blocks: range) -> None:
+    def _start(self, context: RangeReadContext, blocks: range) -> None:
         """Ask for some blocks, and for more if reads follow each other there; else wait for a place."""
-        while len(self._flights) >= _FLIGHTS:
-            idle = next((flight for flight in self._flights if not self._wanted(flight)), None)
+        while len(self._requests) >= _FLIGHTS:
+            idle = next((request for request in self._requests if not self._wanted(request)), None)
             if idle is None:
                 return
-            self._flights.remove(idle)
+            self._requests.remove(idle)
             idle.scope.cancel()
-        run = next((run for run in self._runs if run.after == blocks.start), None)
-        if run is None:
-            run = _Stream(blocks.start, 0)
-            self._runs.append(run)
-        run.amount = min(max(2 * run.amount, len(blocks)), _MOST)
-        stop = min(blocks.start + run.amount, blocks_of(0, self._size).stop)
+        stream = next((one for one in self._streams if one.after == blocks.start), None)
+        if stream is None:
+            stream = _Stream(blocks.start, 0)
+            self._streams.append(stream)
+        stream.amount = min(max(2 * stream.amount, len(blocks)), _MOST)
+        stop = min(blocks.start + stream.amount, blocks_of(0, self._size).stop)
         for block in range(blocks.start + 1, stop):
             if block in self._kept or self._coming(block):
                 stop = block  # from there on it is here already, or comes
                 break
-        run.after = stop
-        flight = _RangeRequest(range(blocks.start, stop))
-        self._flights.append(flight)
-        ahead.nursery.start_soon(self._fly, ahead.source, flight)
+        stream.after = stop
+        request = RangeRequest(range(blocks.start, stop))
+        self._requests.append(request)
+        context.nursery.start_soon(self._run_request, context.source, request)
 
-    async def _fly(self, source: BlobSource, flight: _RangeRequest) -> None:
+    async def _run_request(self, source: BlobSource, request: RangeRequest) -> None:
         try:
-            with flight.scope:
-                await self._receive(source, flight)
+            with request.scope:
+                await self._receive(source, request)
                 self._pause = _FIRST_PAUSE
         except AttachfsError as error:
             log.debug("%s: nothing is read ahead for %g s: %s", self._ref.path, self._pause, error.reason)
             self._not_before = trio.current_time() + self._pause
             self._pause = min(2 * self._pause, _LAST_PAUSE)
         except Exception:
-            log.exception("%s: reading ahead failed for a reason of its own", self._ref.path)
+            log.exception("%s: unexpected error while reading ahead", self._ref.path)
             self.close()
         finally:
-            if flight in self._flights:
-                self._flights.remove(flight)
-            self._tell()
+            if request in self._requests:
+                self._requests.remove(request)
+            self._notify()
 
-    async def _receive(self, source: BlobSource, flight: _RangeRequest) -> None:
-        start, stop = flight.first * WITHHELD, min(flight.stop * WITHHELD, self._size)
+    async def _receive(self, source: BlobSource, request: RangeRequest) -> None:
+        start, stop = request.first * WITHHELD, min(request.stop * WITHHELD, self._size)
         async with source.part(self._ref, self._size, start=start, stop=stop) as part:
             if part is None:
                 self._stop("the service does not send parts")
@@ -268,16 +268,16 @@ class RangeReads:
             buffer = bytearray()
             async for piece in part:
                 buffer += piece
-                while flight.next < flight.stop and len(buffer) >= (length := self._length(flight.next)):
-                    self._keep(flight.next, bytes(buffer[:length]))
+                while request.next < request.stop and len(buffer) >= (length := self._length(request.next)):
+                    self._keep(request.next, bytes(buffer[:length]))
                     del buffer[:length]
-                    flight.next += 1
-                    self._tell()
-                if self._ahead is None:
+                    request.next += 1
+                    self._notify()
+                if self._context is None:
                     return
-                if flight.next == flight.stop and buffer:
+                if request.next == request.stop and buffer:
                     break
-            if flight.next < flight.stop or buffer:
+            if request.next < request.stop or buffer:
                 raise BadAnswer(f"{self._ref.path}: a part of another length came than was asked for")
 
     def _keep(self, block: int, data: bytes) -> None:
@@ -285,7 +285,7 @@ class RangeReads:
         if handed_out is not None and hashlib.sha256(data).digest() != handed_out:
             self._stop("the service sent other bytes the second time")  # the verdict tells which are wrong
             return
-        if self._ahead is None:
+        if self._context is None:
             return
         self._kept[block] = data
         self._kept.move_to_end(block)
@@ -299,7 +299,7 @@ class RangeReads:
         return len(known) > 1
 
     def _stop(self, reason: str) -> None:
-        if self._ahead is not None:
+        if self._context is not None:
             log.info("%s is read in order only: %s", self._ref.path, reason)
         self.close()
 

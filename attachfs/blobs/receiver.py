@@ -1,170 +1,145 @@
-"""What has come of one blob: hashed, written down, and in the end judged. Sync; in threads, one at a time.
+"""Receives one blob from its source, and stores and verifies it.
 
-Lives here and only here: that bytes are admitted only if digest and length are the recorded ones, and put
-aside if not; and that a disk which fails on the way costs the place in the cache, not the download.
+A small blob that nobody may read before it is verified is received into memory; then all that is to be done
+with the disk is done by one thread in one go. Any other is hashed and written by one thread for as long as it
+comes.
 """
 
-import hashlib
-import logging
-import time
 from collections.abc import Callable
+from queue import SimpleQueue
 
+import trio
+
+from attachfs.blobs.read_gate import ReadGate
+from attachfs.blobs.source import BlobSource, Chunk
+from attachfs.blobs.staged_blob import StagedBlob
+from attachfs.blobs.staging import Staging
 from attachfs.cache.disk_cache import CachedBlob, Writer
-from attachfs.cache.quarantine import QuarantineNote
-from attachfs.errors import (
-    AttachfsError,
-    BadAnswer,
-    IntegrityError,
-    NoRoom,
-    Unexpected,
-)
+from attachfs.errors import NoRoom, Unexpected
 from attachfs.model import AttachmentRef, Digest
 
-log = logging.getLogger(__name__)
-
-_BLOCK = 2**20  # bytes copied or hashed again at a time
+_BACKLOG = 4 * 2**20  # bytes received and not stored yet, above which the service has to wait
+_SMALL = 2**20  # bytes of a blob that is stored in one go, where nobody may read it before
 
 
 class Receiver:
-    """The bytes of one download.
+    """Receives one blob; may be cancelled, and goes on where it was.
 
     Args:
         ref: the attachment that is fetched.
         expected: its recorded digest; None: nobody vouches for the bytes.
         size: its recorded length in bytes.
+        source: where the bytes come from.
+        staging: where they go.
+        staged: those that have come.
+        gate: told of them.
+        early_readers: whether somebody may read before all is verified.
     """
 
-    def __init__(self, ref: AttachmentRef, expected: Digest | None, size: int) -> None:
-        self.written = 0  # bytes stored, from 0 on, in order
-        self.reader: CachedBlob | None = None  # a view of them that outlives the writer
+    def __init__(
+        self,
+        ref: AttachmentRef,
+        expected: Digest | None,
+        size: int,
+        source: BlobSource,
+        staging: Staging,
+        staged: StagedBlob,
+        gate: ReadGate,
+        *,
+        early_readers: bool,
+    ) -> None:
         self._ref = ref
         self._expected = expected
         self._size = size
-        self._hash = hashlib.new(expected.alg if expected else "sha256")
-        self._writer: Writer | None = None
+        self._source = source
+        self._staging = staging
+        self._staged = staged
+        self._gate = gate
+        # Nobody is served a byte before the whole is verified: the source may try bytes from elsewhere.
+        self._offered = None if early_readers else expected
+        self._small = self._offered is not None and size <= _SMALL
+        self._received = 0  # bytes handed to the thread that stores them, and those it is done with
+        self._stored = 0
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is a place for the bytes."""
-        return self._writer is not None
+    async def receive(self, on_stored: Callable[[], None], on_received: Callable[[], None]) -> CachedBlob:
+        """Receive, store and verify the blob, and return it.
 
-    @property
-    def spilled(self) -> bool:
-        """Whether they go to a temporary file outside of the cache."""
-        return self._writer is not None and self._writer.spilled
-
-    def begin(self, writer: Writer) -> None:
-        """Take the place where the bytes go."""
-        self._writer = writer
-        self.reader = writer.dup_reader()
-
-    def put(self, data: bytes, offset: int, spill: Callable[[], Writer]) -> None:
-        """Hash and write a piece. What a transfer that began anew repeats must be the same.
+        Args:
+            on_stored: called when more of it can be read.
+            on_received: called when all of it has come.
 
         Raises:
-            BadAnswer: it does not follow, or differs from what came before.
-            NoRoom, Unexpected: no disk takes it.
+            AttachfsError: it could not be had, or is wrong.
         """
-        assert self._writer is not None
-        again = self.written - offset
-        if again < 0:
-            raise BadAnswer(f"{self._ref.path}: {-again} bytes are missing at {self.written}")
-        if again:
-            repeated = data[:again]
-            assert self.reader is not None
-            if self.reader.pread(len(repeated), offset) != repeated:
-                raise BadAnswer(f"{self._ref.path}: the service sent other bytes the second time")
-            data = data[again:]
-            offset = self.written
-        if not data:
-            return
-        self._hash.update(data)
-        try:
-            self._writer.write(data, offset)
-        except NoRoom as error:
-            self._relocate(error, spill)
-            self._writer.write(data, offset)
-        self.written = offset + len(data)
-
-    def restart(self) -> None:
-        """Void what came before: its source could not vouch for it, and nobody was served any of it."""
-        self.written = 0
-        self._hash = hashlib.new(self._hash.name)
-
-    def conclude(self, spill: Callable[[], Writer]) -> CachedBlob:
-        """Compare what came with what is recorded, and admit it or put it aside.
-
-        Raises:
-            BadAnswer: it has another length.
-            IntegrityError: it has another digest.
-            NoRoom, Unexpected: no disk takes it.
-        """
-        assert self._writer is not None
-        if self.written != self._size:
-            reason = f"the record says {self._size} bytes, {self.written} came"
-            self._put_aside(reason)
-            raise BadAnswer(f"{self._ref.path}: {reason}")
-        got, expected = self._hash.hexdigest(), self._expected
-        if expected is None:
-            return self._writer.admit(Digest("sha256", got))
-        if got != expected.hex:
-            reason = f"the bytes do not match the record: expected {expected}, got {got}"
-            self._put_aside(reason)
-            raise IntegrityError(f"{self._ref.path}: {reason}")
-        try:
-            return self._writer.admit(expected)
-        except (NoRoom, Unexpected) as error:
-            # Not on the disk for good: what was kept is copied, and believed only if it is right again.
-            self._relocate(error, spill)
-            if self._digest_again(expected.alg) != expected.hex:
-                raise Unexpected(f"{self._ref.path}: the disk lost what was written to it") from error
-            return self._writer.admit(expected)
-
-    def abort(self) -> None:
-        """Drop the bytes, unless they were admitted or put aside. Does not take long."""
-        if self._writer is not None:
-            self._writer.abort_soon()
-
-    def _relocate(self, error: AttachfsError, spill: Callable[[], Writer]) -> None:
-        """Go on in a temporary file: the disk would not take what had been reserved."""
-        before, old = self._writer, self.reader
-        assert before is not None
-        assert old is not None
-        if before.spilled:
-            raise error
-        log.info("%s goes on in a temporary file: %s", self._ref.path, error.reason)
-        after = spill()
-        try:
-            for offset in range(0, self.written, _BLOCK):
-                after.write(old.pread(min(_BLOCK, self.written - offset), offset), offset)
-            reader = after.dup_reader()
-        except BaseException:
-            after.abort()
-            raise
-        self._writer, self.reader = after, reader
-        old.close()
-        before.abort()
-
-    def _digest_again(self, algorithm: str) -> str:
-        assert self._writer is not None
-        digest = hashlib.new(algorithm)
-        for offset in range(0, self._size, _BLOCK):
-            digest.update(self._writer.pread(min(_BLOCK, self._size - offset), offset))
-        return digest.hexdigest()
-
-    def _put_aside(self, reason: str) -> None:
-        assert self._writer is not None
-        if self._expected is None:
-            return
-        self._writer.quarantine(
-            QuarantineNote(
-                path=self._ref.path,
-                url_path=self._ref.path,
-                expected=self._expected,
-                got=Digest(self._hash.name, self._hash.hexdigest()),
-                expected_size=self._size,
-                got_size=self.written,
-                time=time.time(),
-                reason=reason,
-            )
+        if self._small:
+            return await self._receive_small(on_received)
+        if not self._staged.begun:
+            self._staged.begin(await self._staging.reserve(self._ref, self._expected, self._size))
+        pieces = SimpleQueue[Chunk | None]()
+        # Where it was stopped, the transfer goes on.
+        source = self._source.download(
+            self._ref, self._size, start=self._staged.written, digest=self._offered
         )
+        async with source as chunks, trio.open_nursery() as nursery:
+            self._gate.range_reads.beside(chunks)
+            nursery.start_soon(self._store_in_thread, pieces, on_stored)
+            try:
+                async for chunk in chunks:
+                    self._received += len(chunk.data)
+                    self._gate.range_reads.note_received(len(chunk.data))
+                    pieces.put(chunk)
+                    while self._received - self._stored > _BACKLOG:
+                        await self._gate.progress()
+            finally:
+                pieces.put(None)
+        on_received()
+        return await self._staging.in_thread(lambda: self._staged.verify(self._spill))
+
+    async def _receive_small(self, on_received: Callable[[], None]) -> CachedBlob:
+        async with self._source.download(self._ref, self._size, digest=self._offered) as chunks:
+            pieces = [chunk async for chunk in chunks]
+        on_received()
+
+        def store() -> CachedBlob:
+            assert self._expected is not None
+            if not self._staged.begun:
+                self._staged.begin(self._staging.try_reserve(self._size))
+            for piece in pieces:
+                self._append(piece)
+            blob = self._staged.verify(self._spill)
+            self._staging.pin(self._ref, self._expected, self._size)
+            return blob
+
+        try:
+            return await self._staging.in_thread(store)
+        except NoRoom:
+            if self._staged.begun:
+                raise
+            # Something has to be given up or waited for, which takes more than this thread.
+            self._staged.begin(await self._staging.reserve(self._ref, self._expected, self._size))
+            return await self._staging.in_thread(store)
+
+    async def _store_in_thread(
+        self, pieces: SimpleQueue[Chunk | None], on_stored: Callable[[], None]
+    ) -> None:
+        """Hash and write what comes, as long as it comes."""
+        run_in_loop = trio.lowlevel.current_trio_token().run_sync_soon
+
+        def store() -> None:
+            while (piece := pieces.get()) is not None:
+                self._append(piece)
+                self._stored += len(piece.data)
+                run_in_loop(on_stored, idempotent=True)
+
+        # A thread of its own: it may wait for the service as long as the transfer takes.
+        await trio.to_thread.run_sync(store, limiter=trio.CapacityLimiter(1))
+
+    def _append(self, piece: Chunk) -> None:
+        if piece.discards:
+            if self._offered is None:  # somebody may have read what would be void
+                raise Unexpected(f"{self._ref.path}: its source took back what it had sent")
+            self._staged.restart()
+        self._staged.append(piece.data, piece.offset, self._spill)
+
+    def _spill(self) -> Writer:
+        return self._staging.spill(self._ref, self._size, "the cache's disk did not take all of it")

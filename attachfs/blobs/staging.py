@@ -1,17 +1,16 @@
-"""The disk as blobs/store.py and its downloads use it: what is there, where new bytes go, what is pinned.
+"""The disk as downloads use it: what is there, where new bytes go, what is pinned.
 
-Lives here and only here: what is given up for new bytes, and in which order: first what is kept of stopped
-downloads, then the cache's least recently opened blobs, then the place in the cache itself.
+Owns: what is given up for new bytes, and in which order: first what is kept of paused downloads, then the
+cache's least recently opened blobs, then the place in the cache itself.
 """
 
 import functools
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
-from attachfs.blobs.download import Download
 from attachfs.blobs.pins import Pins, PinStatus
 from attachfs.blobs.source import LocalBlobs
 from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
@@ -23,9 +22,25 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _THREADS = 8  # at once; the disk serves no more side by side
-_RESTING = 32  # stopped downloads whose bytes are kept; they reserve a quarter of the cache at most
+_PAUSED = 32  # downloads whose bytes are kept; they reserve a quarter of the cache at most
 
-Key = tuple[Digest | None, AttachmentRef | None]
+
+class PausedDownload(Protocol):
+    """A download that may be asked to give up what came of it."""
+
+    @property
+    def size(self) -> int:
+        """How much room it holds, in bytes."""
+        ...
+
+    @property
+    def dismissable(self) -> bool:
+        """Whether nobody reads it."""
+        ...
+
+    async def dismiss(self) -> None:
+        """Give up what came; returns once the room is free."""
+        ...
 
 
 class Staging:
@@ -35,7 +50,6 @@ class Staging:
         cache: where verified bytes are kept.
         pins: what was recorded when an attachment was first seen.
         namespace: begins the pins' keys: the service's host.
-        downloads: those that run or rest; somebody else keeps the table.
         local: where all bytes are instead of in the cache, if they are on this machine anyway.
     """
 
@@ -44,28 +58,17 @@ class Staging:
         cache: DiskCache,
         pins: Pins,
         namespace: str,
-        downloads: dict[Key, Download],
         local: LocalBlobs | None = None,
     ) -> None:
         self._cache = cache
         self._local = local
         self._pins = pins
         self._namespace = namespace
-        self._downloads = downloads
+        self._kept: list[PausedDownload] = []  # paused longest first
         self._threads = trio.CapacityLimiter(_THREADS)
         self._waiting = trio.CapacityLimiter(1)
         self._pins_failed = False
         self._spilled = False
-
-    def of(self, download: Download) -> "Shelf":
-        """Return the place for one download."""
-        return Shelf(self, download)
-
-    @property
-    def resting(self) -> int:
-        """How many downloads were stopped, and what came is kept."""
-        # A copy of the table, as threads ask too.
-        return sum(one.resting_since is not None for one in list(self._downloads.values()))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do something with the disk."""
@@ -77,7 +80,7 @@ class Staging:
         """Whether this run has found already that the record is the first one seen."""
         return self._pins.confirmed(self._key(ref), digest, size)
 
-    def look(self, ref: AttachmentRef, digest: Digest, size: int) -> CachedBlob | None:
+    def lookup(self, ref: AttachmentRef, digest: Digest, size: int) -> CachedBlob | None:
         """Compare the record with the pin, and return the blob if it is in the cache. Runs in a thread.
 
         Raises:
@@ -129,11 +132,10 @@ class Staging:
         if result.status is PinStatus.CHANGED:
             raise IntegrityError(f"{ref.path}: the record has changed since it was first read: {result.pin}")
 
-    async def settle(self, download: Download) -> None:
-        """Pin every attachment that is read through a download, those that joined meanwhile too."""
-        digest, size = download.expected, download.size
+    async def pin_all(self, refs: set[AttachmentRef], digest: Digest, size: int) -> None:
+        """Pin every attachment that is read through a download, those that join meanwhile too."""
         pinned = set[AttachmentRef]()
-        while digest is not None and (waiting := download.refs - pinned):
+        while waiting := refs - pinned:
             for ref in waiting:
                 if not self.confirmed(ref, digest, size):
                     await self.in_thread(functools.partial(self.pin, ref, digest, size))
@@ -144,109 +146,89 @@ class Staging:
 
     # -- where new bytes go ------------------------------------------------------------------------
 
-    async def room(self, download: Download) -> Writer:
-        """Reserve room for a download: in the cache, or else in an unlinked temporary file."""
-        size = download.size
-        if download.expected is None:
+    async def reserve(self, ref: AttachmentRef, expected: Digest | None, size: int) -> Writer:
+        """Reserve room for a download: in the cache, or else in an unlinked temporary file.
+
+        Raises:
+            NoRoom, Unexpected, TooManyFiles: there is none anywhere.
+        """
+        if expected is None:
             return await self.in_thread(lambda: self._cache.spill(size))
         if not self._cache.indexed.is_set():  # how much room there is, is known once it is
             # Each waits in turn for a thread of their own: all together they would take everybody's.
             await trio.to_thread.run_sync(
                 self._cache.indexed.wait, abandon_on_cancel=True, limiter=self._waiting
             )
-        # What is kept of stopped downloads goes before any verified blob does.
-        self._dismiss(lambda: self._fits(size))
+        # What is kept of paused downloads goes before any verified blob does.
+        await self._dismiss_until(lambda: self._cache.may_fit(size))
         try:
             try:
                 return await self.in_thread(lambda: self._cache.reserve(size))
             except NoRoom:
-                if not self._dismiss(lambda: False):
+                if not await self._dismiss_until(lambda: False):
                     raise
                 return await self.in_thread(lambda: self._cache.reserve(size))
         except NoRoom as error:
             reason = error.reason
-            return await self.in_thread(lambda: self.spill(download, reason))
+            return await self.in_thread(lambda: self.spill(ref, size, reason))
 
-    def room_now(self, download: Download) -> Writer:
-        """Reserve room in the cache, if nothing has to be waited for or given up. Runs in a thread.
+    def try_reserve(self, size: int) -> Writer:
+        """Reserve room in the cache, if nothing has to be waited for or dismissed. Runs in a thread.
 
         Raises:
             NoRoom: something has to be.
         """
-        if not self._cache.indexed.is_set() or self.resting:
+        if not self._cache.indexed.is_set() or self._kept:
             raise NoRoom("room has to be made")
-        return self._cache.reserve(download.size)
+        return self._cache.reserve(size)
 
-    def spill(self, download: Download, reason: str) -> Writer:
-        """Return a temporary file outside of the cache. The first is told loudly. Runs in a thread."""
-        told = self._spilled or self._cache.stats().troubles  # of those, the cache has told itself
+    def spill(self, ref: AttachmentRef, size: int, reason: str) -> Writer:
+        """Return a temporary file outside of the cache. The first is reported loudly. Runs in a thread."""
+        reported = self._spilled or self._cache.stats().troubles  # of those, the cache has warned itself
         self._spilled = True
-        level = logging.INFO if told else logging.WARNING
-        log.log(level, "%s is read through a temporary file and not kept: %s", download.ref.path, reason)
-        return self._cache.spill(download.size)
+        level = logging.INFO if reported else logging.WARNING
+        log.log(level, "%s is read through a temporary file and not kept: %s", ref.path, reason)
+        return self._cache.spill(size)
 
-    # -- what rests --------------------------------------------------------------------------------
+    # -- what is kept of paused downloads ------------------------------------------------------------
 
-    def may_rest(self, download: Download) -> bool:
-        """Whether what came of a stopped download is kept; older ones go if that is too much."""
+    @property
+    def paused(self) -> int:
+        """How many paused downloads are kept."""
+        return len(self._kept)
+
+    async def keep(self, download: PausedDownload) -> bool:
+        """Keep what came of a paused download, and its room; older ones go if that is too much.
+
+        Returns:
+            Whether it is kept: until `forget`, or until it is dismissed.
+        """
         budget = self._cache.stats().max_bytes // 4
-        if not download.worth_keeping or download.size > budget:
-            return False
 
         def enough() -> bool:
-            kept = [one.size for one in self._downloads.values() if one.resting_since is not None]
-            return len(kept) < _RESTING and sum(kept) + download.size <= budget
+            return len(self._kept) < _PAUSED and sum(one.size for one in self._kept) + download.size <= budget
 
-        self._dismiss(enough)
-        return enough()
+        if download.size > budget:
+            return False
+        await self._dismiss_until(enough)
+        if not enough():
+            return False
+        self._kept.append(download)
+        return True
 
-    def _dismiss(self, enough: Callable[[], bool]) -> bool:
-        """Give up what rests, longest at rest first, until it is enough. Return whether anything was."""
-        resting = [one for one in self._downloads.values() if one.dismissable]
-        resting.sort(key=lambda one: one.resting_since or 0)
-        before = len(resting)
-        while resting and not enough():
-            one = resting.pop(0)
-            one.dismiss()
-        return len(resting) < before
+    def forget(self, download: PausedDownload) -> None:
+        """Keep a download no longer: it goes on, or is given up."""
+        if download in self._kept:
+            self._kept.remove(download)
 
-    def _fits(self, size: int) -> bool:
-        return self._cache.may_fit(size)
-
-
-class Shelf:
-    """Where one download's bytes go, and what is noted of them.
-
-    Args:
-        shelves: all of them.
-        download: the download.
-    """
-
-    def __init__(self, shelves: Staging, download: Download) -> None:
-        self._shelves = shelves
-        self._download = download
-
-    async def room(self) -> Writer:
-        """Return where the bytes go, having made room if need be."""
-        return await self._shelves.room(self._download)
-
-    def room_now(self) -> Writer:
-        """Return where the bytes go. Runs in a thread. NoRoom: room has to be made."""
-        return self._shelves.room_now(self._download)
-
-    def spill(self) -> Writer:
-        """Return where the bytes go if that fails on the way. Runs in a thread."""
-        return self._shelves.spill(self._download, "the cache's disk did not take all of it")
-
-    def pin(self) -> None:
-        """Note what has been verified for the attachment that is fetched. Runs in a thread."""
-        if self._download.expected is not None:
-            self._shelves.pin(self._download.ref, self._download.expected, self._download.size)
-
-    async def settle(self) -> None:
-        """Note it for every attachment read through the download."""
-        await self._shelves.settle(self._download)
-
-    async def in_thread(self, work: Callable[[], None]) -> None:
-        """Do something with the disk."""
-        await self._shelves.in_thread(work)
+    async def _dismiss_until(self, enough: Callable[[], bool]) -> bool:
+        """Dismiss what is paused, longest first, until it is enough. Return whether anything was."""
+        dismissed = False
+        for one in list(self._kept):
+            if enough():
+                break
+            if one.dismissable:
+                self.forget(one)
+                await one.dismiss()
+                dismissed = True
+        return dismissed

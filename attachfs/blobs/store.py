@@ -7,19 +7,18 @@ when the attachment was first seen), and, in strict verification, the whole of t
 
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 
 import trio
 
 from attachfs.background import TaskStarter
 from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
+from attachfs.blobs.downloads import Downloads
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.pins import Pins
-from attachfs.blobs.range_reads import RangeReadContext
 from attachfs.blobs.source import BlobSource, LocalBlobs
-from attachfs.blobs.staging import Key, Staging
-from attachfs.blobs.withholding import WITHHELD, ServedBlocks
+from attachfs.blobs.staging import Staging
+from attachfs.blobs.withholding import WITHHELD
 from attachfs.cache.disk_cache import CachedBlob, DiskCache
 from attachfs.errors import (
     AttachfsError,
@@ -35,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _REMEMBER_FAILURE = 5.0  # seconds; a failing file is opened again and again by some programs
 _FAILURES = 1024
-_HANDED_OUT = 32  # downloads that came to no good end, and it is known what they handed out
 
 
 class BlobStore:
@@ -50,7 +48,7 @@ class BlobStore:
         namespace: begins the pins' keys: the service's host.
         verify, strict_limit: strict up to this many bytes under `auto`, stream above.
         scan_policy: which scan results open.
-        leaving: what becomes of a download that nobody follows any more.
+        pause: what becomes of a download that nobody reads any more.
         local: where all bytes are on this machine already; `source` and `cache` are then not used.
         on_admitted: told the digest and length of each blob that was downloaded, verified and admitted.
     """
@@ -67,7 +65,7 @@ class BlobStore:
         verify: Verify = "auto",
         strict_limit: int = 32 * 2**20,
         scan_policy: ScanPolicy = "block-bad",
-        leaving: PausePolicy = NO_PAUSE,
+        pause: PausePolicy = NO_PAUSE,
         local: LocalBlobs | None = None,
         on_admitted: Callable[[Digest, int], None] | None = None,
     ) -> None:
@@ -79,14 +77,10 @@ class BlobStore:
         bounds = {"strict": math.inf, "auto": max(strict_limit, WITHHELD), "stream": WITHHELD, "off": -1}
         self._strict_limit = bounds[verify]
         self._scan_policy = scan_policy
-        self._leaving = leaving
         self._on_admitted = on_admitted
-        self._downloads: dict[Key, Download] = {}
-        self._shelves = Staging(cache, pins, namespace, self._downloads, local)
+        self._staging = Staging(cache, pins, namespace, local)
+        self._downloads = Downloads(source, self._staging, nursery, pause, self._download_ended)
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
-        self._handed_out: OrderedDict[tuple[Digest, int], ServedBlocks] = OrderedDict()
-        self._contradicted: list[Download] = []  # and somebody still follows them
-        self._landed = 0  # downloads that have ended
         self.opened = 0
         self.hits = 0
         self.verified_bytes = 0  # of downloads
@@ -94,12 +88,12 @@ class BlobStore:
     @property
     def downloading(self) -> int:
         """How many downloads are under way."""
-        return len(self._downloads) - self.resting
+        return self._downloads.running
 
     @property
-    def resting(self) -> int:
+    def paused(self) -> int:
         """How many downloads were stopped, and what came is kept."""
-        return self._shelves.resting
+        return self._downloads.paused
 
     def change_policy(self, scan_policy: ScanPolicy) -> None:
         """Let other scan results open a file from now on, and try again what failed."""
@@ -117,7 +111,7 @@ class BlobStore:
         info = await self._ledger.info(ref)
         self._check_scan(ref, info)
         self._raise_remembered(ref)
-        self._refuse_beside_wrong(ref)
+        self._downloads.refuse_beside_mismatch(ref)
         self.opened += 1
         try:
             return await self._open(ref, info)
@@ -153,7 +147,7 @@ class BlobStore:
                 return b"unavailable"
             return b"match" if anchors == {info.digest} else b"mismatch"
         digest = info.digest
-        there = digest is not None and await self._shelves.contains(ref, digest, info.size)
+        there = digest is not None and await self._staging.contains(ref, digest, info.size)
         return b"yes" if there else b"no"
 
     # -- before the bytes --------------------------------------------------------------------------
@@ -165,16 +159,16 @@ class BlobStore:
         if digest is None:
             raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
         await self._check_anchors(ref, digest)
-        key = (digest, None)
         found = await self._find(ref, info, digest)
         if isinstance(found, CachedBlob):
             self.hits += 1
             return BlobHandle(ref.path, info.size, found, digest, self._nursery)
-        download = found or self._begin(ref, info, key)
+        strict = info.size <= self._strict_limit
+        download = found or self._downloads.start(ref, digest, info.size, early_readers=not strict)
         download.refs.add(ref)
         blob = BlobHandle(ref.path, info.size, download, digest)
         try:
-            if info.size <= self._strict_limit:
+            if strict:
                 await download.finished()
         except AttachfsError:
             blob.close()
@@ -189,30 +183,32 @@ class BlobStore:
 
     async def _find(self, ref: AttachmentRef, info: Info, digest: Digest) -> CachedBlob | Download | None:
         """Return what there is of a blob: in the cache, or on its way."""
-        key = (digest, None)
-        download = self._following(key)
+        downloads, staging = self._downloads, self._staging
+        download = downloads.find(digest)
         # While one is under way and the record is the pinned one, there is nothing to look for on the disk.
-        while download is None or not self._shelves.confirmed(ref, digest, info.size):
-            landed = self._landed
-            cached = await self._shelves.in_thread(lambda: self._shelves.look(ref, digest, info.size))
+        while download is None or not staging.confirmed(ref, digest, info.size):
+            ended = downloads.ended
+            cached = await staging.in_thread(lambda: staging.lookup(ref, digest, info.size))
             # Another opener may have begun while the disk was asked, and may even be done.
-            download = self._following(key)
+            download = downloads.find(digest)
             if cached is not None:
                 try:
-                    self._refuse_beside_wrong(ref)
+                    downloads.refuse_beside_mismatch(ref)
                 except IntegrityError:
                     cached.close_soon()
                     raise
                 if download is None:
                     return cached
-                cached.close_soon()  # what was handed out on its way has yet to be compared with it
-            if download is not None or landed == self._landed:
+                cached.close_soon()  # what was served on its way has yet to be compared with it
+            if download is not None or ended == downloads.ended:
                 break
         return download
 
     def _open_unverified(self, ref: AttachmentRef, info: Info) -> BlobHandle:
         """Open an attachment whose bytes nobody vouches for: the user said `--verify=off`."""
-        download = self._following((None, ref)) or self._begin(ref, info, (None, ref))
+        download = self._downloads.find(ref) or self._downloads.start(
+            ref, None, info.size, early_readers=True
+        )
         return BlobHandle(ref.path, info.size, download)
 
     def _check_scan(self, ref: AttachmentRef, info: Info) -> None:
@@ -235,72 +231,15 @@ class BlobStore:
                 f"{ref.path}: two records differ: /info says {digest}, the ledger's attribute {recorded}"
             )
 
-    # -- the bytes ---------------------------------------------------------------------------------
+    # -- how it ended ------------------------------------------------------------------------------
 
-    def _following(self, key: Key) -> Download | None:
-        download = self._downloads.get(key)
-        return None if download is None or download.abandoned else download
-
-    def _begin(self, ref: AttachmentRef, info: Info, key: Key) -> Download:
-        followed = info.size > self._strict_limit
-        download = Download(
-            ref,
-            key[0],
-            info.size,
-            self._leaving,
-            followed=followed,
-            handed=None if key[0] is None else self._handed_out.pop((key[0], info.size), None),
-            ahead=RangeReadContext(self._source, self._nursery) if followed else None,
-        )
-        self._downloads[key] = download
-        self._nursery.start_soon(self._fetch, download, key)
-        return download
-
-    async def _fetch(self, download: Download, key: Key) -> None:
-        shelf = self._shelves.of(download)
-        try:
-            await download.run(shelf, self._source)
-            while download.stopped and await download.rest(keep=self._shelves.may_rest(download)):
-                await download.run(shelf, self._source)
-            if download.verified:
-                self.verified_bytes += download.size
-                if self._on_admitted is not None and download.expected is not None:
-                    self._on_admitted(download.expected, download.size)
-            if download.contradicted:
-                self._contradicted.append(download)
-            elif isinstance(download.error, IntegrityError | BadAnswer):
-                self._remember(download.ref, download.error)
-        finally:
-            self._note_handed_out(download)
-            if self._downloads.get(key) is download:
-                del self._downloads[key]
-            self._landed += 1
-            download.landed()
-
-    def _note_handed_out(self, download: Download) -> None:
-        """Keep in mind what was handed out of a blob that was not found right: the next may be as wrong.
-
-        Else somebody who tries again and again would be given the one part now and the other then.
-        """
-        if download.expected is None or download.verified or download.contradicted:
-            return
-        if download.handed.touched:
-            self._handed_out[download.expected, download.size] = download.handed
-            while len(self._handed_out) > _HANDED_OUT:
-                self._handed_out.popitem(last=False)
-
-    # -- failures ----------------------------------------------------------------------------------
-
-    def _refuse_beside_wrong(self, ref: AttachmentRef) -> None:
-        """Refuse to open a file while somebody has it open who was given wrong bytes ahead of the stream.
-
-        The right ones would come into the kernel's pages, and be read on from there without an error.
-        """
-        self._contradicted = [one for one in self._contradicted if one.followed]
-        if any(ref in one.refs for one in self._contradicted):
-            raise IntegrityError(
-                f"{ref.path}: a program that has it open was given wrong bytes; close it there"
-            )
+    def _download_ended(self, download: Download) -> None:
+        if download.verified:
+            self.verified_bytes += download.size
+            if self._on_admitted is not None and download.expected is not None:
+                self._on_admitted(download.expected, download.size)
+        elif isinstance(download.error, IntegrityError | BadAnswer) and not download.served_bytes_mismatch:
+            self._remember(download.ref, download.error)
 
     def _remember(self, ref: AttachmentRef, error: AttachfsError) -> None:
         if len(self._failures) >= _FAILURES:

@@ -8,15 +8,41 @@ At first the last part is withheld. It is handed out, ahead of the stream, only 
 that one is withheld then, and all beyond it have been handed out. The stream may be followed up to it.
 """
 
+from collections import OrderedDict
+
+from attachfs.model import Digest
+
 # What is withheld begins at a multiple of this, so at the beginning of a page, and a request that touches it
 # waits: no page that the kernel holds before the verdict has a withheld byte, however far it reads ahead.
 WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
+_HISTORY = 32  # downloads that came to no good end
 _MOST = 16 * 1024  # parts handed out ahead of a stream; each costs some hundred bytes until the verdict
 
 
 def blocks_of(offset: int, end: int) -> range:
     """Return the numbers of the parts that hold any of the bytes."""
     return range(offset // WITHHELD, -(-end // WITHHELD))
+
+
+class ServedHistory:
+    """What was served of blobs that were not found right: the next download of one may be as wrong.
+
+    Else somebody who tries again and again would be given the one part now and the other then.
+    """
+
+    def __init__(self) -> None:
+        self._served = OrderedDict[tuple[Digest, int], ServedBlocks]()
+
+    def take(self, digest: Digest, size: int) -> "ServedBlocks | None":
+        """Return what was served of a blob, for its next download to go on with."""
+        return self._served.pop((digest, size), None)
+
+    def keep(self, digest: Digest, size: int, served: "ServedBlocks") -> None:
+        """Keep in mind what was served of a blob, if anything was."""
+        if served.touched:
+            self._served[digest, size] = served
+            while len(self._served) > _HISTORY:
+                self._served.popitem(last=False)
 
 
 class ServedBlocks:
@@ -47,7 +73,7 @@ class ServedBlocks:
         """Whether anything was handed out at all."""
         return bool(self._front or self._ahead)
 
-    def in_order(self, offset: int, end: int) -> bool:
+    def allow_sequential(self, offset: int, end: int) -> bool:
         """Hand out bytes that have come with the stream; False: they must wait for the verdict."""
         if end <= self.limit:
             self._front = max(self._front, end)
@@ -55,21 +81,21 @@ class ServedBlocks:
         if offset >= self.limit + WITHHELD:
             return True  # beyond what is withheld all has been handed out before
         # Where jumps have moved it, what is withheld may lie in the middle, and the verdict far off.
-        return self._withheld != self._last and self.take(blocks_of(offset, end))
+        return self._withheld != self._last and self.allow_random(blocks_of(offset, end))
 
-    def may_take(self, blocks: range) -> bool:
-        """Whether `take` would hand these parts out."""
+    def can_allow(self, blocks: range) -> bool:
+        """Whether `allow_random` would hand these parts out."""
         if not self._withholding:
             return True
         if len(self._ahead) + len(blocks) > _MOST:
             return False
         return self._withheld not in blocks or self._other(blocks) is not None
 
-    def take(self, blocks: range) -> bool:
+    def allow_random(self, blocks: range) -> bool:
         """Hand out parts, wherever the stream is; False: they must wait for it, or for the verdict."""
         if not self._withholding:
             return True
-        if not self.may_take(blocks):
+        if not self.can_allow(blocks):
             return False
         if self._withheld in blocks:
             other = self._other(blocks)

@@ -153,7 +153,7 @@ async def _filesystem(
             verify=config.verify,
             strict_limit=config.strict_limit,
             scan_policy=config.scan_policy,
-            leaving=PausePolicy(),
+            pause=PausePolicy(),
             local=origin.local,
             on_admitted=sharing.on_admitted,
         )

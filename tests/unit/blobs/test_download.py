@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from attachfs.blobs.download import WITHHELD, Download
+from attachfs.blobs.pins import Pins
+from attachfs.blobs.staging import Staging
 from attachfs.cache.descriptor import Descriptor
 from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
 from attachfs.errors import BadAnswer, IntegrityError, NoRoom, Unexpected, Unreachable
-from attachfs.model import Digest
+from attachfs.model import AttachmentRef, Digest
 from attachfs.units import MinFree
 from tests.unit.fakes import FakeBytes, Piece, Transfer, file_ref
 
@@ -54,32 +56,17 @@ def cache(tmp_path: Path) -> Iterator[DiskCache]:
     cache.close()
 
 
-class Shelf:
+class Unpinned(Staging):
     """Where a download's bytes go, without pins."""
 
-    def __init__(self, cache: DiskCache, download: Download) -> None:
-        self.cache = cache
-        self.download = download
+    def __init__(self, cache: DiskCache) -> None:
+        super().__init__(cache, Pins(cache.root.parent / "pins.sqlite"), "ledger.example")
 
-    async def room(self) -> Writer:
-        if self.download.expected is None:
-            return self.cache.spill(self.download.size)
-        return self.cache.reserve(self.download.size)
+    def pin(self, ref: AttachmentRef, digest: Digest, size: int) -> None:
+        """Pin nothing."""
 
-    def room_now(self) -> Writer:
-        return self.cache.reserve(self.download.size)
-
-    def spill(self) -> Writer:
-        return self.cache.spill(self.download.size)
-
-    def pin(self) -> None:
-        pass
-
-    async def settle(self) -> None:
-        pass
-
-    async def in_thread(self, work: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(work)
+    async def pin_all(self, refs: set[AttachmentRef], digest: Digest, size: int) -> None:
+        """Pin nothing."""
 
 
 class Running:
@@ -92,18 +79,18 @@ class Running:
         data: bytes,
         digest: Digest | None,
         *,
-        followed: bool = True,
+        early_readers: bool = True,
     ) -> None:
         self.source = FakeBytes()
-        self.download = Download(REF, digest, len(data), followed=followed)
-        self.download.join()
+        self.download = Download(
+            REF, digest, len(data), self.source, Unpinned(cache), early_readers=early_readers
+        )
+        self.download.acquire()
         self.ended = trio.Event()
-        self._cache = cache
         nursery.start_soon(self._run)
 
     async def _run(self) -> None:
-        await self.download.run(Shelf(self._cache, self.download), self.source)
-        self.download.landed()
+        await self.download.run(lambda _: None)
         self.ended.set()
 
     async def transfer(self) -> Transfer:
@@ -125,29 +112,29 @@ class Reach:
         nursery.start_soon(self._wait, download, end)
 
     async def _wait(self, download: Download, end: int) -> None:
-        await download.reach(end)
+        await download.wait_until(end)
         self.there.set()
 
 
 async def test_bytes_may_be_read_as_they_are_stored(running: Running) -> None:
     transfer = await running.transfer()
     transfer.put(DATA[:1000])
-    await running.download.reach(1000)
+    await running.download.wait_until(1000)
     assert running.download.pread(1000, 0) == DATA[:1000]
-    assert not running.download.may_read(1001)
+    assert not running.download.gate.can_serve(1001)
     transfer.put(DATA[1000:5000], offset=1000)
-    await running.download.reach(5000)
+    await running.download.wait_until(5000)
     assert not running.download.verified
-    running.download.leave()
+    running.download.release()
 
 
 async def strict(
     cache: DiskCache, nursery: trio.Nursery, data: bytes
 ) -> tuple[Download, Transfer, FakeBytes]:
     source = FakeBytes()
-    download = Download(REF, digest_of(data), len(data), followed=False)
-    download.join()
-    nursery.start_soon(download.run, Shelf(cache, download), source)
+    download = Download(REF, digest_of(data), len(data), source, Unpinned(cache), early_readers=False)
+    download.acquire()
+    nursery.start_soon(download.run, lambda _: None)
     return download, await source.next(), source
 
 
@@ -156,14 +143,14 @@ async def test_a_source_may_take_back_bytes_that_nobody_was_served(
     cache: DiskCache, nursery: trio.Nursery, length: int
 ) -> None:
     data = os.urandom(length)
-    running = Running(cache, nursery, data, digest_of(data), followed=False)
+    running = Running(cache, nursery, data, digest_of(data), early_readers=False)
     transfer = await running.transfer()
     assert running.source.digests == [digest_of(data)]
     transfer.put(b"wrong" + data[5:]).put(Piece(0, data, discards=True)).end()
     with trio.fail_after(30):
         await running.download.finished()
     assert running.download.pread(length, 0) == data
-    running.download.leave()
+    running.download.release()
 
 
 async def test_a_source_may_not_take_back_what_somebody_may_have_read(running: Running) -> None:
@@ -172,19 +159,19 @@ async def test_a_source_may_not_take_back_what_somebody_may_have_read(running: R
     transfer.put(DATA[:1000]).put(Piece(0, DATA, discards=True)).end()
     with pytest.raises(Unexpected, match="took back"):
         await running.download.finished()
-    running.download.leave()
+    running.download.release()
 
 
 async def test_a_reader_ahead_waits(running: Running, nursery: trio.Nursery) -> None:
     transfer = await running.transfer()
     transfer.put(DATA[:1000])
-    await running.download.reach(1000)
+    await running.download.wait_until(1000)
     ahead = Reach(nursery, running.download, 1001)
     await wait_all_tasks_blocked()
     assert not ahead.there.is_set()
     transfer.put(DATA[1000:1001], offset=1000)
     await ahead.there.wait()
-    running.download.leave()
+    running.download.release()
 
 
 async def test_the_last_part_is_withheld_until_the_whole_is_verified(
@@ -192,27 +179,29 @@ async def test_the_last_part_is_withheld_until_the_whole_is_verified(
 ) -> None:
     transfer = await running.transfer()
     transfer.put(DATA)
-    await running.download.reach(LIMIT)
+    await running.download.wait_until(LIMIT)
     last = Reach(nursery, running.download, LIMIT + 1)
-    while running.download.written < len(DATA):
+    while running.download.staged.written < len(DATA):
         await trio.lowlevel.checkpoint()
     await wait_all_tasks_blocked()
-    assert running.download.may_read(LIMIT)
-    assert not running.download.may_read(LIMIT + 1)
+    assert running.download.gate.can_serve(LIMIT)
+    assert not running.download.gate.can_serve(LIMIT + 1)
     assert not last.there.is_set()
     transfer.end()
     await running.download.finished()
     await last.there.wait()
     assert running.download.verified
-    assert running.download.may_read(len(DATA))
-    running.download.leave()
+    assert running.download.gate.can_serve(len(DATA))
+    running.download.release()
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, WITHHELD, WITHHELD + 1, 3 * WITHHELD, 3 * WITHHELD + 5])
-def test_what_is_withheld_begins_at_a_request_of_the_kernels_and_is_never_nothing(size: int) -> None:
-    download = Download(REF, digest_of(b""), size)
-    download.intake.written = size
-    readable = max((end for end in range(0, size + 1, 1) if download.may_read(end)), default=0)
+async def test_what_is_withheld_begins_at_a_request_of_the_kernels_and_is_never_nothing(
+    cache: DiskCache, size: int
+) -> None:
+    download = Download(REF, digest_of(b""), size, FakeBytes(), Unpinned(cache))
+    download.staged.written = size
+    readable = max((end for end in range(0, size + 1, 1) if download.gate.can_serve(end)), default=0)
     assert readable % WITHHELD == 0
     if size:
         assert 1 <= size - readable <= WITHHELD
@@ -229,8 +218,8 @@ async def test_a_byte_that_is_wrong_anywhere_is_never_read_to_the_end(
         with pytest.raises(IntegrityError, match="do not match"):
             await running.download.finished()
         with pytest.raises(IntegrityError):
-            await running.download.reach(1)
-        running.download.leave()
+            await running.download.wait_until(1)
+        running.download.release()
     assert cache.stats().blobs == 0
 
 
@@ -239,7 +228,7 @@ async def test_a_body_that_ends_early_is_a_bad_answer(running: Running, cache: D
     (await running.transfer()).put(DATA[:cut]).end()
     with pytest.raises(BadAnswer, match=f"{cut} came"):
         await running.download.finished()
-    running.download.leave()
+    running.download.release()
     assert cache.stats().blobs == 0
 
 
@@ -247,7 +236,7 @@ async def test_a_body_that_is_too_long_is_refused(running: Running, cache: DiskC
     (await running.transfer()).put(DATA, b"x").end()
     with pytest.raises((BadAnswer, Unexpected)):
         await running.download.finished()
-    running.download.leave()
+    running.download.release()
     assert cache.stats().blobs == 0
 
 
@@ -255,7 +244,7 @@ async def test_a_gap_is_a_bad_answer(running: Running) -> None:
     (await running.transfer()).put(Piece(0, DATA[:1000]), Piece(1001, DATA[1001:])).end()
     with pytest.raises(BadAnswer, match="1 bytes are missing at 1000"):
         await running.download.finished()
-    running.download.leave()
+    running.download.release()
 
 
 @pytest.mark.parametrize("size", [1, 100, 65_536, len(DATA)])
@@ -271,7 +260,7 @@ async def test_any_pieces_make_up_the_whole(running: Running, cache: DiskCache, 
     transfer.end()
     await running.download.finished()
     assert running.download.pread(len(DATA), 0) == DATA
-    running.download.leave()
+    running.download.release()
     assert cache.contains(digest_of(DATA), len(DATA))
 
 
@@ -279,32 +268,32 @@ class TestBeganAnew:
     async def test_with_the_same_bytes_goes_on(self, running: Running, cache: DiskCache) -> None:
         transfer = await running.transfer()
         transfer.put(DATA[:700_000])
-        await running.download.reach(700_000)
+        await running.download.wait_until(700_000)
         transfer.put(DATA[:300_000], DATA[300_000:]).end()
         await running.download.finished()
         assert running.download.pread(len(DATA), 0) == DATA
-        running.download.leave()
+        running.download.release()
         assert cache.contains(digest_of(DATA), len(DATA))
 
     async def test_what_was_readable_stays_so(self, running: Running) -> None:
         transfer = await running.transfer()
         transfer.put(DATA[:700_000])
-        await running.download.reach(700_000)
+        await running.download.wait_until(700_000)
         transfer.put(DATA[:10])
         await wait_all_tasks_blocked()
-        assert running.download.may_read(700_000)
-        running.download.leave()
+        assert running.download.gate.can_serve(700_000)
+        running.download.release()
 
     async def test_with_other_bytes_fails(self, running: Running, cache: DiskCache) -> None:
         transfer = await running.transfer()
         transfer.put(DATA[:700_000])
-        await running.download.reach(700_000)
+        await running.download.wait_until(700_000)
         wrong = bytearray(DATA)
         wrong[699_999] ^= 1
         transfer.put(bytes(wrong)).end()
         with pytest.raises(BadAnswer, match="other bytes the second time"):
             await running.download.finished()
-        running.download.leave()
+        running.download.release()
         assert cache.stats().blobs == 0
 
     async def test_more_than_once(self, running: Running) -> None:
@@ -313,13 +302,13 @@ class TestBeganAnew:
             transfer.put(DATA[:end])
         transfer.end()
         await running.download.finished()
-        running.download.leave()
+        running.download.release()
 
     async def test_and_then_ending_early_is_a_bad_answer(self, running: Running) -> None:
         (await running.transfer()).put(DATA[:700_000]).put(DATA[:100]).end()
         with pytest.raises(BadAnswer, match="700000 came"):
             await running.download.finished()
-        running.download.leave()
+        running.download.release()
 
 
 class TestFailures:
@@ -327,12 +316,12 @@ class TestFailures:
     async def test_the_sources_error_reaches_every_follower(
         self, running: Running, cache: DiskCache, error: Exception
     ) -> None:
-        running.download.join()
+        running.download.acquire()
         (await running.transfer()).put(DATA[:1000], error)
         for _ in range(2):
             with pytest.raises(type(error)):
                 await running.download.finished()
-            running.download.leave()
+            running.download.release()
         assert left_over(cache) == (0, 0, 0, 0)
         assert cache.stats().blobs == 0
 
@@ -342,48 +331,47 @@ class TestFailures:
         (await running.transfer()).put(DATA[:1000], KeyError("x"))
         with pytest.raises(Unexpected, match="KeyError"):
             await running.download.finished()
-        running.download.leave()
-        assert "failed for a reason of its own" in caplog.text
+        running.download.release()
+        assert "unexpected error in its download" in caplog.text
 
     async def test_no_room_is_told(self, nursery: trio.Nursery, cache: DiskCache) -> None:
-        class Full(Shelf):
-            async def room(self) -> Writer:
+        class Full(Unpinned):
+            async def reserve(self, *_: object) -> Writer:
                 raise NoRoom("full")
 
         source = FakeBytes()
-        download = Download(REF, digest_of(DATA), len(DATA))
-        download.join()
-        await download.run(Full(cache, download), source)
-        download.landed()
+        download = Download(REF, digest_of(DATA), len(DATA), source, Full(cache))
+        download.acquire()
+        await download.run(lambda _: None)
         with pytest.raises(NoRoom):
             await download.finished()
-        download.leave()
+        download.release()
         assert source.transfers == []
         assert not nursery.child_tasks
 
     async def test_no_byte_is_readable_after_a_failure(self, running: Running) -> None:
         transfer = await running.transfer()
         transfer.put(DATA[:1000])
-        await running.download.reach(1000)
+        await running.download.wait_until(1000)
         transfer.put(Unreachable("x"))
         with pytest.raises(Unreachable):
             await running.download.finished()
         with pytest.raises(Unreachable):
-            await running.download.reach(1000)
-        running.download.leave()
+            await running.download.wait_until(1000)
+        running.download.release()
 
 
 class TestLeaving:
     async def test_the_last_follower_ends_it(self, running: Running, cache: DiskCache) -> None:
-        running.download.join()
+        running.download.acquire()
         transfer = await running.transfer()
         transfer.put(DATA[:1000])
-        await running.download.reach(1000)
-        running.download.leave()
+        await running.download.wait_until(1000)
+        running.download.release()
         await wait_all_tasks_blocked()
         assert running.source.live == 1
-        running.download.leave()
-        assert running.download.abandoned
+        running.download.release()
+        assert not running.download.joinable
         await running.ended.wait()
         assert running.source.live == 0
         assert left_over(cache) == (0, 0, 0, 0)
@@ -394,7 +382,7 @@ class TestLeaving:
         (await running.transfer()).put(DATA).end()
         await running.download.finished()
         assert cache.stats().open_files == 1
-        running.download.leave()
+        running.download.release()
         assert left_over(cache) == (0, 0, 0, 0)
         assert cache.stats().blobs == 1
 
@@ -407,13 +395,13 @@ class TestUnverified:
         transfer = await running.transfer()
         transfer.put(DATA)
         with trio.fail_after(30):
-            await running.download.reach(len(DATA))
+            await running.download.wait_until(len(DATA))
         assert running.download.pread(len(DATA), 0) == DATA
         transfer.end()
         await running.ended.wait()
         assert not running.download.verified
-        assert running.download.may_read(len(DATA))
-        running.download.leave()
+        assert running.download.gate.can_serve(len(DATA))
+        running.download.release()
         assert left_over(cache) == (0, 0, 0, 0)
         assert cache.stats().blobs == 0
 
@@ -421,8 +409,8 @@ class TestUnverified:
         running = Running(cache, nursery, DATA, None)
         (await running.transfer()).put(DATA[:-1]).end()
         with trio.fail_after(30), pytest.raises(BadAnswer):
-            await running.download.reach(len(DATA))
-        running.download.leave()
+            await running.download.wait_until(len(DATA))
+        running.download.release()
         assert cache.stats().spilled_bytes == 0
 
 
@@ -467,7 +455,7 @@ class TestFullDisk:
         await running.download.finished()
         assert running.download.pread(len(DATA), 0) == DATA
         assert cache.stats().blobs == 0
-        running.download.leave()
+        running.download.release()
         assert left_over(cache) == (0, 0, 0, 0)
 
     async def test_who_reads_while_the_bytes_move_is_given_them_and_never_another_files(
@@ -477,13 +465,13 @@ class TestFullDisk:
         download = running.download
         transfer = await running.transfer()
         transfer.put(DATA[:LIMIT])
-        await download.reach(LIMIT)
-        before = download.intake.reader
+        await download.wait_until(LIMIT)
+        before = download.staged.reader
         assert before is not None
         moved = threading.Event()
 
         def move() -> None:
-            download.intake._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
+            download.staged._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
             moved.set()
 
         real = os.preadv
@@ -509,7 +497,7 @@ class TestFullDisk:
         assert download.pread(1000, 5) == DATA[5:1005]
         transfer.put(DATA[LIMIT:], offset=LIMIT).end()
         await download.finished()
-        download.leave()
+        download.release()
 
     async def test_a_slow_read_goes_on_where_the_bytes_have_moved_to(
         self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
@@ -517,21 +505,21 @@ class TestFullDisk:
         download = running.download
         transfer = await running.transfer()
         transfer.put(DATA[:LIMIT])
-        await download.reach(LIMIT)
-        before = download.intake.reader
+        await download.wait_until(LIMIT)
+        before = download.staged.reader
         real = CachedBlob.pread
 
         def pread(blob: CachedBlob, length: int, offset: int) -> bytes:
-            if blob is before and download.intake.reader is before:
+            if blob is before and download.staged.reader is before:
                 monkeypatch.undo()
-                download.intake._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
+                download.staged._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
             return real(blob, length, offset)
 
         monkeypatch.setattr(CachedBlob, "pread", pread)
         assert download.pread(1000, 5) == DATA[5:1005]
         transfer.put(DATA[LIMIT:], offset=LIMIT).end()
         await download.finished()
-        download.leave()
+        download.release()
 
     async def test_a_blob_that_could_not_be_admitted_is_verified_again_from_a_temporary_file(
         self, running: Running, cache: DiskCache, monkeypatch: pytest.MonkeyPatch
@@ -549,5 +537,5 @@ class TestFullDisk:
         transfer.end()
         await running.download.finished()
         assert running.download.pread(len(DATA), 0) == DATA
-        running.download.leave()
+        running.download.release()
         assert left_over(cache) == (0, 0, 0, 0)

@@ -37,10 +37,10 @@ class Make:
         self,
         nursery: trio.Nursery,
         cache_size: int = 64 * MiB,
-        leaving: PausePolicy = LEAVING,
+        pause: PausePolicy = LEAVING,
         verify: str = "stream",
     ) -> World:
-        self.made.append(World(self.path, nursery, cache_size, leaving=leaving, verify=verify))
+        self.made.append(World(self.path, nursery, cache_size, pause=pause, verify=verify))
         return self.made[-1]
 
 
@@ -86,16 +86,16 @@ def content(_world: World, ref: AttachmentRef) -> bytes:
 
 def downloads(world: World, ref: AttachmentRef) -> int:
     """Return how much of a file has been stored by its download."""
-    return next((one.written for one in world.blobs._downloads.values() if ref in one.refs), -1)
+    return next((one.staged.written for one in world.blobs._downloads.table.values() if ref in one.refs), -1)
 
 
 async def sniffed(world: World, clock: MockClock, came: int = 64 * KiB, ref: AttachmentRef = FILE) -> None:
     """Let somebody look at a file, and its download be stopped."""
-    resting = world.blobs.resting
+    paused = world.blobs.paused
     transfer = await sniff(world, came, ref)
     clock.jump(LEAVING.within)
     await until(lambda: transfer.ended)
-    await until(lambda: world.blobs.resting == resting + 1 or not world.blobs.downloading)
+    await until(lambda: world.blobs.paused == paused + 1 or not world.blobs.downloading)
 
 
 def temporary(world: World) -> list[Path]:
@@ -136,7 +136,7 @@ class TestStopping:
         assert not transfer.ended
         transfer.put(DATA[MiB : MiB + 64 * KiB], offset=MiB)
         await until(lambda: transfer.ended)
-        await until(lambda: world.blobs.resting == 1)
+        await until(lambda: world.blobs.paused == 1)
         assert world.blobs.downloading == 0
 
     async def test_after_so_long(self, world: World, clock: MockClock) -> None:
@@ -162,7 +162,7 @@ class TestStopping:
         world.record(FILE, DATA)
         transfer = await sniff(world, len(DATA))
         transfer.end()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert world.cache.contains(digest_of(DATA), len(DATA))
 
     async def test_a_small_file_is_had_to_its_end(self, world: World) -> None:
@@ -171,7 +171,7 @@ class TestStopping:
         transfer = await world.bytes.next()
         blob.close()
         transfer.put(DATA[:MiB]).end()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert world.cache.contains(digest_of(DATA[:MiB]), MiB)
 
     async def test_who_comes_while_it_stops_gets_the_rest(self, world: World, clock: MockClock) -> None:
@@ -185,10 +185,10 @@ class TestStopping:
         self, make: Make, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         assert clock.autojump_threshold > 0
-        world = make(nursery, leaving=NO_PAUSE)
+        world = make(nursery, pause=NO_PAUSE)
         world.record(FILE, DATA)
         transfer = await sniff(world)
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert transfer.ended
         assert temporary(world) == []
 
@@ -204,7 +204,7 @@ class TestKept:
             blob.close()
             clock.jump(1)
         assert world.gets == 1
-        assert world.blobs.resting == 1
+        assert world.blobs.paused == 1
 
     async def test_the_rest_alone_is_asked_for_and_the_whole_is_verified(
         self, world: World, clock: MockClock
@@ -230,12 +230,12 @@ class TestKept:
                 await until(lambda: downloads(world, FILE) == MiB)
                 killed.cancel()
         clock.jump(LEAVING.within)
-        await until(lambda: world.blobs.resting == 1)
+        await until(lambda: world.blobs.paused == 1)
         nursery.start_soon(world.read, FILE)
         second = await world.bytes.next()
         assert second.start == MiB
         second.put(DATA[MiB:], offset=MiB).end()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert world.cache.contains(digest_of(DATA), len(DATA))
 
     async def test_several_times_over(self, world: World, clock: MockClock, nursery: trio.Nursery) -> None:
@@ -257,7 +257,7 @@ class TestKept:
             assert got == [DATA[start + 1 - KiB : start + 1]]
             blob.close()
             clock.jump(LEAVING.within)
-            await until(lambda: world.blobs.resting == 1)
+            await until(lambda: world.blobs.paused == 1)
         blob = await world.blobs.open(FILE)
         assert (await finish(world, blob)).start == 364 * KiB
 
@@ -282,7 +282,7 @@ class TestKept:
         blob.close()
         clock.jump(LEAVING.within)
         await until(lambda: second.ended)
-        await until(lambda: world.blobs.resting == 1)
+        await until(lambda: world.blobs.paused == 1)
         assert downloads(world, FILE) == 64 * KiB
 
     async def test_the_withheld_part_stays_withheld(self, world: World, clock: MockClock) -> None:
@@ -318,7 +318,7 @@ class TestNotBelieved:
             nursery.start_soon(read)
             (await world.bytes.next()).put(flipped(DATA, 100)).end()
         blob.close()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert world.cache.stats().blobs == 0
         assert temporary(world) == []
 
@@ -349,7 +349,7 @@ class TestNotBelieved:
         await until(lambda: downloads(world, FILE) == 64 * KiB)
         blob.close()
         clock.jump(LEAVING.within)
-        await until(lambda: world.blobs.resting == 1)
+        await until(lambda: world.blobs.paused == 1)
         blob = await world.blobs.open(FILE)
         async with trio.open_nursery() as nursery:
 
@@ -360,7 +360,7 @@ class TestNotBelieved:
             nursery.start_soon(read)
             (await world.bytes.next()).put(wrong[64 * KiB :], offset=64 * KiB).end()
         blob.close()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert world.quarantined == [wrong]
         assert not world.cache.contains(digest_of(DATA), len(DATA))
 
@@ -379,7 +379,7 @@ class TestNotBelieved:
             nursery.start_soon(read)
             (await world.bytes.next()).put(Unreachable("gone"))
         blob.close()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert world.cache.stats().loose_bytes == 0
 
 
@@ -392,9 +392,9 @@ class TestBounds:
         assert world.cache.stats().loose_bytes >= len(DATA)
         clock.jump(LEAVING.keep - 1)
         await wait_all_tasks_blocked()
-        assert world.blobs.resting == 1
+        assert world.blobs.paused == 1
         clock.jump(1)
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert temporary(world) == []
         assert world.cache.stats().loose_bytes == 0
         assert descriptors() == before
@@ -410,7 +410,7 @@ class TestBounds:
             world.record(ref, content(world, ref))
             await sniffed(world, clock, ref=ref)
             await wait_all_tasks_blocked()
-        assert world.blobs.resting == 2
+        assert world.blobs.paused == 2
         assert [downloads(world, ref) for ref in refs] == [-1, 64 * KiB, 64 * KiB]
         assert len(temporary(world)) == 2
 
@@ -420,7 +420,7 @@ class TestBounds:
         world = make(nursery, cache_size=3 * len(DATA))
         world.record(FILE, DATA)
         await sniffed(world, clock)
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert temporary(world) == []
 
     async def test_it_goes_before_a_verified_blob_when_room_is_needed(
@@ -432,10 +432,10 @@ class TestBounds:
             await read_whole(world, ref)
         world.record(FILE, DATA)
         await sniffed(world, clock)
-        assert world.blobs.resting == 1
+        assert world.blobs.paused == 1
         await read_whole(world, file_ref(7))
         await read_whole(world, file_ref(8))
-        assert world.blobs.resting == 0
+        assert world.blobs.paused == 0
         assert world.cache.stats().evicted == 0
         assert world.cache.stats().blobs == 4
 
@@ -445,7 +445,7 @@ class TestBounds:
         world = make(nursery, verify="off")
         world.record(FILE, DATA)
         await sniffed(world, clock)
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert world.cache.stats().spilled_bytes == 0
 
     async def test_not_if_nothing_has_come(self, world: World, clock: MockClock) -> None:
@@ -454,7 +454,7 @@ class TestBounds:
         transfer = await world.bytes.next()
         blob.close()
         clock.jump(LEAVING.within)
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert transfer.ended
         assert temporary(world) == []
 

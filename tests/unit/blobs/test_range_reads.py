@@ -37,10 +37,8 @@ class Make:
         self.path = path
         self.made: list[World] = []
 
-    def __call__(
-        self, nursery: trio.Nursery, verify: str = "stream", leaving: PausePolicy = NO_PAUSE
-    ) -> World:
-        self.made.append(World(self.path, nursery, 64 * MiB, leaving=leaving, verify=verify))
+    def __call__(self, nursery: trio.Nursery, verify: str = "stream", pause: PausePolicy = NO_PAUSE) -> World:
+        self.made.append(World(self.path, nursery, 64 * MiB, pause=pause, verify=verify))
         self.made[-1].record(FILE, DATA)
         self.made[-1].bytes.parts = DATA
         return self.made[-1]
@@ -74,12 +72,12 @@ async def opened(world: World, came: bytes = b"") -> tuple[BlobHandle, Transfer]
     transfer = await world.bytes.next()
     if came:
         transfer.put(came)
-        await until(lambda: download(world).written == len(came))
+        await until(lambda: download(world).staged.written == len(came))
     return blob, transfer
 
 
 def download(world: World) -> Download:
-    (one,) = world.blobs._downloads.values()
+    (one,) = world.blobs._downloads.table.values()
     return one
 
 
@@ -178,7 +176,7 @@ class TestAnswered:
         assert await get(blob, 20) == piece(20)
         world.bytes.parts = None
         transfer.put(piece(0, 21))
-        await until(lambda: download(world).written == 21 * WITHHELD)
+        await until(lambda: download(world).staged.written == 21 * WITHHELD)
         assert await get(blob, 20) == piece(20)
         assert bytes(blob.read_nowait(20 * WITHHELD, 100) or b"") in (b"", piece(20)[:100])
         blob.close()
@@ -194,7 +192,7 @@ class TestAnswered:
         transfer.put(DATA)
         assert await blob.read(0, len(DATA)) == DATA
         transfer.end()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         assert await blob.read(0, len(DATA)) == DATA
         assert not blob.verified
         blob.close()
@@ -330,7 +328,7 @@ class TestRefusedParts:
         world.bytes.parts = KeyError("x")
         blob, transfer = await opened(world)
         assert await waits(Reading(nursery, blob, 20))
-        assert "failed for a reason of its own" in caplog.text
+        assert "unexpected error while reading ahead" in caplog.text
         transfer.put(DATA).end()
         assert await blob.read(0, len(DATA)) == DATA
         blob.close()
@@ -405,7 +403,7 @@ class TestWithheld:
         world.bytes.parts = DATA
         for number in reversed(range(2 * NEAR + 2, BLOCKS)):
             assert await get(blob, number) == piece(number)
-        assert download(world).handed.limit == (2 * NEAR + 1) * WITHHELD
+        assert download(world).gate.served.limit == (2 * NEAR + 1) * WITHHELD
         rest = [Reading(nursery, blob, number) for number in range(NEAR + 1, 2 * NEAR + 2)]
         transfer.put(piece(NEAR + 1, BLOCKS - NEAR - 1), offset=(NEAR + 1) * WITHHELD)
         await until(lambda: sum(not reading.done.is_set() for reading in rest) == 1)
@@ -438,7 +436,7 @@ class TestWithheld:
         blob, _ = await opened(world, piece(0, LAST))
         assert await get(blob, 0, LAST) == piece(0, LAST)
         blob.close()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         blob, transfer = await opened(world)
         last = Reading(nursery, blob, LAST)
         assert await waits(last)
@@ -447,8 +445,8 @@ class TestWithheld:
         await last.done.wait()
         assert last.data == piece(LAST)
         blob.close()
-        await until(lambda: not world.blobs._downloads)
-        assert not world.blobs._handed_out
+        await until(lambda: not world.blobs._downloads.table)
+        assert not world.blobs._downloads._history._served
 
     async def test_of_a_bounded_number_of_files(self, world: World) -> None:
         blob, _ = await opened(world)
@@ -456,9 +454,9 @@ class TestWithheld:
         blob.close()
         for number in range(100):
             one.expected = digest_of(bytes([number]))
-            assert one.handed.in_order(0, 1)
-            world.blobs._note_handed_out(one)
-        assert len(world.blobs._handed_out) == 32
+            assert one.gate.served.allow_sequential(0, 1)
+            world.blobs._downloads._ended(one)
+        assert len(world.blobs._downloads._history._served) == 32
 
 
 class TestWrong:
@@ -473,7 +471,7 @@ class TestWrong:
         rest = {number: Reading(nursery, blob, number) for number in range(NEAR + 1)}
         transfer.put(wrong)
         await wait_all_tasks_blocked()
-        await until(lambda: download(world).written == len(wrong))
+        await until(lambda: download(world).staged.written == len(wrong))
         await until(lambda: sum(reading.done.is_set() for reading in rest.values()) == NEAR)
         transfer.end()
         for number, reading in rest.items():
@@ -500,7 +498,7 @@ class TestWrong:
         await waiting.done.wait()
         world.bytes.parts = None
         transfer.put(DATA).end()
-        await until(lambda: not world.blobs._downloads)
+        await until(lambda: not world.blobs._downloads.table)
         for one in (blob, other):
             for number in (0, 20, LAST):
                 with pytest.raises(IntegrityError, match=f"byte {20 * WITHHELD} on differs"):
@@ -524,7 +522,7 @@ class TestWrong:
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else its pages would stand among the wrong ones."""
-        compare, hold = range_reads_module.RangeReads.differing, trio.Event()
+        compare, hold = range_reads_module.RangeReads.first_difference, trio.Event()
         token = trio.lowlevel.current_trio_token()
         comparing = trio.Event()
 
@@ -533,14 +531,14 @@ class TestWrong:
             trio.from_thread.run(hold.wait, trio_token=token)
             return compare(self, read)
 
-        monkeypatch.setattr(range_reads_module.RangeReads, "differing", held)
+        monkeypatch.setattr(range_reads_module.RangeReads, "first_difference", held)
         world.bytes.parts = flipped(DATA, 20 * WITHHELD)
         blob, transfer = await opened(world)
         assert await get(blob, 20) != piece(20)
         transfer.put(DATA).end()
         await comparing.wait()
         assert world.cache.contains(digest_of(DATA), len(DATA))
-        monkeypatch.setattr(world.blobs._shelves, "confirmed", lambda *_: False)
+        monkeypatch.setattr(world.blobs._staging, "confirmed", lambda *_: False)
         other = await world.blobs.open(FILE)
         assert not other.verified
         reading = Reading(nursery, other, LAST)
@@ -555,7 +553,7 @@ class TestWrong:
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else its record could change until its next open, and nobody would notice."""
-        compare, hold = range_reads_module.RangeReads.differing, trio.Event()
+        compare, hold = range_reads_module.RangeReads.first_difference, trio.Event()
         token = trio.lowlevel.current_trio_token()
         comparing = trio.Event()
 
@@ -564,7 +562,7 @@ class TestWrong:
             trio.from_thread.run(hold.wait, trio_token=token)
             return compare(self, read)
 
-        monkeypatch.setattr(range_reads_module.RangeReads, "differing", held)
+        monkeypatch.setattr(range_reads_module.RangeReads, "first_difference", held)
         world.record(file_ref(4), DATA)
         blob, transfer = await opened(world)
         assert await get(blob, 20) == piece(20)
@@ -673,13 +671,13 @@ class TestTogether:
         blob, _ = await opened(world)
         for number in range(NEAR + 1, BLOCKS):
             assert await get(blob, number) == piece(number)
-            assert len(download(world)._jumps._kept) <= 3
+            assert len(download(world).gate.range_reads._kept) <= 3
         blob.close()
 
     async def test_nothing_stays_once_nobody_has_it_open(
         self, make: Make, nursery: trio.Nursery, clock: MockClock
     ) -> None:
-        world = make(nursery, leaving=PausePolicy(more=MiB, within=2, keep=60))
+        world = make(nursery, pause=PausePolicy(more=MiB, within=2, keep=60))
         blob, transfer = await opened(world, piece(0))
         assert await get(blob, LAST) == piece(LAST)
         world.bytes.parts = "held"
@@ -688,18 +686,18 @@ class TestTogether:
         reading.scope.cancel()
         blob.close()
         await until(lambda: world.bytes.asked[-1].ended)
-        assert not download(world)._jumps._kept
+        assert not download(world).gate.range_reads._kept
         clock.jump(2)
         await until(lambda: transfer.ended)
-        await until(lambda: world.blobs.resting == 1)
+        await until(lambda: world.blobs.paused == 1)
         # What was handed out is known still, and compared in the end.
         world.bytes.parts = DATA
         blob = await world.blobs.open(FILE)
         assert await get(blob, 20) == piece(20)
         transfer = await world.bytes.next()
         assert transfer.start == WITHHELD
-        assert download(world).handed.limit == (LAST - 1) * WITHHELD
-        assert set(download(world)._jumps.digests) == {20, LAST}
+        assert download(world).gate.served.limit == (LAST - 1) * WITHHELD
+        assert set(download(world).gate.range_reads.digests) == {20, LAST}
         transfer.put(DATA[WITHHELD:], offset=WITHHELD).end()
         await blob.complete()
         assert blob.verified
@@ -710,7 +708,7 @@ class TestTogether:
         readers = [Reading(nursery, blob, number * 7 % BLOCKS) for number in range(4 * BLOCKS)]
         for number in range(BLOCKS):
             transfer.put(piece(number), offset=number * WITHHELD)
-            await until(partial(lambda number: download(world).written > number * WITHHELD, number))
+            await until(partial(lambda number: download(world).staged.written > number * WITHHELD, number))
         transfer.end()
         for number, reader in enumerate(readers):
             await reader.done.wait()

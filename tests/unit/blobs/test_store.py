@@ -306,7 +306,7 @@ class TestOneDownload:
         world.serve(OTHER, DATA)
         second = Opening(nursery, world, OTHER)
         with trio.fail_after(30):
-            while next(iter(world.blobs._downloads.values()))._followers < 2:
+            while next(iter(world.blobs._downloads.table.values()))._readers.count < 2:
                 await trio.lowlevel.checkpoint()
         transfer.put(AccessDenied("403"))
         await first.done.wait()
@@ -323,7 +323,7 @@ class TestOneDownload:
         transfer = await world.bytes.next()
         transfer.put(DATA[:1000])
         with trio.fail_after(30):
-            while next(iter(world.blobs._downloads.values()))._followers < 2:
+            while next(iter(world.blobs._downloads.table.values()))._readers.count < 2:
                 await trio.lowlevel.checkpoint()
         openings[0].scope.cancel()
         await openings[0].done.wait()

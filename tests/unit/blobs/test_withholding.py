@@ -1,4 +1,4 @@
-"""What is withheld: whatever is asked for, and in which order, one part has been handed out to nobody."""
+"""What is withheld: whatever is asked for, and in which order, one part has been served out to nobody."""
 
 import pytest
 from hypothesis import given, settings
@@ -16,9 +16,9 @@ def block(number: int, count: int = 1) -> range:
     return range(number, number + count)
 
 
-def read(handed: ServedBlocks, first: int, stop: int) -> bool:
+def read(served: ServedBlocks, first: int, stop: int) -> bool:
     """Read whole parts in order."""
-    return handed.in_order(first * WITHHELD, min(stop * WITHHELD, SIZE))
+    return served.allow_sequential(first * WITHHELD, min(stop * WITHHELD, SIZE))
 
 
 @pytest.mark.parametrize(
@@ -37,91 +37,91 @@ def test_which_parts_hold_a_read(offset: int, end: int, first: int, stop: int) -
 
 class TestWithheld:
     def test_is_the_last_part_at_first(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.limit == LAST * WITHHELD
-        assert read(handed, 0, LAST)
-        assert not read(handed, LAST, BLOCKS)
+        served = ServedBlocks(SIZE)
+        assert served.limit == LAST * WITHHELD
+        assert read(served, 0, LAST)
+        assert not read(served, LAST, BLOCKS)
 
     def test_stays_the_last_where_jumps_go_elsewhere(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.take(block(3))
-        assert handed.limit == LAST * WITHHELD
+        served = ServedBlocks(SIZE)
+        assert served.allow_random(block(3))
+        assert served.limit == LAST * WITHHELD
 
     def test_moves_to_the_last_that_nobody_has_had(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.take(block(LAST - 1))
-        assert handed.take(block(LAST))
-        assert handed.limit == (LAST - 2) * WITHHELD
-        assert read(handed, 0, LAST - 2)
-        assert not read(handed, LAST - 2, LAST - 1)
-        assert read(handed, LAST - 1, BLOCKS)  # beyond it all has been handed out
+        served = ServedBlocks(SIZE)
+        assert served.allow_random(block(LAST - 1))
+        assert served.allow_random(block(LAST))
+        assert served.limit == (LAST - 2) * WITHHELD
+        assert read(served, 0, LAST - 2)
+        assert not read(served, LAST - 2, LAST - 1)
+        assert read(served, LAST - 1, BLOCKS)  # beyond it all has been served out
 
     def test_is_not_among_what_is_asked_for_together(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.take(block(2, BLOCKS - 2))
-        assert handed.limit == WITHHELD
+        served = ServedBlocks(SIZE)
+        assert served.allow_random(block(2, BLOCKS - 2))
+        assert served.limit == WITHHELD
 
     def test_does_not_move_to_what_was_read_in_order(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.in_order(0, (LAST - 1) * WITHHELD + 1)
-        assert not handed.may_take(block(LAST))
-        assert not handed.take(block(LAST))
-        assert handed.limit == LAST * WITHHELD
+        served = ServedBlocks(SIZE)
+        assert served.allow_sequential(0, (LAST - 1) * WITHHELD + 1)
+        assert not served.can_allow(block(LAST))
+        assert not served.allow_random(block(LAST))
+        assert served.limit == LAST * WITHHELD
 
     def test_does_not_move_below_what_was_read_somewhere_of_what_is_stored(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.in_order((LAST - 1) * WITHHELD, LAST * WITHHELD)
-        assert not handed.take(block(LAST))
+        served = ServedBlocks(SIZE)
+        assert served.allow_sequential((LAST - 1) * WITHHELD, LAST * WITHHELD)
+        assert not served.allow_random(block(LAST))
 
     def test_does_not_move_when_all_others_were_jumped_to(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert all(handed.take(block(number)) for number in range(LAST))
-        assert not handed.take(block(LAST))
-        assert handed.limit == LAST * WITHHELD
+        served = ServedBlocks(SIZE)
+        assert all(served.allow_random(block(number)) for number in range(LAST))
+        assert not served.allow_random(block(LAST))
+        assert served.limit == LAST * WITHHELD
 
     def test_in_the_middle_gives_way_to_whoever_reads_there_alone(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.take(block(5, 3))
-        assert handed.limit == 4 * WITHHELD
-        assert read(handed, 4, 5)  # stored, and the verdict may be far off
-        assert handed.limit == 3 * WITHHELD
+        served = ServedBlocks(SIZE)
+        assert served.allow_random(block(5, 3))
+        assert served.limit == 4 * WITHHELD
+        assert read(served, 4, 5)  # stored, and the verdict may be far off
+        assert served.limit == 3 * WITHHELD
 
     def test_in_the_middle_stays_for_whoever_reads_up_to_it(self) -> None:
-        handed = ServedBlocks(SIZE)
-        assert handed.take(block(5, 3))
-        assert read(handed, 0, 4)
-        assert not read(handed, 4, 5)
-        assert not read(handed, 4, BLOCKS)
+        served = ServedBlocks(SIZE)
+        assert served.allow_random(block(5, 3))
+        assert read(served, 0, 4)
+        assert not read(served, 4, 5)
+        assert not read(served, 4, BLOCKS)
 
     @pytest.mark.parametrize("size", [1, WITHHELD])
     def test_of_one_part_alone_it_is_all(self, size: int) -> None:
-        handed = ServedBlocks(size)
-        assert handed.limit == 0
-        assert not handed.in_order(0, 1)
-        assert not handed.take(block(0))
+        served = ServedBlocks(size)
+        assert served.limit == 0
+        assert not served.allow_sequential(0, 1)
+        assert not served.allow_random(block(0))
 
     def test_is_nothing_where_nobody_vouches(self) -> None:
-        handed = ServedBlocks(SIZE, withholding=False)
-        assert handed.take(range(BLOCKS))
-        assert handed.limit == SIZE
-        assert read(handed, 0, BLOCKS)
+        served = ServedBlocks(SIZE, withholding=False)
+        assert served.allow_random(range(BLOCKS))
+        assert served.limit == SIZE
+        assert read(served, 0, BLOCKS)
 
 
 def test_there_is_a_bound_on_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(withholding, "_MOST", 3)
-    handed = ServedBlocks(SIZE)
-    assert handed.take(block(2, 3))
-    assert not handed.may_take(block(5))
-    assert not handed.take(block(5))
+    served = ServedBlocks(SIZE)
+    assert served.allow_random(block(2, 3))
+    assert not served.can_allow(block(5))
+    assert not served.allow_random(block(5))
 
 
-def test_it_is_known_whether_anything_was_handed_out() -> None:
-    handed = ServedBlocks(SIZE)
-    assert not handed.touched
-    assert not handed.take(range(BLOCKS))
-    assert not handed.touched
-    assert handed.take(block(3))
-    assert handed.touched
+def test_it_is_known_whether_anything_was_served_out() -> None:
+    served = ServedBlocks(SIZE)
+    assert not served.touched
+    assert not served.allow_random(range(BLOCKS))
+    assert not served.touched
+    assert served.allow_random(block(3))
+    assert served.touched
 
 
 POSITIONS = st.integers(0, SIZE)
@@ -129,10 +129,10 @@ POSITIONS = st.integers(0, SIZE)
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), POSITIONS, POSITIONS), max_size=40))
-def test_one_part_is_handed_out_to_nobody_whatever_is_asked_for(
+def test_one_part_is_served_out_to_nobody_whatever_is_asked_for(
     asked: list[tuple[bool, int, int]],
 ) -> None:
-    handed = ServedBlocks(SIZE)
+    served = ServedBlocks(SIZE)
     had = set[int]()
     for ahead, one, other in asked:
         offset, end = min(one, other), max(one, other) + 1
@@ -140,7 +140,7 @@ def test_one_part_is_handed_out_to_nobody_whatever_is_asked_for(
         if offset == end:
             continue
         parts = blocks_of(offset, end)
-        if handed.take(parts) if ahead else handed.in_order(offset, end):
+        if served.allow_random(parts) if ahead else served.allow_sequential(offset, end):
             had.update(parts)
-        assert handed.limit // WITHHELD not in had
-        assert set(range(handed.limit // WITHHELD + 1, BLOCKS)) <= had
+        assert served.limit // WITHHELD not in had
+        assert set(range(served.limit // WITHHELD + 1, BLOCKS)) <= had
