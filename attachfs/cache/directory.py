@@ -16,6 +16,7 @@ from pathlib import Path
 
 from attachfs.cache import files
 from attachfs.errors import AttachfsError, UsageError
+from attachfs.text import printable
 
 # What makes a directory one that can at best be read; other errors mean that it is none.
 DEGRADED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO})
@@ -206,7 +207,7 @@ class CacheDir:
                     named = os.stat("lock", dir_fd=self._root_fd, follow_symlinks=False)
                     if named.st_ino == os.fstat(fd).st_ino:
                         os.ftruncate(fd, 0)
-                        files.write_all(fd, f"{os.getpid()}\n{self._holder}\n".encode(), 0)
+                        files.write_all(fd, f"{os.getpid()}\n{printable(self._holder)}\n".encode(), 0)
                         self._lock_fd = fd
                         return
             except BlockingIOError:

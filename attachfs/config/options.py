@@ -157,8 +157,9 @@ def _name(text: str) -> str:
 
 
 def _source_name(text: str) -> str:
-    if not text.isprintable() or not 0 < len(text) <= 512:
-        raise ValueError("not a line of printable text")
+    # libfuse's binding takes mount options in ASCII only.
+    if not text.isascii() or not text.isprintable() or not 0 < len(text) <= 512:
+        raise ValueError("not a line of at most 512 printable ASCII characters")
     return text
 
 

@@ -151,7 +151,7 @@ class Entries:
     ) -> None:
         known = self._ledger.known_info(file)
         # What has been told may be of a record that was replaced while somebody waited for it.
-        if known is None or made[1][:3] != self._tree.attributes_of(known)[:3]:
+        if known is None or made[1][:3] != self._tree.attributes_of(file, known)[:3]:
             return
         self._ready[key] = _CachedEntry(self._ledger, file, known, made)
         self._ready.move_to_end(key)

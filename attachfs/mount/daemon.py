@@ -123,11 +123,11 @@ def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -
         _serve(config, mountpoint, ready, reload, place)
     except AttachfsError as error:
         log.error("%s", error.reason)  # noqa: TRY400 - the sentence is what matters
-        _tell(pipe, f"{2 if isinstance(error, UsageError) else 1} {error.reason}".encode())
+        _tell(pipe, f"{2 if isinstance(error, UsageError) else 1} {printable(error.reason)}".encode())
         return 1
     except BaseException as error:
         log.exception("the mount process failed")
-        _tell(pipe, f"1 {type(first_of(error)).__name__}: {first_of(error)}".encode())
+        _tell(pipe, f"1 {type(first_of(error)).__name__}: {printable(first_of(error))}".encode())
         return 1
     return 0
 

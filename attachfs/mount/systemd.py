@@ -57,7 +57,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as client:
                 client.connect(self._address)
-                client.sendall(message.encode())
+                client.sendall(message.encode("utf-8", "replace"))
         except OSError as error:
             log.debug("the service manager was not told: %s", error)
 

@@ -12,11 +12,11 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from attachfs import model
-from attachfs.errors import AccessDenied, NoAttribute, NotDirectory, NotFound
+from attachfs.errors import AccessDenied, AttachfsError, NoAttribute, NotDirectory, NotFound
 from attachfs.ledger.listings import Listing
 from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
-from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Info, is_uuid
+from attachfs.model import EVENTS, Asset, AssetRef, AttachmentRef, Event, EventRef, Info, is_uuid
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
 from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
@@ -50,7 +50,7 @@ class Tree:
     Args:
         ledger: the ledger view.
         base_url: the service's address, for `user.xdg.origin.url`.
-        born_ns: the time shown for directories that have none of their own.
+        born_ns: the time of the directories that are always there.
         fixed_ttl: seconds for which the directories that are always there may be remembered.
     """
 
@@ -59,7 +59,7 @@ class Tree:
         self.by_name = ByName(ledger)
         self._born_ns = born_ns
         self._fixed_ttl = fixed_ttl
-        self._unknown = Attributes(False, 0, born_ns, 0, size_known=False)
+        self._unknown = Attributes(False, 0, 0, 0, size_known=False)
         self._file_xattrs = FileXattrs(ledger, base_url)
         self._record_xattrs = RecordXattrs()
 
@@ -85,7 +85,7 @@ class Tree:
             # Policies work per attribute: an attachment below may be readable although its owner's record is
             # not. As with a directory without r, one can pass through but not list it.
             with suppress(AccessDenied):
-                await (self._ledger.asset(node) if isinstance(node, AssetRef) else self._ledger.event(node))
+                await self._record(node)
         return node, self.known_attributes(node)
 
     def known_asset(self, node: Node) -> AssetRef | None:
@@ -158,10 +158,8 @@ class Tree:
         if known is not None:
             return known
         match node:
-            case AssetRef():
-                return directory_of_record(node, (await self._ledger.asset(node)).attachments)
-            case EventRef():
-                return directory_of_record(node, (await self._ledger.event(node)).attachments)
+            case AssetRef() | EventRef():
+                return directory_of_record(node, (await self._record(node)).attachments)
             case AttachmentRef():
                 raise NotDirectory(f"{node.path} is a file")
             case ByNameNode():
@@ -185,14 +183,19 @@ class Tree:
         """
         if isinstance(node, AttachmentRef):
             info = await self._ledger.info(node)
+            if not info.time_ns:
+                with suppress(AttachfsError):  # what is readable without its owner stays so
+                    await self._record(node.owner)
             known = self._ledger.known_info(node)
-            return self._of_file(info, 0 if known is None else known.expires)
+            time_ns = self._time_of(node, info)
+            expires = 0 if known is None or time_ns is None else known.expires
+            return Attributes(False, info.size, time_ns or 0, self.left(expires))
         return self.known_attributes(node)
 
     def known_attributes(self, node: Node) -> Attributes:
         """Return a node's attributes from what is known, without asking."""
         if isinstance(node, AttachmentRef):
-            return self.attributes_of(self._ledger.known_info(node))
+            return self.attributes_of(node, self._ledger.known_info(node))
         if isinstance(node, Place):
             return Attributes(True, 0, self._born_ns, self._fixed_ttl)
         if isinstance(node, ByNameNode):
@@ -200,14 +203,29 @@ class Tree:
         ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
         record = self._ledger.known_record(ref)
         if record is None or isinstance(record.value, Exception):
-            return Attributes(True, 0, self._born_ns, 0)
-        return Attributes(True, 0, record.value.time_ns or self._born_ns, self.left(record.expires))
+            return Attributes(True, 0, 0, 0)
+        return Attributes(True, 0, record.value.time_ns, self.left(record.expires))
 
-    def attributes_of(self, known: CacheEntry[Info] | None) -> Attributes:
-        """Return the attributes of a file of which this is known."""
+    def attributes_of(self, file: AttachmentRef, known: CacheEntry[Info] | None) -> Attributes:
+        """Return the attributes of a file of which this `/info` is known."""
         if known is None or not isinstance(known.value, Info):
             return self._unknown
-        return self._of_file(known.value, known.expires)
+        time_ns = self._time_of(file, known.value)
+        if time_ns is None:
+            return self._unknown
+        return Attributes(False, known.value.size, time_ns, self.left(known.expires))
+
+    def _time_of(self, file: AttachmentRef, info: Info) -> int | None:
+        """Return a file's time: its own, else its owner's, else 1970; None if the owner's is not known.
+
+        A backup takes a file for changed whose time has changed: it must be the same on every mount.
+        """
+        if info.time_ns:
+            return info.time_ns
+        owner = self._ledger.known_record(file.owner)
+        if owner is None:
+            return None
+        return 0 if isinstance(owner.value, Exception) else owner.value.time_ns
 
     def left(self, expires: float) -> float:
         """Return the seconds until a time on the ledger's clock, 0 after it."""
@@ -217,12 +235,10 @@ class Tree:
         """Return the owner's time, for a directory and for the links in it."""
         record = self.by_name.known_record(node)
         size = node.link_size if node.is_link else 0
-        found = Attributes(not node.is_link, size, self._born_ns, 0, is_link=node.is_link)
+        found = Attributes(not node.is_link, size, 0, 0, is_link=node.is_link)
         if record is None or isinstance(record.value, Exception):
             return found
-        return found._replace(
-            time_ns=record.value.time_ns or self._born_ns, valid_for=self.left(record.expires)
-        )
+        return found._replace(time_ns=record.value.time_ns, valid_for=self.left(record.expires))
 
     def xattr_is_possible(self, node: Node, name: str) -> bool:
         """Whether an extended attribute may exist, judging by its name: no request is made for others."""
@@ -317,8 +333,8 @@ class Tree:
             raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
         return child_of(parent, name)
 
-    def _of_file(self, info: Info, expires: float) -> Attributes:
-        return Attributes(False, info.size, info.time_ns or self._born_ns, self.left(expires))
+    async def _record(self, ref: AssetRef | EventRef) -> Asset | Event:
+        return await (self._ledger.asset(ref) if isinstance(ref, AssetRef) else self._ledger.event(ref))
 
 
 def _record_prefix(node: Node) -> str | None:

@@ -391,3 +391,37 @@ def test_a_record_of_any_size_leaves_its_directory_readable_for_backups(tmp_path
         )
         record = json.loads(told.stdout)["record"]
         assert record == json.loads(json.dumps(wide.record()))
+
+
+ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("environ", [{}, ASCII_ONLY], ids=["utf-8", "ascii"])
+@pytest.mark.parametrize("name", ["ü".encode(), b"\xff", b"a\nb"])
+def test_a_mount_point_may_have_any_name_in_any_locale(
+    tmp_path: Path, ledger: DemoServer, name: bytes, environ: dict[str, str]
+) -> None:
+    base = tmp_path / os.fsdecode(name)
+    base.mkdir()
+    with run_mount(base, server=ledger, environ=environ) as mounted:
+        assert (mounted.point / "assets").is_dir()
+        told = subprocess.run(
+            [sys.executable, "-m", "attachfs", "status", "--json", mounted.point],
+            env={**os.environ, **environ},
+            capture_output=True,
+            check=True,
+        )
+        assert os.fsencode(json.loads(told.stdout)["mountpoint"]) == os.fsencode(mounted.point)
+
+
+def test_a_mount_point_that_cannot_be_used_is_named_whatever_its_name(tmp_path: Path) -> None:
+    point = tmp_path / os.fsdecode(b"none\xff")
+    done = subprocess.run(
+        [sys.executable, "-m", "attachfs", "mount", "--no-auth", f"--cache-dir={tmp_path}/c", point],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "none\\xff" in done.stderr
+    assert "UnicodeEncodeError" not in done.stderr

@@ -17,7 +17,7 @@ from attachfs.errors import (
     Unreachable,
 )
 from attachfs.ledger.view import Ledger
-from attachfs.model import AssetRef, EventRef
+from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.namespace.directory import Directory, Entry
 from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, parent_of, path_of
 from attachfs.namespace.tree import Tree
@@ -316,9 +316,35 @@ class TestAttributes:
             await tree.attributes(file_ref(99))
         assert not tree.known_attributes(file_ref(99)).size_known
 
-    async def test_a_file_without_a_time_shows_the_mounts(self, tree: Tree, source: FakeSource) -> None:
+    @pytest.mark.parametrize("file", [FILE, ON_EVENT], ids=path_of)
+    @pytest.mark.parametrize("unusable", ["", "yesterday", "1969-01-01T00:00:00Z", None, 7])
+    async def test_a_file_without_a_usable_time_has_its_owners(
+        self, tree: Tree, source: FakeSource, file: AttachmentRef, unusable: object
+    ) -> None:
+        source.infos[file] = info_body(file, timestamp_accepted=unusable)
+        for _ in range(2):
+            found = await tree.attributes(file)
+            assert (found.time_ns, found.size_known) == (TIME, True)
+            assert found.valid_for > 50
+            assert tree.known_attributes(file)[:3] == found[:3]
+        assert len(source.calls) == 2
+
+    @pytest.mark.parametrize("owner", [AccessDenied("403"), Unreachable("x"), None], ids=repr)
+    async def test_a_file_without_a_usable_time_whose_owner_has_none_either_is_of_1970(
+        self, tree: Tree, source: FakeSource, owner: Exception | None
+    ) -> None:
         source.infos[FILE] = info_body(FILE, timestamp_accepted="")
-        assert (await tree.attributes(FILE)).time_ns == BORN
+        source.records[ASSET] = owner or as_json(asset_record(ASSET, at_time="soon"))
+        found = await tree.attributes(FILE)
+        assert (found.time_ns, found.size, found.size_known) == (0, 8, True)
+        assert (await tree.attributes(ASSET)).time_ns == 0
+
+    async def test_a_time_that_is_not_known_yet_is_asked_for_rather_than_made_up(
+        self, tree: Tree, source: FakeSource
+    ) -> None:
+        source.infos[FILE] = info_body(FILE, timestamp_accepted="")
+        await tree.ledger.info(FILE)
+        assert not tree.known_attributes(FILE).size_known
 
     async def test_what_is_always_there(self, tree: Tree, source: FakeSource) -> None:
         for place in Place:
@@ -340,7 +366,7 @@ class TestAttributes:
         self, tree: Tree, source: FakeSource, node: Node
     ) -> None:
         found = await tree.attributes(node)
-        assert (found.is_dir, found.time_ns, found.valid_for) == (True, BORN, 0)
+        assert (found.is_dir, found.time_ns, found.valid_for) == (True, 0, 0)
         assert source.calls == []
 
     async def test_of_a_refused_record_are_not_kept(self, tree: Tree, source: FakeSource) -> None:
