@@ -5,9 +5,10 @@ that differs is looked up in the database again. One that has just refused a fil
 seconds.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -21,7 +22,7 @@ from attachfs.model import is_uuid
 DATABASE = "pins.sqlite"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(config: Config) -> Iterator[Pins | None]:
     """Give the pins; None where none have been made, as looking would make a database."""
     path = config.state_dir / DATABASE
@@ -77,7 +78,8 @@ def conflicts(config: Config, *, as_json: bool) -> int:
         )
         output.say("")
     if not as_json:
-        output.note(f"{output.count(len(found), 'conflict')}, of which {sum(standing):,} stand")
+        count = output.count(len(found), "conflict")
+        output.note(f"{count}, {sum(standing):,} not released" if found else "no conflicts")
     return output.DIFFERS if any(standing) else output.OK
 
 
@@ -118,8 +120,11 @@ def _named(pins: Pins, key: str) -> Pin:
     pin = pins.get(key)
     if pin is not None:
         return pin
-    # An attachment's path or bare identity will do, if it is pinned for one ledger only.
+    # An attachment's path, also by name, or bare identity will do, if it is pinned for one ledger only.
     identity = key.rstrip("/").rpartition("/")[2]
+    if not is_uuid(identity):
+        with contextlib.suppress(OSError):
+            identity = Path(key).readlink().name
     found = [p for p in pins.find(identity) if p.key.endswith(f"/{identity}")] if is_uuid(identity) else []
     if len(found) == 1:
         return found[0]

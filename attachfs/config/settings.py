@@ -115,6 +115,8 @@ def parse_o_words(words: str, *, sloppy: bool = False) -> dict[str, str]:
             options[key] = value.strip('"') if equals else "yes"
         elif name in MOUNT_WORDS or name.startswith(("x-", "X-")) or name in ("", "comment"):
             continue
+        elif name == "remount":
+            raise UsageError("-o remount: a mount cannot be changed: unmount it, and mount it anew")
         elif option is not None:
             raise UsageError(f"-o {name} needs a value: -o {name}=…")
         elif not sloppy:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from attachfs.demo.downloads import BlobResponse
 from attachfs.demo.query import BadQuery, Query, parse_query, read_token, write_token
-from attachfs.demo.records import Blob, Ledger, Page, Refused
+from attachfs.demo.records import TENANT, Blob, Ledger, Page, Refused
 from attachfs.demo.requestlog import RequestLog
 from attachfs.demo.tokens import Tokens
 
@@ -120,6 +120,7 @@ class _Service:
             return Route(f"/archivist/{path}", endpoint, methods=[method])
 
         yield route("POST", "iam/v1/appidp/token", self.issue_token, public=True)
+        yield route("GET", "v1/tenancies/{tenant}:publicinfo", self.public_info, public=True)
         yield route("POST", "v1/blobs", self.upload)
         yield route("GET", "v1/blobs/{blob}/info", self.blob_info)
         yield route("GET", "v1/blobs/{blob}", self.blob)
@@ -186,6 +187,12 @@ class _Service:
             _found(self.ledger.event(place.asset, place.event, public=True), "event")
             path += f"/events/{place.event}"
         return _json({"publicurl": str(request.url.replace(path=path, query=""))})
+
+    async def public_info(self, request: Request) -> Response:
+        identity = f"tenant/{request.path_params['tenant']}"
+        if identity != TENANT:
+            raise HTTPException(404, "there is no such tenancy")
+        return _json({"identity": identity, "display_name": "Demo tenancy", "verified_domain": "UNKNOWN"})
 
     async def create_asset(self, request: Request) -> Response:
         body = await _body(request)

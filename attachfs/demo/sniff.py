@@ -1,6 +1,6 @@
 """MIME types guessed from the first bytes, as the service does on upload. Nothing else."""
 
-HEAD = 512  # bytes that are looked at
+HEAD = 3072  # bytes that are looked at
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "image/jpeg"),
@@ -14,9 +14,20 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"<?xml", "text/xml"),
 )
 
+_OPENXML = "application/vnd.openxmlformats-officedocument"
+_OFFICE = (
+    (b"word/", f"{_OPENXML}.wordprocessingml.document"),
+    (b"xl/", f"{_OPENXML}.spreadsheetml.sheet"),
+    (b"ppt/", f"{_OPENXML}.presentationml.presentation"),
+)
+
 
 def sniff(head: bytes) -> str:
     """Return the MIME type of content that begins with `head` (the first `HEAD` bytes of it)."""
+    if head.startswith(b"PK\x03\x04") and b"[Content_Types].xml" in head:
+        for folder, mime_type in _OFFICE:
+            if folder in head:
+                return mime_type
     for offset, magic, mime_type in _MAGIC:
         if head.startswith(magic, offset):
             return mime_type

@@ -6,6 +6,7 @@ The SDK is an independent reading of the service's API; where it is content, the
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from archivist.errors import (
 from PIL import Image
 
 from attachfs.demo.pdf import Pdf
+from attachfs.demo.records import TENANT
+from attachfs.demo.sniff import HEAD, sniff
 from attachfs.demo.spawn import DemoServer, spawn_server
 
 CREDENTIALS = ("sdk-client", "sdk-secret")
@@ -169,3 +172,29 @@ def test_errors_are_what_the_sdk_expects(sdk: Any, server: DemoServer) -> None:
         sdk.assetattachments.download(
             asset["identity"], value["arc_blob_identity"], io.BytesIO(), params={"strict": "true"}
         )
+
+
+def test_who_a_tenant_is(sdk: Any) -> None:
+    assert sdk.tenancies.publicinfo(TENANT)["display_name"] == "Demo tenancy"
+    with pytest.raises(ArchivistNotFoundError):
+        sdk.tenancies.publicinfo("tenant/00000000-0000-4000-8000-000000000000")
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("word", "wordprocessingml.document"),
+        ("xl", "spreadsheetml.sheet"),
+        ("ppt", "presentationml.presentation"),
+    ],
+)
+def test_office_documents_are_told_from_other_zips(folder: str, kind: str) -> None:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as document:
+        for name in ("[Content_Types].xml", "_rels/.rels", f"{folder}/document.xml"):
+            document.writestr(name, "<x/>")
+    assert sniff(made.getvalue()[:HEAD]) == f"application/vnd.openxmlformats-officedocument.{kind}"
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as other:
+        other.writestr(f"{folder}/document.xml", "<x/>")
+    assert sniff(made.getvalue()[:HEAD]) == "application/zip"

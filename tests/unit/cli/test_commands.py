@@ -657,3 +657,10 @@ def test_doctor_looks_at_cache_and_pins(cached: Cached, pinned: Pins, tmp_path: 
     assert checks("--cache-dir", tmp_path / "mine" / "letter.txt")[1]["cache"]["state"] == "WRONG"
     assert checks("--cache-dir", tmp_path / "new")[1]["cache"]["state"] == "ok"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_pin_is_named_by_a_link_in_by_name_too(pinned: Pins, tmp_path: Path) -> None:
+    link = tmp_path / "photo.jpg"
+    link.symlink_to(f"../../assets/{UUID}/{UUID}")
+    assert call("pins", "release", link, "--yes").exit_code == 0
+    assert pinned.get(f"a.example/{UUID}") is None

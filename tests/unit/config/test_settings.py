@@ -310,3 +310,8 @@ class TestSurroundings:
         tmp_path.chmod(0o777)
         with pytest.raises(UsageError, match="can be written by other users: run: chmod 700"):
             require_own(tmp_path, tmp_path.stat(), "the state directory", "700")
+
+
+def test_remounting_is_told_to_be_impossible() -> None:
+    with pytest.raises(UsageError, match="cannot be changed: unmount it, and mount it anew"):
+        parse_o_words("remount,ro")
