@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -38,7 +37,9 @@ def run(mountpoint: Path | None, *, guided: bool) -> int:
         point = directories.absolute(mountpoint)
         output.say("Making a demo ledger …")
         try:
-            server = stack.enter_context(spawn_server(["--token-file", str(kept / "token.txt")]))
+            log_key = kept / "log-key.pem"
+            given_to_server = ["--token-file", str(kept / "token.txt"), "--log-key-file", str(log_key)]
+            server = stack.enter_context(spawn_server(given_to_server))
         except RuntimeError as error:
             raise UsageError(f"{error}; it said why above") from error
         given = {
@@ -51,22 +52,22 @@ def run(mountpoint: Path | None, *, guided: bool) -> int:
             "config": os.devnull,
         }
         settings = dataclasses.replace(config_settings.load(given, environ={}), state_dir=kept / "state")
-        ready = _guide(point) if guided else tour.show
-        code = daemon.run_foreground(settings, point, lambda: ready(point))
+        ready = _guide if guided else tour.show
+        code = daemon.run_foreground(settings, point, lambda: ready(point, log_key))
         output.say(f"\nUnmounted {point}; the demo ledger has ended and its files are gone.")
         return code
 
 
-def _guide(point: Path) -> Callable[[Path], None]:
+def _guide(point: Path, log_key: Path) -> None:
     def walk() -> None:
         try:
-            tour.walk(point)
+            tour.walk(point, log_key)
         except click.Abort:
             pass  # Ctrl-C or the input's end at a prompt
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return lambda _: threading.Thread(target=walk, daemon=True).start()
+    threading.Thread(target=walk, daemon=True).start()
 
 
 def _remove(directory: Path) -> None:

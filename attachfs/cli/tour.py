@@ -26,7 +26,10 @@ class Step(NamedTuple):
 
 
 def steps(program: str) -> list[Step]:
-    """Return the tour; `$L` is the mount point, and nothing is needed besides attachfs and coreutils."""
+    """Return the tour. It needs nothing besides attachfs and coreutils.
+
+    `$L` is the mount point, `$K` the key that seals the demo ledger's transparency logs.
+    """
     return [
         Step("what the ledger has, under the names that people gave it", f"{program} ls $L/by-name"),
         Step(
@@ -52,20 +55,25 @@ def steps(program: str) -> list[Step]:
             f'(cd "$(mktemp -d)" && {program} export {_SHIP} bag && mkdir home && '
             f"{program} mount --archive bag home && {program} ls home/by-name && {program} umount home)",
         ),
+        Step(
+            "an event whose record was changed after the transparency log had it: leaf differs",
+            f'(cd "$(mktemp -d)" && {program} export {_SHIP} bag && {program} prove --log-key "$K" bag)',
+            1,
+        ),
         Step("what the mount did for all this", f"{program} status $L"),
     ]
 
 
-def show(point: Path) -> None:
+def show(point: Path, log_key: Path) -> None:
     """Print the tour."""
     output.say(f"\nThe demo ledger is mounted on {point}. In another terminal, try:\n")
-    output.say(f"  L={shlex.quote(str(point))}\n")
+    output.say(f"  L={shlex.quote(str(point))} K={shlex.quote(str(log_key))}\n")
     for number, step in enumerate(steps(program()), 1):
         output.say(f"  # {number}. {step.what}\n  {step.command}\n")
     output.say("Ctrl-C here unmounts and cleans up.")
 
 
-def walk(point: Path) -> None:
+def walk(point: Path, log_key: Path) -> None:
     """Go through the tour, a step for each Enter; without a terminal, without waiting."""
     output.say(f"\nThe demo ledger is mounted on {point}.")
     for number, step in enumerate(steps(program()), 1):
@@ -74,14 +82,17 @@ def walk(point: Path) -> None:
             click.prompt("Enter", default="", show_default=False, prompt_suffix=" … ", err=True)
         sys.stdout.flush()
         done = subprocess.run(  # noqa: S603 - our own words
-            ["/bin/sh", "-c", step.command], env=_environment(point), stdin=subprocess.DEVNULL, check=False
+            ["/bin/sh", "-c", step.command],
+            env=_environment(point, log_key),
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
         if done.returncode != step.status:
             output.complain(f"exit status {done.returncode} instead of {step.status}")
 
 
-def _environment(point: Path) -> dict[str, str]:
-    return {**os.environ, "L": str(point)}
+def _environment(point: Path, log_key: Path) -> dict[str, str]:
+    return {**os.environ, "L": str(point), "K": str(log_key)}
 
 
 def program() -> str:

@@ -7,7 +7,7 @@ from typing import cast
 import pyfuse3
 import pytest
 import trio
-from pyfuse3 import FileHandleT, FileNameT, FUSEError, InodeT, XAttrNameT
+from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, XAttrNameT
 
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.store import BlobStore
@@ -16,6 +16,7 @@ from attachfs.fuse.deadlines import Deadline, RequestDeadlines
 from attachfs.fuse.entries import Ownership
 from attachfs.fuse.fault_log import ErrorLog
 from attachfs.fuse.inodes import ROOT_INODE, InodeTable
+from attachfs.fuse.observer import Opened
 from attachfs.fuse.operations import File, Filesystem
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
@@ -253,3 +254,66 @@ async def test_statfs_shows_the_cache(world: World) -> None:
     shown = await world.fs.statfs(CTX)
     assert shown.f_blocks * shown.f_frsize == 10 * 2**30
     assert shown.f_bfree == shown.f_bavail == (10 * 2**30 - 2**20 - 1) // 4096
+
+
+class OneBlob:
+    """A store with one blob, or an error."""
+
+    def __init__(self, error: BadAnswer | None = None) -> None:
+        self.error = error
+        self.closed = False
+        self.size, self.verified, self.digest = 3, True, None
+
+    async def open(self, ref: AttachmentRef) -> "OneBlob":
+        del ref
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Observer:
+    def __init__(self, error: BadAnswer | None = None) -> None:
+        self.error = error
+        self.seen: list[Opened] = []
+
+    async def opened(self, file: Opened) -> None:
+        self.seen.append(file)
+        if self.error is not None:
+            raise self.error
+
+
+def observed(nursery: trio.Nursery, blob: OneBlob, observer: Observer) -> tuple[Filesystem, InodeT]:
+    world = World(nursery)
+    world.heard.opened = lambda _: None  # type: ignore[attr-defined]
+    world.fs._blobs = cast("BlobStore", blob)
+    world.fs._observer = observer
+    return world.fs, InodeT(world.inodes.remember(FILE)[0])
+
+
+async def test_whoever_takes_note_of_opens_is_told_before_they_succeed(nursery: trio.Nursery) -> None:
+    observer = Observer()
+    filesystem, inode = observed(nursery, OneBlob(), observer)
+    await filesystem.open(inode, FlagT(0), CTX)
+    (seen,) = observer.seen
+    assert (seen.path, seen.size, seen.error) == (FILE.path, 3, None)
+
+
+async def test_an_open_of_which_no_note_can_be_taken_fails_and_holds_nothing(nursery: trio.Nursery) -> None:
+    blob = OneBlob()
+    filesystem, inode = observed(nursery, blob, Observer(BadAnswer("no note")))
+    with pytest.raises(FUSEError) as caught:
+        await filesystem.open(inode, FlagT(0), CTX)
+    assert caught.value.errno == errno.EIO
+    assert blob.closed
+    assert not list(filesystem.files.values())
+
+
+async def test_an_open_that_fails_is_noted_with_its_reason(nursery: trio.Nursery) -> None:
+    observer = Observer()
+    filesystem, inode = observed(nursery, OneBlob(BadAnswer("short")), observer)
+    with pytest.raises(FUSEError):
+        await filesystem.open(inode, FlagT(0), CTX)
+    assert [str(seen.error) for seen in observer.seen] == ["short"]
