@@ -159,9 +159,9 @@ class BagCheck:
                     yield Checked(layout.MANIFEST, f"{more:,} more are missing or not listed")
                 bag.validate(completeness_only=True)
         except (bagit.BagError, OSError, ValueError) as error:
-            told = str(error)
-            if "incomplete" not in told:  # which it has just said in detail
-                yield Checked(layout.INFO if "Oxum" in told else layout.DECLARATION, told)
+            reason = str(error)
+            if "incomplete" not in reason:  # which it has just said in detail
+                yield Checked(layout.INFO if "Oxum" in reason else layout.DECLARATION, reason)
         finally:
             log.setLevel(level)
 

@@ -26,7 +26,7 @@ from attachfs.cli import arguments, interruptible, output
 from attachfs.cli.custody import noted
 from attachfs.cli.export_copy import Copier
 from attachfs.cli.export_logs import add_logs
-from attachfs.cli.export_scan import Scanner, place_of
+from attachfs.cli.export_scan import Scanner, Source, place_of
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Mounts
 from attachfs.cli.progress import Counter, Progress
@@ -161,9 +161,10 @@ def _export(
     if journal.get("began") is None:
         journal.set("began", _now())
     journal.retry()
-    _scan(journal, Scanner(point, bag, journal.work), places, jobs)
+    source = Source.at(point)
+    _scan(journal, Scanner(source, bag, journal.work), places, jobs)
     cache = status.get("cache_dir")
-    copier = Copier(point, bag, journal.work, Path(cache) if isinstance(cache, str) else None)
+    copier = Copier(source, bag, journal.work, Path(cache) if isinstance(cache, str) else None)
     _reopen_changed(journal, copier)
     _check_room(journal, bag)
     _copy(journal, copier, progress, jobs)
@@ -185,7 +186,7 @@ def _export(
     writer.protect(bag, read_only=read_only)
     for problem in logs.problems:
         output.complain("the transparency log", problem)
-    return _tell(bag, totals, refused)
+    return _report_end(bag, totals, refused)
 
 
 def _scan(journal: Journal, scanner: Scanner, places: list[Place], jobs: int) -> None:
@@ -239,7 +240,7 @@ def _first(journal: Journal, state: int, count: int) -> list[Exported]:
     return [entry for entry, _ in zip(journal.entries(state), range(count), strict=False)]
 
 
-def _tell(bag: Path, totals: dict[str, Any], refused: list[Exported]) -> int:
+def _report_end(bag: Path, totals: dict[str, Any], refused: list[Exported]) -> int:
     for entry in refused:
         output.complain(entry.path, f"refused: {entry.reason} [{entry.errno}]")
     more = totals["refused"] - len(refused)

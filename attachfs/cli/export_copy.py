@@ -17,6 +17,7 @@ from attachfs.archive import layout
 from attachfs.archive.entries import Exported, name_of
 from attachfs.cache.files import folder_of
 from attachfs.cli import output
+from attachfs.cli.export_scan import Source
 from attachfs.errors import NoRoom, Unexpected
 from attachfs.model import Digest
 from attachfs.mount import mountinfo
@@ -33,14 +34,15 @@ class Copier:
     """Copies attachments. Thread-safe.
 
     Args:
-        point: the mount point.
+        source: the mount.
         bag: the bag's directory.
         work: where files are written before they get their names.
         cache: the mount's cache directory, from which bytes may be shared; None if it has none.
     """
 
-    def __init__(self, point: Path, bag: Path, work: Path, cache: Path | None) -> None:
-        self._point = point
+    def __init__(self, source: Source, bag: Path, work: Path, cache: Path | None) -> None:
+        self._source = source
+        self._point = source.point
         self._bag = bag
         self._work = work
         self._cache = cache
@@ -51,7 +53,7 @@ class Copier:
         What is refused has an errno in its entry, and nothing of it is left in the bag.
 
         Raises:
-            NoRoom, Unexpected: the bag cannot be written to.
+            NoRoom, Unexpected: the bag cannot be written to, or the mount has gone.
         """
         target = self._bag / layout.PAYLOAD / entry.path
         found = self._found(target, entry)
@@ -169,6 +171,7 @@ class Copier:
         return done, stamp_of(target)
 
     def _refused(self, entry: Exported, target: Path, error: OSError) -> tuple[Exported, str]:
+        self._source.check()
         target.unlink(missing_ok=True)
         reason = _mounts_reason(self._point, entry.path) or output.reason_of(error)
         return msgspec.structs.replace(

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from attachfs import model
 from attachfs.archive import layout
@@ -14,7 +14,7 @@ from attachfs.archive.layout import Events, Everything, Place
 from attachfs.archive.writer import write_file
 from attachfs.cli import output
 from attachfs.cli.paths import read_record
-from attachfs.errors import AttachfsError, UsageError
+from attachfs.errors import AttachfsError, Unexpected, UsageError
 from attachfs.model import EVENTS, Asset, AssetRef, Attachment, AttachmentRef, Event, EventRef, is_uuid
 from attachfs.mount.mountinfo import real_path
 
@@ -71,17 +71,46 @@ def _named(path: Path, names: tuple[str, ...]) -> Place:
     return place
 
 
+class Source(NamedTuple):
+    """The mount that is exported: where it is, and its device, by which another in its place is noticed."""
+
+    point: Path
+    device: int
+
+    @classmethod
+    def at(cls, point: Path) -> Self:
+        """Return the mount at a place. OSError: it does not answer."""
+        return cls(real_path(point), point.stat().st_dev)
+
+    def check(self) -> None:
+        """Make sure that the mount is still there: else everything would look refused, or absent.
+
+        Raises:
+            Unexpected: it is not.
+        """
+        try:
+            if self.point.stat().st_dev == self.device:
+                return
+            reason = "it was unmounted"
+        except OSError as error:
+            reason = output.reason_of(error)
+        raise Unexpected(
+            f"the mount {self.point} has gone ({reason}): mount it again, and run this again to go on"
+        )
+
+
 class Scanner:
     """Reads what there is below a mount, and writes the records into a bag. Thread-safe.
 
     Args:
-        point: the mount point.
+        source: the mount.
         bag: the bag's directory.
         work: where files are written before they get their names.
     """
 
-    def __init__(self, point: Path, bag: Path, work: Path) -> None:
-        self._point = real_path(point)
+    def __init__(self, source: Source, bag: Path, work: Path) -> None:
+        self._source = source
+        self._point = source.point
         self._bag = bag
         self._work = work
 
@@ -95,7 +124,7 @@ class Scanner:
                 with os.scandir(self._point / place.path) as entries:
                     yield from (AssetRef("assets", entry.name) for entry in entries)
             except OSError as error:
-                yield _failure(place.path, error)
+                yield self._failure(place.path, error)
 
     def scan(self, place: Place | Exported) -> Scanned:
         """Write a place's records, and those of its owners, and return what is to be exported of it."""
@@ -122,7 +151,7 @@ class Scanner:
         try:
             names = _names(self._point / folder)
         except OSError as error:
-            found.entries.append(_failure(folder, error))
+            found.entries.append(self._failure(folder, error))
             return
         for name in names:
             self._event(EventRef(asset.realm, asset.asset, name), record, found)
@@ -138,7 +167,7 @@ class Scanner:
             path = layout.record_path(ref)
             found.tags.append((path, write_file(self._bag, path, raw, self._work)))
         except OSError as error:
-            found.entries.append(_failure(ref.path, error))
+            found.entries.append(self._failure(ref.path, error))
             return None
         with contextlib.suppress(AttachfsError):
             body = model.decode(raw, ref.path)
@@ -160,7 +189,7 @@ class Scanner:
             names = _names(self._point / ref.path)
         except OSError as error:
             if owner is not None:  # else its record has failed for the same reason
-                found.entries.append(_failure(ref.path, error))
+                found.entries.append(self._failure(ref.path, error))
             return
         for name in names:
             ids = (ref.realm, ref.asset, ref.event if isinstance(ref, EventRef) else None)
@@ -187,9 +216,13 @@ class Scanner:
             found.tags.append((path, write_file(self._bag, path, raw, self._work)))
             found.entries.append(Exported(**fields, **_recorded(raw, ref)))
         except OSError as error:
-            found.entries.append(_failure(error=error, **fields))
+            found.entries.append(self._failure(error=error, **fields))
         except AttachfsError as error:
             found.entries.append(Exported(**fields, errno="EIO", reason=error.reason))
+
+    def _failure(self, path: str, error: OSError, **fields: Any) -> Exported:
+        self._source.check()
+        return Exported(path, errno=name_of(error.errno), reason=output.reason_of(error), **fields)
 
 
 def _recorded(raw: bytes, ref: AttachmentRef) -> dict[str, Any]:
@@ -205,10 +238,6 @@ def _recorded(raw: bytes, ref: AttachmentRef) -> dict[str, Any]:
         "scan": info.scanned_status[:40],
         "scan_reason": info.scanned_bad_reason[:200],
     }
-
-
-def _failure(path: str, error: OSError, **fields: Any) -> Exported:
-    return Exported(path, errno=name_of(error.errno), reason=output.reason_of(error), **fields)
 
 
 def _title(attachment: str, owner: Asset | Event | None) -> str:

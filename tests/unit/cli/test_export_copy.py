@@ -13,7 +13,8 @@ from attachfs.archive.entries import Exported
 from attachfs.archive.journal import TODO, Journal
 from attachfs.cli import export
 from attachfs.cli.export_copy import Copier, stamp_of
-from attachfs.errors import NoRoom, UsageError
+from attachfs.cli.export_scan import Scanner, Source
+from attachfs.errors import NoRoom, Unexpected, UsageError
 from tests.unit.archive.bags import PHOTO, entry_of, sha256
 
 DATA = os.urandom(300_000)
@@ -29,7 +30,7 @@ class World:
             path.parent.mkdir(parents=True)
         (self.bag / "work" / "tmp").mkdir(parents=True)
         self.source.write_bytes(data)
-        self.copier = Copier(self.point, self.bag, self.bag / "work", self.cache)
+        self.copier = Copier(Source.at(self.point), self.bag, self.bag / "work", self.cache)
         self.progress: list[int] = []
 
     def copy(self, entry: Exported | None = None) -> tuple[Exported, str]:
@@ -155,3 +156,16 @@ def test_room_is_checked_before(tmp_path: Path) -> None:
         assert journal.count(TODO)[0] == 1
         with pytest.raises(UsageError, match="1024 PiB are still to come: make room"):
             export._check_room(journal, tmp_path)
+
+
+def test_a_mount_that_has_gone_refuses_nothing(world: World, tmp_path: Path) -> None:
+    """Unmounted or dead: its files must not be reported as absent or refused."""
+    gone = Source(world.point, world.point.stat().st_dev + 1)
+    world.source.unlink()
+    entry = entry_of(PHOTO, DATA, sha256="")
+    with pytest.raises(Unexpected, match="it was unmounted"):
+        Copier(gone, world.bag, world.bag / "work", None).copy(entry, world.progress.append)
+    with pytest.raises(Unexpected, match="run this again to go on"):
+        Scanner(gone, world.bag, world.bag / "work").scan(PHOTO)
+    with pytest.raises(Unexpected, match="No such file"):
+        Source(tmp_path / "none", 1).check()
