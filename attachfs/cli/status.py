@@ -184,13 +184,16 @@ def _facts(figures: dict[str, Any]) -> Table:
     if memory.get("answers"):
         ages = f"{_span(memory['newest_s'])} to {_span(memory['oldest_s'])} old"
         rows.append(("kept for --offline", f"{output.count(memory['answers'], 'answer')}, {ages}", ""))
-    for name, value, style in rows:
+    of_a_service = {"account", "downloads", "cache"} if figures.get("archive") else set()
+    for name, value, style in (row for row in rows if row[0] not in of_a_service):
         table.add_row(Text(name), Text(printable(value), style))
     return table
 
 
 def _health(figures: dict[str, Any]) -> tuple[str, str]:
     requests = figures.get("requests", {})
+    if figures.get("archive"):
+        return "green", "an archive, nobody is asked"
     if figures.get("offline"):
         return "yellow", "offline, not asked"
     if requests.get("unreachable_since") is not None:

@@ -119,7 +119,6 @@ def test_the_tour_shows_what_it_says_also_the_second_time(tmp_path: Path) -> Non
                     else:
                         assert done.stdout or "fetched" in done.stderr
         finally:
-            bash(f"attachfs umount {tmp_path}/copied-home", environ, tmp_path)
             demo.send_signal(signal.SIGINT)
             assert demo.wait(ENDS_WITHIN) == 0
             demo.stdout.close()
