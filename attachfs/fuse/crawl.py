@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from attachfs.background import TaskStarter
 from attachfs.errors import AttachfsError
-from attachfs.fuse.access_order import AccessPattern
+from attachfs.fuse.access_order import AccessPattern, InThread
 from attachfs.ledger.view import Ledger
 from attachfs.namespace.directory import Directory
 from attachfs.namespace.nodes import Node, Place
@@ -34,10 +34,15 @@ class Crawl:
         directory: the directory.
         number: an inode's number, which some programs sort by.
         clock: seconds, monotonic.
+        in_thread: see AccessPattern.
     """
 
     def __init__(
-        self, directory: Directory, number: Callable[[Node], int], clock: Callable[[], float]
+        self,
+        directory: Directory,
+        number: Callable[[Node], int],
+        clock: Callable[[], float],
+        in_thread: InThread | None = None,
     ) -> None:
         self.directory = directory
         self._clock = clock
@@ -49,7 +54,7 @@ class Crawl:
         self.has_read_events = False
         child = directory.child
         self.walk: AccessPattern[str] = AccessPattern(
-            [], (lambda name: number(child(name)), lambda name: name)
+            [], (lambda name: number(child(name)), lambda name: name), in_thread
         )
 
     def step(self, name: str) -> int:

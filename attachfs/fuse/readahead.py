@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import trio
+
 from attachfs.background import TaskStarter
 from attachfs.errors import AttachfsError
 from attachfs.fuse.access_order import AccessPattern
@@ -106,7 +108,9 @@ class ReadAhead:
         if directory.node in (Place.ASSETS, Place.BY_NAME):
             tour = self._tours.get(directory.node)
             if tour is None or tour.directory.names is not directory.names:
-                self._tours[directory.node] = Crawl(directory, self._number, self._ledger.clock)
+                self._tours[directory.node] = Crawl(
+                    directory, self._number, self._ledger.clock, self._in_thread
+                )
             return
         if not isinstance(directory.node, AssetRef | EventRef):
             return
@@ -222,6 +226,14 @@ class ReadAhead:
             raise
         while len(self._fetched) > 4 * 2**_DOUBLINGS:
             self._fetched.popitem(last=False)  # the walk went elsewhere, and nobody came for it
+
+    def _in_thread(self, work: Callable[[], Callable[[], None]]) -> None:
+        self._nursery.start_soon(self._sort, work)
+
+    @staticmethod
+    async def _sort(work: Callable[[], Callable[[], None]]) -> None:
+        install = await trio.to_thread.run_sync(work)
+        install()
 
     def _start(self, ask: Callable[[Any], Awaitable[None]], what: object) -> None:
         self._nursery.start_soon(self._quietly, ask, what)

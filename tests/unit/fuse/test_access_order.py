@@ -1,5 +1,7 @@
 """Which order a walk follows, and what comes next in it."""
 
+from collections.abc import Callable
+
 import hypothesis.strategies as st
 from hypothesis import given
 
@@ -59,3 +61,19 @@ def test_any_whole_walk_in_listing_or_sorted_order_is_told_ahead_from_the_fifth_
         told += walk.ahead(4)
     # A wrong guess in the beginning may have told some: never more than each order's entries once.
     assert all(told.count(item) <= 2 for item in order)
+
+
+def test_a_large_directory_is_sorted_elsewhere_and_the_walk_goes_on_from_where_it_is() -> None:
+    handed: list[Callable[[], Callable[[], None]]] = []
+    items = [f"{number:05}" for number in range(5000)]
+    walk = AccessPattern(items, (lambda one: -int(one),), handed.append)
+    assert [walk.step(one) for one in ("04000", "03999", "03998")] == [0, 0, 0]
+    assert len(handed) == 1  # once
+    assert walk.ahead(3) == []
+    install = handed[0]()
+    items.append("05000")
+    walk.extend(items)
+    install()
+    assert walk.step("03997") == 0
+    assert walk.step("03996") == 1
+    assert walk.ahead(2) == ["03995", "03994"]

@@ -1,0 +1,99 @@
+"""The event loop is never blocked for long, whatever it is asked."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import Mounted, run_mount
+from tests.mount.scripted import ScriptedLedger, serve
+
+ROOT = Path(__file__).parents[2]
+Watched = Callable[..., contextlib.AbstractContextManager[Mounted]]
+
+
+@pytest.fixture
+def scripted() -> ScriptedLedger:
+    return ScriptedLedger()
+
+
+@pytest.fixture
+def watched(tmp_path: Path, scripted: ScriptedLedger) -> Watched:
+    """Return a function that mounts the scripted ledger; nothing may have blocked the loop at its end."""
+
+    @contextlib.contextmanager
+    def start(*options: str, prelude: str = "", blocked: str = "") -> Iterator[Mounted]:
+        token, report = tmp_path / "token.txt", tmp_path / "blocked"
+        token.write_text(scripted.token)
+        token.chmod(0o600)
+        watch = (
+            f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(ROOT)!r})\n"
+            f"from tests.mount.watchdog import watch\nwatch(Path({str(report)!r}))\n{prelude}\n"
+        )
+        with (
+            serve(scripted, token) as served,
+            run_mount(tmp_path, *options, server=served, prelude=watch) as one,
+        ):
+            yield one
+        found = report.read_text() if report.exists() else ""
+        assert blocked in found if blocked else not found, found
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "blocks", ["time.sleep(0.3)", "sum(range(30_000_000))", "__import__('zlib').compress(b'x' * 10**8)"]
+)
+def test_the_watchdog_sees_a_step_that_sleeps_or_computes(watched: Watched, blocks: str) -> None:
+    prelude = f"""
+import time
+from attachfs.fuse.operations import Filesystem
+works = Filesystem.statfs
+async def statfs(self, ctx):
+    {blocks}
+    return await works(self, ctx)
+Filesystem.statfs = statfs
+"""
+    with watched(prelude=prelude, blocked="statfs") as mounted:
+        os.statvfs(mounted.point)
+
+
+def test_ordinary_work_blocks_nothing(watched: Watched, scripted: ScriptedLedger) -> None:
+    for number in range(200):
+        scripted.add(f"file {number}", os.urandom(20_000))
+    with watched() as mounted:
+        mounted.sh("cp -r assets ../copy && ls -lR . >/dev/null && cp -rL by-name ../more")
+        os.kill(mounted.process.pid, signal.SIGHUP)
+        os.kill(mounted.process.pid, signal.SIGUSR1)
+        mounted.wait_for_log("figures: ")
+        mounted.status()
+
+
+def test_two_thousand_files_of_one_asset_block_nothing(watched: Watched, scripted: ScriptedLedger) -> None:
+    for number in range(2_000):
+        scripted.add(f"file {number}", b"x")
+    with watched() as mounted:
+        assert mounted.sh("ls assets/* | wc -l").stdout.split() == ["2001"]
+        mounted.sh("ls -U assets/* | head -4 | while read one; do cat assets/*/$one; done")
+
+
+def test_a_database_that_another_process_has_locked_blocks_nothing(
+    watched: Watched, scripted: ScriptedLedger, tmp_path: Path
+) -> None:
+    files = [scripted.add(f"file {number}", b"content") for number in range(20)]
+    with watched() as mounted:
+        mounted.sh(f"cat {files[0]}")
+        for database in (tmp_path / "state" / "attachfs").glob("*.sqlite"):
+            if database.name != "pins.sqlite":
+                break
+        with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for file in files:
+                mounted.sh(f"cat {file}")
+            assert json.loads(os.getxattr(mounted.point, "user.attachfs.status"))
+            other.execute("ROLLBACK")
