@@ -171,6 +171,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 @pytest.mark.parametrize("verify", ["strict", "stream"])
 @pytest.mark.parametrize("min_free", ["0", "5%"])
 def test_a_full_disk_costs_one_warning_and_no_read(
@@ -213,6 +214,7 @@ def test_a_full_disk_costs_one_warning_and_no_read(
         assert hashlib.sha256(contents[paths[11]]).hexdigest() in {path.name for path in mounted.cached()}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind")
 def test_a_read_only_cache_directory_is_read_from_and_costs_one_warning(tmp_path: Path) -> None:
     ledger = ScriptedLedger()
     contents = filled(ledger, 6, 200 * KiB)

@@ -380,6 +380,7 @@ def test_without_room_in_the_cache_a_blob_is_read_through_a_temporary_file(tmp_p
         mounted.serves_a_good_file()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_only_without_room_for_that_too_there_is_no_space(tmp_path: Path) -> None:
     with ExitStack() as stack:
         disk = stack.enter_context(small_disk(tmp_path / "disk", "2M"))

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ from attachfs.units import MinFree
 DATA = b"evidence" * 1000
 DIGEST = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 SYSTEM_CALLS = [(os, "open"), (os, "fstat"), (os, "preadv"), (os, "utime"), (fcntl, "fcntl")]
+
+
+def filesystem_of(path: Path) -> str:
+    return subprocess.run(
+        ["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 class Writer:
@@ -127,6 +134,8 @@ def test_a_write_at_any_step_of_an_open_is_found_by_that_open_or_the_next(
         cache = make()
         cache.clear()
         path = put(cache)
+        if how == "maps" and filesystem_of(path) == "tmpfs":
+            pytest.skip("tmpfs moves no time of a file that is changed through a mapping")
         if before == "touched":
             os.utime(path)
         writer = Writer(path, how)
