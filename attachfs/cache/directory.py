@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from attachfs.cache import files
+from attachfs.cache import files, lock_file
 from attachfs.errors import AttachfsError, UsageError
-from attachfs.text import printable
 
 # What makes a directory one that can at best be read; other errors mean that it is none.
 DEGRADED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO})
@@ -207,15 +206,15 @@ class CacheDir:
                     named = os.stat("lock", dir_fd=self._root_fd, follow_symlinks=False)
                     if named.st_ino == os.fstat(fd).st_ino:
                         os.ftruncate(fd, 0)
-                        files.write_all(fd, f"{os.getpid()}\n{printable(self._holder)}\n".encode(), 0)
+                        files.write_all(fd, lock_file.text_of(self._holder).encode(), 0)
                         self._lock_fd = fd
                         return
             except BlockingIOError:
-                pid, _, holder = os.pread(fd, 4096, 0).decode("utf-8", "replace").partition("\n")
+                found = lock_file.parse(os.pread(fd, 4096, 0).decode("utf-8", "replace"))
                 os.close(fd)
+                who = f"process {found.pid} ({found.doing})" if found else "a process that has just begun"
                 raise UsageError(
-                    f"the cache directory {self.root} is in use by process {pid.strip() or '?'}"
-                    f" (mounted on {holder.strip() or '?'}): choose another with --cache-dir"
+                    f"the cache directory {self.root} is in use by {who}: choose another with --cache-dir"
                 ) from None
             except OSError:
                 os.close(fd)

@@ -9,13 +9,12 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import contextmanager
 
 import click
 
 from attachfs.cache.disk_cache import DiskCache, Entry
+from attachfs.cache.lock_file import holder_of
 from attachfs.cache.quarantine import Quarantine
 from attachfs.cli import arguments, output, shared_cache
 from attachfs.cli.groups import Group
@@ -29,32 +28,6 @@ from attachfs.units import format_size, parse_size
 _DAY = 86_400  # seconds
 _SHORTEST = 6  # hexadecimal digits that name a blob, if they name only one
 _DIGEST = re.compile(r"(?:(sha(?:256|384|512)):)?([0-9a-f]+)", re.IGNORECASE)
-
-
-class Holder(NamedTuple):
-    """The process that has a cache directory to itself, and what it does, in its own words."""
-
-    pid: int
-    doing: str
-
-
-def holder(root: Path) -> Holder | None:
-    """Return who holds the directory's lock, as far as we may see other processes; None: nobody.
-
-    It is looked up rather than tried: trying would, for an instant, keep a mount from starting.
-    """
-    lock = Path(os.path.realpath(root)) / "lock"
-    try:
-        pid, _, rest = lock.read_text(encoding="utf-8", errors="replace").partition("\n")
-        number = int(pid)
-        links = list(Path(f"/proc/{number}/fd").iterdir())
-    except (OSError, ValueError):
-        return None
-    for link in links:
-        with suppress(OSError):  # closed meanwhile
-            if link.readlink() == lock:
-                return Holder(number, rest.strip())
-    return None
 
 
 @contextmanager
@@ -74,7 +47,7 @@ def stat(config: Config, *, as_json: bool) -> int:
         items = Quarantine(cache.root / "quarantine", 0).list()
     vfs = os.statvfs(cache.root)
     free = vfs.f_bavail * vfs.f_frsize
-    held = holder(cache.root)
+    held = holder_of(cache.root)
     size = sum(entry.size for entry in entries)
     aside = sum(item.size for item in items)
     times = [entry.last_opened_ns / 1e9 for entry in entries]

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import trio
 
-from attachfs.cli import arguments, doctor, output
-from attachfs.cli.doctor import State
+from attachfs.cli import arguments, doctor_ledger, output
+from attachfs.cli.findings import State
 from attachfs.config import directories
 from attachfs.config import file as config_file
 from attachfs.config.settings import Config
@@ -36,7 +36,7 @@ def run(config: Config) -> int:
             client_secret_file=written if is_client else None,
             origins={**config.origins, "token_file": "login"},
         )
-        findings = trio.run(doctor.ledger, trial)
+        findings = trio.run(doctor_ledger.check, trial)
         wrong = [one for one in findings if one.state in (State.WRONG, State.UNKNOWN)]
         for finding in wrong:
             output.complain(finding.detail, f"nothing was stored; {finding.remedy}")

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -103,12 +104,30 @@ class _Commands(Group):
             except AttachfsError as error:
                 output.complain(error.reason)
                 ctx.exit(output.DIFFERS)
+            except OSError as error:
+                if error.filename is None:
+                    raise  # of standard output, which is told by itself
+                output.complain(os.fsdecode(error.filename), _why(error))
+                ctx.exit(output.DIFFERS)
 
 
 def _is_mount_fuse(args: Sequence[str]) -> bool:
     if len(args) < 3 or args[0] in _COMMANDS or args[0].startswith("-") or not args[1].startswith("/"):
         return False
     return "-o" in args[2:]
+
+
+def _why(error: OSError) -> str:
+    """Return the reason, and of what is not permitted whose it is: that is the remedy most often."""
+    if not isinstance(error, PermissionError):
+        return output.reason_of(error)
+    path = Path(os.fsdecode(error.filename))
+    for one in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            if (owner := one.stat().st_uid) != os.geteuid():
+                return f"{output.reason_of(error)}: {one} belongs to user {owner}; choose one of your own"
+            break
+    return f"{output.reason_of(error)}: its mode does not let you"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from attachfs.cache import lock_file
 from attachfs.config.settings import Config
 from attachfs.errors import AttachfsError, UsageError, first_of
 from attachfs.mount import log as mount_log
@@ -89,13 +90,15 @@ def _let_predecessor_end(config: Config, mountpoint: Path) -> None:
 
     umount(8) returns as soon as the mount has left the tree, and `umount X && mount X` is what people do.
     """
+    holder = lock_file.named_in(config.cache_dir)
+    if holder is None or holder.doing != printable(f"the mount {mountpoint}"):
+        return
+    if mount_at(mountpoint) is not None:
+        return
     try:
-        pid, _, holder = (config.cache_dir / "lock").read_text(encoding="utf-8").partition("\n")
-        if holder.strip() != f"the mount {mountpoint}" or mount_at(mountpoint) is not None:
-            return
-        watch = os.pidfd_open(int(pid))
-    except (OSError, ValueError):
-        return  # there is no such process, or no such cache
+        watch = os.pidfd_open(holder.pid)
+    except OSError:
+        return  # it has ended
     try:
         select.select([watch], [], [], _PREDECESSOR_ENDS_WITHIN)
     finally:

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
-from attachfs.cli import doctor, manifest, output
+from attachfs.cache.lock_file import holder_of
+from attachfs.cli import doctor, doctor_ledger, manifest, output
 from attachfs.cli import main as cli_main
-from attachfs.cli.cache import holder
-from attachfs.cli.doctor import Finding, State
+from attachfs.cli.findings import Finding, State
 from attachfs.cli.parallel import in_order
 from attachfs.cli.paths import Mounts, copied_record, walk
 from attachfs.cli.progress import Progress
@@ -404,7 +404,7 @@ def test_commands_work_beside_whoever_holds_the_cache(cached: Cached) -> None:
         cache.index()
         blob = cache.open(Digest("sha256", cached.digests[0]), 5000)
         assert blob is not None
-        assert holder(cached.root) == (os.getpid(), "the mount /there")
+        assert holder_of(cached.root) == (os.getpid(), "the mount /there")
         assert "the mount /there" in call("cache", "stat", "--cache-dir", cached.root).stdout
         assert call("cache", "clear", "--yes", "--cache-dir", cached.root).exit_code == 0
         assert blob.pread(5000, 0) == b"a" * 5000
@@ -412,7 +412,7 @@ def test_commands_work_beside_whoever_holds_the_cache(cached: Cached) -> None:
         assert cache.open(Digest("sha256", cached.digests[1]), 6000) is None
     finally:
         cache.close()
-    assert holder(cached.root) is None
+    assert holder_of(cached.root) is None
 
 
 # -- pins ----------------------------------------------------------------------------------------------
@@ -521,7 +521,7 @@ URL = "https://ledger.example"
     ],
 )
 def test_each_way_not_to_reach_the_ledger_has_its_remedy(error: Exception, state: State, remedy: str) -> None:
-    there, accepted = doctor.explain(error, URL)
+    there, accepted = doctor_ledger.explain(error, URL)
     assert there.state is state
     assert remedy in there.remedy
     assert accepted.state is State.UNKNOWN
@@ -539,14 +539,14 @@ def test_each_way_not_to_reach_the_ledger_has_its_remedy(error: Exception, state
 def test_a_refusal_shows_that_the_ledger_is_there(
     error: Exception | None, *, anonymous: bool, state: State, remedy: str
 ) -> None:
-    there, accepted = doctor.explain(error, URL, anonymous=anonymous)
+    there, accepted = doctor_ledger.explain(error, URL, anonymous=anonymous)
     assert there.state is State.OK
     assert accepted.state is state
     assert remedy in accepted.remedy
 
 
 def test_a_plain_http_address_of_something_else_may_want_https() -> None:
-    assert "https://" in doctor.explain(BadAnswer("x: broke"), "http://h")[0].remedy
+    assert "https://" in doctor_ledger.explain(BadAnswer("x: broke"), "http://h")[0].remedy
 
 
 def test_an_old_python_a_missing_library_and_a_missing_helper(tmp_path: Path) -> None:
@@ -606,7 +606,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ledger(_: object) -> list[Finding]:
         return [Finding("ledger", State.OK, "\x1b[2J")]
 
-    monkeypatch.setattr(doctor, "ledger", ledger)
+    monkeypatch.setattr(doctor_ledger, "check", ledger)
     monkeypatch.setattr(doctor, "device", lambda _: Finding("FUSE device", State.OK, ""))
     monkeypatch.setattr(doctor, "helper", lambda _: Finding("fusermount3", State.OK, ""))
     monkeypatch.setattr(mountinfo, "mounts", list)
@@ -664,3 +664,19 @@ def test_a_pin_is_named_by_a_link_in_by_name_too(pinned: Pins, tmp_path: Path) -
     link.symlink_to(f"../../assets/{UUID}/{UUID}")
     assert call("pins", "release", link, "--yes").exit_code == 0
     assert pinned.get(f"a.example/{UUID}") is None
+
+
+def test_a_file_of_somebody_else_is_told_with_its_owner(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = home / "state" / "attachfs"
+    theirs.mkdir(parents=True)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(theirs / "pins.sqlite"))
+
+    monkeypatch.setattr("attachfs.cli.pins.Pins", refuse)
+    (theirs / "pins.sqlite").touch()
+    assert "its mode does not let you" in call("pins", "list").stderr
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4321)
+    done = call("pins", "list")
+    assert done.exit_code == 1
+    assert f"belongs to user {os.getuid()}; choose one of your own" in done.stderr

@@ -1,0 +1,158 @@
+"""What the ledger answers to one small request with the credentials of a mount, and what to do about it."""
+
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from attachfs.cli import output
+from attachfs.cli.findings import Finding, State, usage_finding
+from attachfs.config.settings import Config
+from attachfs.errors import (
+    AccessDenied,
+    AttachfsError,
+    BadAnswer,
+    NotFound,
+    RateLimited,
+    UsageError,
+    causes_of,
+    first_of,
+)
+from attachfs.mount import credentials
+from attachfs.service.auth import Auth, ClientCredentials, NoAuth, jwt_expiry
+from attachfs.service.client import Client, open_http
+
+_PYTHON = (3, 11)
+_DEVICE = Path("/dev/fuse")
+_FUSE_CONF = Path("/etc/fuse.conf")
+_PATIENCE = 10.0  # seconds for the request to the ledger, retries included, and no more than --timeout
+_MOUNT_ANSWERS = 5.0  # seconds within which a running mount tells its figures
+_SOON = 600  # seconds; a token that expires within them is worth a word
+
+
+async def check(config: Config) -> list[Finding]:
+    """Check the credentials as such, then ask the ledger with them for one asset."""
+    if config.offline:
+        return [Finding("ledger", State.NOTE, "it is not asked: --offline")]
+    try:
+        http = open_http(url=config.url, ca_file=config.ca_file, max_connections=1)
+    except UsageError as error:
+        return [
+            usage_finding("ledger", error, "check --ca-file, and the proxy's variables in the environment")
+        ]
+    async with http:
+        auth, problem = await _credentials(
+            config, lambda client_id, secret: ClientCredentials(client_id, secret, config.url, http)
+        )
+        patience = min(config.timeout, _PATIENCE)
+        client = Client(http, config.url, auth, timeout=patience, max_connections=1, page_size=1)
+        answer: BaseException | None = None
+        try:
+            await client.assets_page()
+        except (AttachfsError, BaseExceptionGroup) as failure:
+            answer = first_of(failure)
+    there, accepted = explain(answer, config.url, anonymous=config.no_auth)
+    if problem is not None:
+        return [there, problem]
+    return [there, accepted]
+
+
+async def _credentials(
+    config: Config, log_in: Callable[..., ClientCredentials]
+) -> tuple[Auth, Finding | None]:
+    """Return the credentials, or none of any use and what is wrong with them."""
+    remedy = "save a bearer token in the token file, readable by you only (chmod 600)"
+    try:
+        auth = credentials.choose(config, log_in)
+        header = await auth.header()
+    except UsageError as error:
+        return NoAuth(), usage_finding("credentials", error, remedy)
+    except AccessDenied as error:
+        wrong = Finding(
+            "credentials", State.WRONG, error.reason, "check --client-id and --client-secret-file"
+        )
+        return NoAuth(), wrong
+    except AttachfsError as error:
+        return NoAuth(), Finding("credentials", State.UNKNOWN, error.reason, "see what is said of the ledger")
+    expiry = jwt_expiry(header.rpartition(" ")[2]) if header is not None else None
+    if expiry is not None and expiry <= time.time() and not isinstance(auth, ClientCredentials):
+        detail = f"the token expired at {output.moment(expiry)}"
+        return auth, Finding("credentials", State.WRONG, detail, f"save a new token in {config.token_file}")
+    if expiry is not None and expiry - time.time() < _SOON and not isinstance(auth, ClientCredentials):
+        detail = f"the token expires at {output.moment(expiry)}"
+        return auth, Finding(
+            "credentials", State.NOTE, detail, f"save a new token in {config.token_file} soon"
+        )
+    return auth, None
+
+
+def explain(error: BaseException | None, url: str, *, anonymous: bool = False) -> tuple[Finding, Finding]:
+    """Return what the answer to the one request says of the ledger, and of the credentials."""
+    if error is None:
+        accepted = "they are accepted" if not anonymous else "none are sent, and none are asked for"
+        return Finding("ledger", State.OK, f"{url} answers"), Finding("credentials", State.OK, accepted)
+    if isinstance(error, AccessDenied):
+        return Finding("ledger", State.OK, f"{url} answers"), _denied(error, anonymous=anonymous)
+    state, remedy = _trouble(error, url)
+    reason = error.reason if isinstance(error, AttachfsError) else f"{type(error).__name__}: {error}"
+    unasked = Finding(
+        "credentials", State.UNKNOWN, "they could not be tried", "see what is said of the ledger"
+    )
+    if anonymous:
+        unasked = Finding("credentials", State.OK, "none are sent (--no-auth)")
+    return Finding("ledger", state, f"{url}: {reason}", remedy), unasked
+
+
+def _denied(error: AccessDenied, *, anonymous: bool) -> Finding:
+    if anonymous:
+        return Finding("credentials", State.OK, "none are sent (--no-auth): only public assets can be read")
+    if "(403)" in error.reason:
+        remedy = "ask the ledger's administrator for an access policy that lets you read assets"
+    else:
+        remedy = "save a new token in the token file; check that it is for this ledger (--url)"
+    return Finding("credentials", State.WRONG, error.reason, remedy)
+
+
+def _trouble(error: BaseException, url: str) -> tuple[State, str]:
+    """Return how bad it is that the ledger did not answer as it should, and the remedy."""
+    remedy = next(filter(None, map(_connection_remedy, causes_of(error))), "")
+    if remedy:
+        return State.WRONG, remedy
+    if isinstance(error, RateLimited):
+        return State.UNKNOWN, "wait a minute; mount with a lower --max-connections, or ask for a higher limit"
+    if isinstance(error, BadAnswer) and re.search("answered 5[0-9][0-9]", error.reason):
+        return State.UNKNOWN, "the service is unwell: try again later, or ask its operator"
+    remedy = "check the host and port in --url, the network, its proxies and firewalls"
+    if isinstance(error, NotFound | BadAnswer):
+        remedy = "something else than a ledger answers there: check --url"
+        remedy += "; is it https:// ?" if url.startswith("http:") else ""
+    return State.WRONG, remedy
+
+
+# By OpenSSL's reason to refuse it (x509_vfy.h).
+_CERTIFICATE = {
+    **dict.fromkeys((62, 64), "the certificate is another host's: check --url"),
+    10: "the certificate has expired: its operator must renew it, unless this machine's clock is wrong",
+    9: "the certificate is not valid yet: check this machine's clock (date)",
+    **dict.fromkeys(
+        (18, 19, 20, 21),
+        "nobody this machine trusts has signed it: if the ledger is yours, give its CA with --ca-file",
+    ),
+}
+
+
+def _connection_remedy(cause: BaseException) -> str:
+    match cause:
+        case ssl.SSLCertVerificationError():
+            return _CERTIFICATE.get(
+                cause.verify_code, "the certificate is refused: check --url and --ca-file"
+            )
+        case ssl.SSLError():
+            return "the port does not speak TLS: check the port in --url; is it http:// ?"
+        case socket.gaierror():
+            return "check the host in --url, and that this machine can look up names (DNS)"
+        case ConnectionRefusedError():
+            return "nothing listens there: check the host and port in --url, and that the service runs"
+    return ""
