@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from attachfs.cli import arguments, output
+from attachfs.cli import arguments, interruptible, output
 from attachfs.cli.paths import Mounts
 from attachfs.custody import chain
 from attachfs.custody.chain import Kind, Raw, Verifier
@@ -119,8 +119,14 @@ def noted(event: str, paths: Sequence[Path], work: Callable[[], int]) -> int:
 
     A log that this user cannot write is named. What the command opens, the mount notes itself, or refuses.
     """
-    logs = _logs_of(paths)
-    _note(logs, event, paths, "begun")
+    logs: set[Path] = set()
+
+    def begin() -> int:
+        logs.update(_logs_of(paths))
+        _note(logs, event, paths, "begun")
+        return output.OK
+
+    interruptible.run(begin, lambda: f"{event}: interrupted")  # a mount may not answer
     code = 1
     try:
         code = work()
@@ -156,7 +162,7 @@ def _note(logs: Iterable[Path], event: str, paths: Sequence[Path], result: str) 
             output.complain(name, f"the {event} is not noted in the custody log: {output.reason_of(error)}")
 
 
-_files = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE…")
+_files = click.argument("files", nargs=-1, required=True, type=arguments.AnyPath(), metavar="FILE…")
 
 
 def _hash(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str:

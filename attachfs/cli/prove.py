@@ -14,7 +14,7 @@ import trio
 from attachfs import model
 from attachfs.archive import layout
 from attachfs.archive.folder import BagFolder
-from attachfs.cli import arguments, evidence, output
+from attachfs.cli import arguments, evidence, interruptible, output
 from attachfs.cli.evidence import Evidence
 from attachfs.cli.paths import Mounts
 from attachfs.config.settings import Config, file_name
@@ -48,24 +48,33 @@ def run(config: Config, paths: Sequence[Path], files: Files, *, tenant: str | No
     prover = _Prover(config, tenant)
     counts: Counter[int] = Counter()
     shown: list[_Result] = []
-    try:
+
+    def work() -> int:
         for result in prover.results(paths, files):
             counts[result.proof.state.code] += 1
             if as_json:
                 output.say_json(_facts(result))
             else:
                 shown.append(result)
-    except KeyboardInterrupt:
-        return output.INTERRUPTED
+        return _conclude(counts, shown)
+
+    return interruptible.run(work, lambda: f"prove: interrupted after {_summary(counts)}")
+
+
+def _conclude(counts: Counter[int], shown: list[_Result]) -> int:
     if shown:
         _print(shown)
-    output.note(
-        f"prove: {output.count(counts.total(), 'event')}: {counts[0]:,} proven, {counts[1]:,} contradicted, "
-        f"{counts[3]:,} could not be found out"
-    )
+    output.note(f"prove: {_summary(counts)}")
     if counts[output.DIFFERS]:
         return output.DIFFERS
     return output.UNKNOWN if counts[output.UNKNOWN] or not counts else output.OK
+
+
+def _summary(counts: Counter[int]) -> str:
+    return (
+        f"{output.count(counts.total(), 'event')}: {counts[0]:,} proven, {counts[1]:,} contradicted, "
+        f"{counts[3]:,} could not be found out"
+    )
 
 
 class _Prover:
@@ -194,7 +203,7 @@ def _tenant(_ctx: click.Context, _parameter: click.Parameter, value: str | None)
     return name
 
 
-_file = click.Path(path_type=Path)
+_file = arguments.AnyPath()
 
 
 @click.command("prove")

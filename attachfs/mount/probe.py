@@ -85,4 +85,4 @@ def _reap() -> None:
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG)[0] == 0:
                 continue
-        del _left_behind[pid]
+        _left_behind.pop(pid, None)  # another thread may have been first
