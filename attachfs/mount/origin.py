@@ -90,12 +90,29 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
     client = Client(http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections)
     if not config.offline:
         tasks.keep_running("watching whether the ledger answers", client.watch)
-    memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
+    memory = _open_memory(config)
+    if memory is None:
+        return Origin(client, client, None, config.url, config.host, client, None, log_in, connected)
     stack.callback(memory.close)
     tasks.keep_running("writing records down for --offline", memory.keep_writing)
     records = OfflineSource(memory) if config.offline else RecordingSource(client, memory)
     blobs = UnreachableSource() if config.offline else client
     return Origin(records, blobs, None, config.url, config.host, client, memory, log_in, connected)
+
+
+def _open_memory(config: Config) -> AnswerStore | None:
+    """Return where answers are kept for --offline; a mount that asks the service can do without.
+
+    Raises:
+        UsageError: it cannot be used, and there is no other source.
+    """
+    try:
+        return AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
+    except UsageError as error:
+        if config.offline:
+            raise
+        log.warning("nothing is kept for --offline: %s", error.reason)
+        return None
 
 
 async def _try_out(question: Callable[[], Awaitable[AttachfsError | None]], done: trio.Event) -> None:

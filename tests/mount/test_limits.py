@@ -83,3 +83,42 @@ def test_a_mount_lives_whichever_standard_descriptors_are_closed(
     finally:
         subprocess.run([sys.executable, "-m", "attachfs", "umount", str(point)], check=True)
     assert mount_at(point) is None
+
+
+@contextlib.contextmanager
+def tmpfs(path: Path, options: str) -> Iterator[None]:
+    path.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount what is read-only or full")
+@pytest.mark.parametrize("state", ["read-only", "full"])
+def test_a_state_directory_that_cannot_be_written_costs_a_warning_and_what_can_be_read_is_read(
+    tmp_path: Path, ledger: DemoServer, state: str
+) -> None:
+    options = "ro,mode=700" if state == "read-only" else "size=64k,mode=700"
+    with tmpfs(tmp_path / "state" / "attachfs", options):
+        if state == "full":
+            with contextlib.suppress(OSError):
+                (tmp_path / "state" / "attachfs" / "ballast").write_bytes(bytes(10**6))
+        with run_mount(tmp_path, server=ledger) as mounted:
+            assert (mounted.point / ledger.story["pdf"]).read_bytes().startswith(b"%PDF")
+            assert mounted.status()["opened"] == 1
+            assert any(" WARNING " in line and "/state/attachfs" in line for line in mounted.log), mounted.log
+
+
+def test_a_damaged_offline_database_costs_an_online_mount_a_warning(
+    tmp_path: Path, ledger: DemoServer
+) -> None:
+    with run_mount(tmp_path, server=ledger) as mounted:
+        assert (mounted.point / ledger.story["pdf"]).read_bytes().startswith(b"%PDF")
+    for database in (tmp_path / "state" / "attachfs").glob("127*.sqlite"):
+        database.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 100)
+    with run_mount(tmp_path, server=ledger) as mounted:
+        assert (mounted.point / ledger.story["pdf"]).read_bytes().startswith(b"%PDF")
+        mounted.sh("ls -lR assets", check=False)
+        assert any(" WARNING " in line and ".sqlite" in line for line in mounted.log), mounted.log
