@@ -105,12 +105,28 @@ class CacheDir:
         with self._number:
             if self._root_fd < 0:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
-            fd = os.dup(self._root_fd)
-        fd = files.descend(fd, names, create=create)
+            fd = self._open_below(names, create=create)
         try:
             yield fd
         finally:
             os.close(fd)
+
+    def _open_below(self, names: tuple[str, ...], *, create: bool) -> int:
+        if not names:
+            return os.dup(self._root_fd)
+        try:
+            return files.open_folder(self._root_fd, names)
+        except FileNotFoundError:
+            if not create:
+                raise
+            return files.descend(os.dup(self._root_fd), names, create=True)
+
+    def statvfs(self) -> os.statvfs_result:
+        """Return how full the directory's filesystem is."""
+        with self._number:
+            if self._root_fd < 0:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
+            return os.fstatvfs(self._root_fd)
 
     def temporary_name(self) -> str:
         """Return a name for a file in tmp/ that no other file has."""

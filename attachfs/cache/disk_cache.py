@@ -121,7 +121,7 @@ class DiskCache:
 
     def close(self) -> None:
         """Give the directory back. Blobs that are still open stay readable."""
-        self._store.closer.wait()
+        self._store.finish()
         with self._store.lock:
             self._home.detach()
         self._troubles.flush()

@@ -83,6 +83,9 @@ class BlobStore:
     def __len__(self) -> int:
         return len(self._files)
 
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._files
+
     @property
     def file_bytes(self) -> int:
         """The room that the blobs take, without their folders."""

@@ -25,6 +25,7 @@ from attachfs.units import MinFree, format_size
 
 _FIXED = 16 * BLOCK  # the directory itself, its fixed folders and files, and room for `tmp` to grow
 _QUARANTINE_MAX = 256 << 20  # bytes; and never more than a tenth of the cache
+_SYNC_AFTER = 0.1  # seconds for which folders may wait for their sync
 _QUICK = 2**20  # bytes; a removed file of this size is closed in well under a millisecond
 _BATCH = 64  # blobs removed in one go before other threads get the lock
 _COUNTED = ("hits", "misses", "admitted", "evicted", "rehashed", "mismatched", "spills")
@@ -46,6 +47,10 @@ class CacheSpace:
         self.indexed = threading.Event()
         self.counts = dict.fromkeys(_COUNTED, 0)
         self.closer = Closer()
+        self._unsynced: dict[Folder | str, int] = {}  # open folders
+        self._unsynced_lock = threading.Lock()
+        self._syncer = Closer()
+        self._sync_now = threading.Event()
         self._min_free = min_free
 
     def attach(self, holder: str, *, exclusive: bool) -> None:
@@ -178,6 +183,42 @@ class CacheSpace:
             except OSError as error:
                 self.trouble("remove", f"nothing can be removed from the cache: {error.strerror}")
 
+    def surely_missing(self, digest: Digest) -> bool:
+        """Whether a blob is not in the index, which is complete. Never waits; the disk is not asked."""
+        return self.indexed.is_set() and digest not in self.index.blobs
+
+    def sync_soon(self, fds: dict[Folder | str, int]) -> None:
+        """Have folders synced that were given names, many names with one sync; takes the descriptors over.
+
+        A name that a power failure takes away before that is a miss: bytes are synced before they have one.
+        """
+        with self._unsynced_lock:
+            first = not self._unsynced
+            replaced = [self._unsynced[key] for key in fds if key in self._unsynced]
+            self._unsynced.update(fds)
+        for fd in replaced:
+            os.close(fd)
+        if first:
+            self._syncer.run(self._sync)
+
+    def finish(self) -> None:
+        """Do now what was to be done soon."""
+        self._sync_now.set()
+        self._syncer.wait()
+        self.closer.wait()
+
+    def _sync(self) -> None:
+        self._sync_now.wait(_SYNC_AFTER)  # more names come meanwhile
+        with self._unsynced_lock:
+            fds, self._unsynced = self._unsynced, {}
+        for fd in fds.values():
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                self.trouble("sync", f"the cache's folders cannot be synced: {error.strerror}")
+            finally:
+                os.close(fd)
+
     # ---- removing
 
     def remove(self, digest: Digest) -> bool:
@@ -227,8 +268,7 @@ class CacheSpace:
 
     def _lacking_free(self, need: int) -> int:
         """Return how many bytes must go so that `min_free` holds once `need` and the rest is written."""
-        with self.home.below() as root_fd:
-            vfs = os.fstatvfs(root_fd)
+        vfs = self.home.statvfs()
         if not vfs.f_blocks:
             return 0  # a filesystem that does not tell
         kept_free = self._min_free.of(vfs.f_blocks * vfs.f_frsize)

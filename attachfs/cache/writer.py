@@ -1,17 +1,18 @@
 """One blob on its way into the cache: written, then given its name, put aside or dropped.
 
 Lives here and only here: in which order a blob gets its name, so that a crash at any instant leaves the whole
-blob or none: all bytes there, sealed, synced, renamed, folders synced.
+blob or none: all bytes there, sealed, synced, renamed; folders synced soon after, many names at a time.
 """
 
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from attachfs.cache import files
 from attachfs.cache.descriptor import CachedBlob
-from attachfs.cache.index import File
+from attachfs.cache.index import File, Folder
 from attachfs.cache.quarantine import QuarantineNote
 from attachfs.cache.reader import Reader
 from attachfs.cache.store import CacheSpace
@@ -131,7 +132,8 @@ class Writer:
                 st = os.fstat(fd)
                 self._check_complete(digest, st)
                 if self._name is not None:
-                    other = self._reader.lookup(digest, self.size)
+                    missing = self._store.surely_missing(digest)
+                    other = None if missing else self._reader.lookup(digest, self.size)
                     if other is not None:
                         self._drop()
                         return other
@@ -198,32 +200,25 @@ class Writer:
             raise Unexpected(f"the file for {digest} is not complete")
 
     def _give_name(self, name: str, digest: Digest, st: os.stat_result) -> None:
-        """Rename the synced file into place and make the name durable."""
+        """Rename the synced file into place, and have the name made durable soon."""
         store, index = self._store, self._store.index
-        alg, start = folder = files.folder_of(digest)
-        with (
-            self._home.below("tmp") as tmp_fd,
-            self._home.below("blobs", create=True) as blobs_fd,
-            files.folder(blobs_fd, alg, create=True) as alg_fd,
-        ):
-            with store.lock, files.folder(alg_fd, start, create=True) as folder_fd:
+        folder = files.folder_of(digest)
+        new: dict[Folder | str, int] = {}
+        with self._home.below("tmp") as tmp_fd:
+            # Under the lock, as removing the last blob of a folder removes the folder.
+            with store.lock, self._home.below("blobs", *folder, create=True) as folder_fd:
                 os.rename(name, digest.hex, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
                 index.forget(digest)
                 self._file.used_ns = time.time_ns()
                 index.insert(digest, self._file, st)
                 store.counts["admitted"] += 1
                 count = index.blobs.measure(folder, files.charge_stat(os.fstat(folder_fd)))
-                synced = [os.dup(folder_fd)]
-                if count == 1:
-                    synced += [os.dup(alg_fd), os.dup(blobs_fd)]
-            try:
-                for fd in synced:
-                    os.fsync(fd)
-            except OSError as error:
-                store.trouble("sync", f"the cache's folders cannot be synced: {error.strerror}")
-            finally:
-                for fd in synced:
-                    os.close(fd)
+                new[folder] = os.dup(folder_fd)
+            if count == 1:  # the folder may be new, and so those above it
+                for names in (("blobs", folder[0]), ("blobs",)):
+                    with suppress(OSError), self._home.below(*names) as fd:
+                        new["/".join(names)] = os.dup(fd)
+        store.sync_soon(new)
         store.shrink()
 
     def _put_aside(self, fd: int, note: QuarantineNote) -> Path | None:

@@ -204,7 +204,7 @@ def test_two_admits_that_did_not_see_each_other(make: Make, monkeypatch: pytest.
     assert cache._store.index.blobs.folder_bytes == 0
 
 
-def test_bytes_are_synced_before_the_name_and_the_name_before_admit_returns(
+def test_bytes_are_synced_before_the_name_and_names_soon_after(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make()
@@ -232,7 +232,30 @@ def test_bytes_are_synced_before_the_name_and_the_name_before_admit_returns(
     temporary = f"sync tmp/{names_in(cache.root / 'tmp')[0]}"
     writer.admit(digest_of(data)).close()
     shard = f"sync blobs/sha256/{digest_of(data).hex[:2]}"
+    cache.close()
     assert steps == ["seal", temporary, "rename", shard, "sync blobs/sha256", "sync blobs"]
+
+
+def test_folders_are_synced_for_many_names_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make(max_bytes=32 * MIB)
+    synced = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.is_dir():
+            synced.append(str(path.relative_to(cache.root)))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr("attachfs.cache.store._SYNC_AFTER", 30)
+    for number in range(20):
+        put(cache, blob_of(number))
+    assert synced == []
+    cache.close()
+    assert sorted(synced) == sorted(set(synced))
+    assert {"blobs", "blobs/sha256"} < set(synced)
+    assert {f"blobs/sha256/{digest_of(blob_of(number)).hex[:2]}" for number in range(20)} < set(synced)
 
 
 def test_incomplete_bytes_are_never_admitted(make: Make) -> None:
