@@ -66,12 +66,14 @@ class PinDatabase:
         self._clock = clock
         self._elapsed = elapsed
         self._writes_again = writes_again
+        self.generation = 0  # changes whenever the database is opened or closed
         self._db: sqlite3.Connection | None = None
         self._write_again = -math.inf  # when; while it lies ahead, the database is only read
         self._warned = False
 
     def close(self) -> None:
         """Close it; the next transaction opens it again."""
+        self.generation += 1
         if self._db is not None:
             with suppress(sqlite3.Error):
                 self._db.close()
@@ -134,6 +136,7 @@ class PinDatabase:
             self._writes_again()
         if self._db is not None:
             return self._db
+        self.generation += 1
         if not self.only_read:
             try:
                 self._db = self._open_to_write()

@@ -26,6 +26,7 @@ from attachfs.model import Digest
 
 _log = logging.getLogger("attachfs.pins")
 
+_KEYS_MAX = 200_000  # pins whose keys are remembered; of more, none
 _CONFIRMED_MAX = 100_000  # keys remembered in memory
 
 
@@ -98,6 +99,8 @@ class Pins:
         self._db_lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._queue: list[_Request] = []
+        self._keys: set[int] = set()  # hashes of all keys, as they were when the database was opened
+        self._keys_of = -1  # the database's generation that they are of
         self._unwritten: dict[str, Pin] = {}  # first seen while nothing could be written; held by _db_lock
 
     def check(self, key: str, digest: Digest, size: int) -> PinResult:
@@ -123,6 +126,13 @@ class Pins:
             raise request.error
         assert request.result is not None
         return request.result
+
+    def surely_new(self, key: str) -> bool:
+        """Whether nothing was pinned under `key` when the database was opened, nor by this run.
+
+        Does not wait. What another process has pinned since, `check` finds.
+        """
+        return self._keys_of == self._database.generation and hash(key) not in self._keys
 
     def confirmed(self, key: str, digest: Digest, size: int) -> bool:
         """Whether this run has already found this record to be the first one seen. Does not wait."""
@@ -150,6 +160,7 @@ class Pins:
             Unexpected: the pins cannot be read.
         """
         with self._db_lock, self._database.transaction() as db:
+            self._learn_keys(db)
             return self._select(db, key) or self._unwritten.get(key)
 
     def release(self, key: str) -> bool:
@@ -224,8 +235,18 @@ class Pins:
                     self._confirmed.clear()
                 self._confirmed[request.key] = result.pin
 
+    def _learn_keys(self, db: sqlite3.Connection) -> None:
+        """Remember which keys there are. The caller holds _db_lock."""
+        if self._keys_of == self._database.generation:
+            return
+        if db.execute("SELECT count(*) FROM pins").fetchone()[0] <= _KEYS_MAX:
+            self._keys = {hash(key) for (key,) in db.execute("SELECT key FROM pins")}
+            self._keys.update(map(hash, self._unwritten))
+            self._keys_of = self._database.generation
+
     def _check_one(self, db: sqlite3.Connection, request: _Request) -> PinResult:
         pin = self._select(db, request.key)
+        self._keys.add(hash(request.key))
         now = self._clock()
         first = self._unwritten.get(request.key) or Pin(request.key, request.digest, request.size, now)
         if pin is None and self._database.only_read:

@@ -80,6 +80,14 @@ class Staging:
         """Whether this run has found already that the record is the first one seen."""
         return self._pins.confirmed(self._key(ref), digest, size)
 
+    def surely_new(self, ref: AttachmentRef, digest: Digest) -> bool:
+        """Whether there is nothing to find on the disk: no blob, and no pin to compare with."""
+        return (
+            self._local is None
+            and self._cache.surely_missing(digest)
+            and self._pins.surely_new(self._key(ref))
+        )
+
     def lookup(self, ref: AttachmentRef, digest: Digest, size: int) -> CachedBlob | None:
         """Compare the record with the pin, and return the blob if it is in the cache. Runs in a thread.
 

@@ -185,6 +185,10 @@ class BlobStore:
         """Return what there is of a blob: in the cache, or on its way."""
         downloads, staging = self._downloads, self._staging
         download = downloads.find(digest)
+        # One change of thread less for each new file. Only where nothing is served before it is pinned:
+        # another process may have pinned another record since the pins were read, and then the pinning fails.
+        if download is None and info.size <= self._strict_limit and staging.surely_new(ref, digest):
+            return None
         # While one is under way and the record is the pinned one, there is nothing to look for on the disk.
         while download is None or not staging.confirmed(ref, digest, info.size):
             ended = downloads.ended

@@ -137,6 +137,10 @@ class DiskCache:
         self._store.count("misses" if blob is None else "hits")
         return blob
 
+    def surely_missing(self, digest: Digest) -> bool:
+        """Whether a blob is not there, as far as that is known without asking the disk. Never waits."""
+        return self._store.surely_missing(digest)
+
     def contains(self, digest: Digest, size: int) -> bool:
         """Whether a blob of that digest and size is there, without opening it or counting it as used."""
         return self._reader.contains(digest, size)

@@ -415,3 +415,32 @@ def test_without_a_descriptor_the_limit_is_named(path: Path, monkeypatch: pytest
     monkeypatch.setattr("attachfs.blobs.pin_database.PinDatabase._open_to_write", refuse)
     with pytest.raises(TooManyFiles, match="ulimit"):
         Pins(path).check("host/1", A, 5)
+
+
+# ---- what is known without asking the database
+
+
+def test_a_key_that_was_never_pinned_is_surely_new_once_the_database_was_looked_at(
+    pins: Pins, path: Path
+) -> None:
+    assert not pins.surely_new("host/1")
+    assert pins.get("host/0") is None
+    assert pins.surely_new("host/1")
+    pins.check("host/1", A, 5)
+    assert not pins.surely_new("host/1")
+    later = Pins(path)
+    later.get("host/0")
+    assert not later.surely_new("host/1")
+    assert later.surely_new("host/2")
+    pins.check("host/2", A, 5)  # by another process: it is found when this one is to be pinned
+    assert later.check("host/2", B, 5).status is CHANGED
+    later.close()
+    assert not later.surely_new("host/3")  # the database may be another when it is opened again
+
+
+def test_of_many_pins_nothing_is_known_without_asking(pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attachfs.blobs.pins._KEYS_MAX", 1)
+    for number in range(2):
+        pins.check(f"host/{number}", A, 5)
+    pins.get("host/0")
+    assert not pins.surely_new("host/9")

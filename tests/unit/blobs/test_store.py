@@ -872,6 +872,39 @@ async def test_nothing_is_left_open(make: MakeWorld, nursery: trio.Nursery) -> N
     assert world.bytes.live == 0
 
 
+class TestNewFiles:
+    async def test_after_the_first_takes_one_thread_each(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.serve(FILE, SMALL)
+        assert await world.read(FILE) == SMALL
+        world.serve(OTHER, DATA)
+        used: list[object] = []
+        real = trio.to_thread.run_sync
+
+        async def run_sync(*args: Any, **kwargs: Any) -> Any:
+            used.append(args[0])
+            return await real(*args, **kwargs)
+
+        monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+        blob = await world.blobs.open(OTHER)
+        assert len(used) == 1
+        blob.close()
+
+    async def test_whose_record_another_process_has_pinned_otherwise_meanwhile_does_not_open(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        world.serve(FILE, SMALL)
+        assert await world.read(FILE) == SMALL
+        other = Pins(tmp_path / "pins.sqlite")
+        other.check(f"ledger.example/{OTHER.attachment}", digest_of(b"before"), 6)
+        other.close()
+        world.serve(OTHER, SMALL + b"!")
+        assert world.blobs._staging.surely_new(OTHER, digest_of(SMALL + b"!"))
+        with pytest.raises(IntegrityError, match="changed since it was first read"):
+            await world.blobs.open(OTHER)
+
+
 class TestThreads:
     async def test_cold_opens_while_the_cache_is_indexed_leave_threads_for_others(
         self, tmp_path: Path, nursery: trio.Nursery
