@@ -202,8 +202,16 @@ def _health(figures: dict[str, Any]) -> tuple[str, str]:
     if requests.get("rate_limited_for_s"):
         return "yellow", f"limits the rate, asked again in {requests['rate_limited_for_s']} s"
     if figures.get("stale"):
-        return "yellow", "could not be asked lately, old answers are told"
+        return "yellow", _silence(figures.get("outage", {}))
     return "green", "answers"
+
+
+def _silence(outage: dict[str, Any]) -> str:
+    """Return since when the service has not answered, and how old is what is served meanwhile."""
+    if outage.get("since") is None:
+        return "does not answer: stale metadata is served"
+    oldest = _span(outage["oldest_s"])
+    return f"silent since {output.moment(outage['since'])}: metadata up to {oldest} old is served"
 
 
 def _kinds(figures: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -273,8 +273,15 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "stale-ttl",
         _seconds,
-        "Seconds for which names and attributes may be told while the ledger cannot be reached.",
-        "3600",
+        "Seconds for which names and attributes may be served while the ledger does not answer.",
+        "604800",
+        metavar="SECONDS",
+    ),
+    Option(
+        "soft-timeout",
+        _seconds,
+        "Seconds that an answer is waited for where names and attributes that are known could be served.",
+        "2",
         metavar="SECONDS",
     ),
     Option(

@@ -52,6 +52,7 @@ class Config:
     metadata_ttl: float
     negative_ttl: float
     stale_ttl: float
+    soft_timeout: float
     offline: bool
     archive: Path | None
     metrics: str | None

@@ -119,7 +119,12 @@ class BulkRefresher:
         soon = tour.soon(self._ledger.ttl)
         # What is over first comes first: both take their time, one after the other.
         for left, kind, pages in sorted(
-            zip(self._ledger.left(), ("assets", "events"), self._ledger.pages(), strict=True)
+            zip(
+                self._ledger.bulk.ttl_remaining(),
+                ("assets", "events"),
+                self._ledger.bulk.pages(),
+                strict=True,
+            )
         ):
             wanted = kind == "assets" or left > 0 or tour.has_read_events or begins_events
             if not wanted or left >= self._early(kind) or now < self._not_before[kind]:
@@ -145,9 +150,9 @@ class BulkRefresher:
         done = False
         try:
             if kind == "events":
-                done = await self._ledger.read_all_events(go_on)
+                done = await self._ledger.bulk.read_all_events(go_on)
             else:
-                done = await self._ledger.renew_assets(go_on)
+                done = await self._ledger.bulk.renew_assets(go_on)
                 if done and tour.directory.node is Place.BY_NAME:
                     await self._tree.by_name.renew(lambda _: True)
         except AttachfsError as error:

@@ -166,7 +166,7 @@ class ReadAhead:
             self._does = _LISTS
         self._walking = self._tree.known_asset(node)
         if self._does == _LISTS and self._walking is not None:
-            tour.asked += not self._ledger.knows_events(self._walking)
+            tour.asked += not self._ledger.has_events(self._walking)
         for ahead in tour.walk.ahead(2 ** min(streak, _DOUBLINGS)):
             asset = self._tree.known_asset(tour.directory.child(ahead))
             if asset is not None:
@@ -180,7 +180,7 @@ class ReadAhead:
 
     def _ask_ahead(self, asset: AssetRef, tour: Crawl) -> None:
         """Ask for what a walk will want of an asset, unless it is known or about to be."""
-        known = self._ledger.knows_events(asset)
+        known = self._ledger.has_events(asset)
         if self._does == _LISTS and (known or self._renewal.reads_events):
             return
         tour.asked += not known

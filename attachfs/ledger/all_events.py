@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _ROOM = 48 * 2**20  # bytes of packed events; one with an attachment takes some 150
 _PLACE = 150  # bytes that an asset's place takes beside its events
 
+_NEVER: CacheEntry[None] = CacheEntry(None, 0.0)
+
 EventsPage = Callable[[str], Awaitable[tuple[list[tuple[str, Event]], str]]]
 
 
@@ -46,25 +48,26 @@ class BulkEvents:
         self._page = page
         self._clock = clock
         self._packed: dict[bytes, bytes] = {}
-        self._expires = self._stale_until = 0.0
-        self.took = 0.0  # seconds that the last reading took
+        self._times: CacheEntry[None] = _NEVER
 
     @property
     def expires(self) -> float:
         """Until when they are good, on the ledger's clock; in the past if they have not been read."""
-        return self._expires
+        return self._times.expires
 
     def of(self, asset: AssetRef) -> CacheEntry[list[Event]] | None:
         """Return an asset's events, be they old, and until when these are all; None: nothing is known."""
-        if asset.realm != "assets" or self._clock() >= max(self._expires, self._stale_until):
+        if asset.realm != "assets" or self._clock() >= max(self._times.expires, self._times.stale_until):
             return None
         packed = self._packed.get(pack_id(asset.asset))
-        return None if packed is None else CacheEntry(unpack_events(packed), self._expires, self._stale_until)
+        return None if packed is None else CacheEntry(unpack_events(packed), *self._times[1:])
 
     def has(self, asset: AssetRef) -> bool:
         """Whether an asset's events are known, and need not be asked."""
         return (
-            asset.realm == "assets" and self._clock() < self._expires and pack_id(asset.asset) in self._packed
+            asset.realm == "assets"
+            and self._clock() < self._times.expires
+            and pack_id(asset.asset) in self._packed
         )
 
     def event(self, ref: EventRef) -> CacheEntry[Event] | None:
@@ -72,13 +75,13 @@ class BulkEvents:
         events = self.of(AssetRef(ref.realm, ref.asset))
         for event in events.get() if events is not None else ():
             if event.id == ref.event:
-                return CacheEntry(event, self._expires, self._stale_until)
+                return CacheEntry(event, *self._times[1:])
         return None
 
     def forget(self) -> None:
         """Drop everything, also what is being read."""
         self._packed = {}
-        self._expires = self._stale_until = 0.0
+        self._times = _NEVER
 
     async def read(
         self,
@@ -96,9 +99,8 @@ class BulkEvents:
         Raises:
             AttachfsError: a page could not be had.
         """
-        before, begun, times = self._packed, self._clock(), good()
+        before, times = self._packed, good()
         packed, why = await self._read(go_on, times.expires)
-        self.took = self._clock() - begun
         if not why and any(not _holds(packed, asset, ids) for asset, ids in seen().items()):
             why = "it leaves out events that an asset has"
         if not why and self._packed is not before:
@@ -106,7 +108,7 @@ class BulkEvents:
         if why:
             log.info("the listing of all events is of no use: %s", why)
             return False
-        self._packed, self._expires, self._stale_until = packed, times.expires, times.stale_until
+        self._packed, self._times = packed, times
         return True
 
     async def _read(self, go_on: Callable[[int], bool], deadline: float) -> tuple[dict[bytes, bytes], str]:

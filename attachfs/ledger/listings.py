@@ -1,14 +1,14 @@
 """Listings, read page by page by whoever gets there first, and what brings the pages."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import trio
 
-from attachfs.errors import BadAnswer, TimedOut, Unreachable
+from attachfs.errors import BadAnswer
+from attachfs.ledger.outage import NO_ANSWER
 from attachfs.model import NO_FILTERS, AssetRef, AttachmentRef, EventRef
-
-COULD_NOT_ASK = (Unreachable, TimedOut)
 
 
 class Page(Protocol):
@@ -74,18 +74,31 @@ class Tokens:
             self._met.add(token)
 
 
+class Pager(Protocol):
+    """Brings the pages of a listing. `retry_at`: when to ask the service again, if what came is stale."""
+
+    retry_at: float
+
+    async def page(self, token: str) -> tuple[list[str], str]:
+        """Return the ids on the page with a token ("" for the first), and the next page's token.
+
+        Raises:
+            AttachfsError: it could not be had.
+        """
+        ...
+
+
 class Listing:
     """The ids in a directory, page by page, in the service's order, each once.
 
     Args:
-        fetch: returns the ids of the page with a token ("" for the first), and the next page's token.
+        pager: brings the pages.
         what: the directory's path, for messages.
-        before: an older, complete listing, told if the service cannot be reached for the first page.
+        before: an older, complete listing, served if the service cannot be reached for the first page.
     """
 
     __slots__ = (
         "_before",
-        "_fetch",
         "_lock",
         "_seen",
         "_token",
@@ -94,16 +107,12 @@ class Listing:
         "complete",
         "ids",
         "old",
+        "pager",
         "starts",
     )
 
-    def __init__(
-        self,
-        fetch: Callable[[str], Awaitable[tuple[list[str], str]]],
-        what: str,
-        before: "Listing | None" = None,
-    ) -> None:
-        self._fetch = fetch
+    def __init__(self, pager: Pager | None, what: str, before: "Listing | None" = None) -> None:
+        self.pager = pager
         self._what = what
         self._before = before
         self._lock: trio.Lock | None = None
@@ -114,6 +123,20 @@ class Listing:
         self.starts: list[tuple[int, str]] = []  # of each page: its first index and its token
         self.complete = False
         self.old = False  # whether it is an older one, for want of a new one
+
+    @classmethod
+    def of(cls, ids: list[str]) -> "Listing":
+        """Return a listing that is known already."""
+        listing = cls(None, "")
+        listing.ids = ids
+        listing.starts = [(0, "")]
+        listing.complete = True
+        return listing
+
+    @property
+    def retry_at(self) -> float:
+        """When the service is to be asked again, on the ledger's clock: never, if none of it is stale."""
+        return math.inf if self.pager is None else self.pager.retry_at
 
     async def reach(self, index: int) -> bool:
         """Read pages until `index` is among `ids`; return False if the listing ends before it.
@@ -130,28 +153,21 @@ class Listing:
                     await self._turn_page()
         return index < len(self.ids)
 
-    async def _bring(self, token: str) -> tuple[list[str], str]:
-        """Return the ids of the page with a token, and the next page's token."""
-        return await self._fetch(token)
-
-    def _add(self, ids: list[str]) -> None:
+    async def _turn_page(self) -> None:
+        assert self.pager is not None
+        try:
+            ids, token = await self.pager.page(self._token)
+        except NO_ANSWER:
+            if self._before is None or self.ids:
+                raise
+            self._serve_old(self._before)
+            return
+        self._before = None
+        start = len(self.ids)
         for one in ids:
             if one not in self._seen:  # a listing that shifts between pages repeats entries
                 self._seen.add(one)
                 self.ids.append(one)
-
-    async def _turn_page(self) -> None:
-        try:
-            ids, token = await self._bring(self._token)
-        except COULD_NOT_ASK:
-            if self._before is None or self.ids:
-                raise
-            self.ids = self._before.ids
-            self.complete = self.old = True
-            return
-        self._before = None
-        start = len(self.ids)
-        self._add(ids)
         if self._tokens is None:
             self._tokens = Tokens(self._what)
         self._tokens.meet(token)
@@ -160,26 +176,14 @@ class Listing:
             self._token = token
         else:
             self.complete = True
-            self._seen = set()
-            self._tokens = self._lock = None
+            self._drop_helpers()
 
+    def _serve_old(self, before: "Listing") -> None:
+        self.ids = before.ids
+        self.complete = self.old = True
+        self._drop_helpers()
 
-class Listed(Listing):
-    """A listing that is known already.
-
-    Args:
-        ids: what is in it.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, ids: list[str]) -> None:
-        super().__init__(no_page, "")
-        self.ids = ids
-        self.starts = [(0, "")]
-        self.complete = True
-
-
-async def no_page(_token: str) -> tuple[list[str], str]:
-    """Return a page with nothing on it, the last."""
-    return [], ""
+    def _drop_helpers(self) -> None:
+        """Keep no more of a complete listing than is needed of it."""
+        self._seen = set()
+        self._before = self._tokens = self._lock = None

@@ -1,38 +1,24 @@
-"""What the service has answered, kept on the disk, so that a laptop can mount without a network.
+"""Records and listings as the service answered them, kept on disk: for outages, and for `--offline`.
 
-`RecordingSource` passes questions on and writes the answers down; `OfflineSource` answers from what was
-written, and from nothing else. Nothing here is believed about bytes: those are verified against the
-records in any case. The database is bounded; the oldest answers go first.
+`RecordingSource` passes questions on and writes the answers down; `StoredAnswers` has them with their age,
+and `OfflineSource` answers from them and from nothing else. Nothing here is believed about bytes: those are
+verified against the records in any case.
 """
 
-import logging
-import sqlite3
-import threading
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import trio
 
-from attachfs.errors import Unreachable, UsageError
+from attachfs.errors import NotFound, Unreachable
+from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.listings import Page, Source
 from attachfs.model import NO_FILTERS, AssetRef, AttachmentRef, EventRef
 
-log = logging.getLogger(__name__)
-
-_MAX_BYTES = 256 * 2**20  # of answers; about 250,000 records
-_WRITE_EVERY = 1.0  # seconds
-_WRITE_SOON = 2 * 2**20  # bytes waiting, above which they are written down at once
-_WRITE_AT_ONCE = 16 * 2**20  # bytes waiting, above which new answers are dropped: the disk is too slow
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, body BLOB NOT NULL, time REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS by_time ON answers (time);
-"""
+T = TypeVar("T")
+_GONE = b""  # what is kept in the place of an answer once the service says that there is no such thing
 
 
 class StoredPage(NamedTuple):
@@ -42,108 +28,11 @@ class StoredPage(NamedTuple):
     next_token: str
 
 
-class AnswerStore:
-    """The answers of one ledger, in an SQLite database. Thread-safe.
+class Aged(NamedTuple, Generic[T]):
+    """What was kept, and the age in seconds of the oldest answer that it was made of."""
 
-    Args:
-        path: the database; its directory is made, 0700.
-        clock: seconds since 1970.
-
-    Raises:
-        UsageError: the database cannot be used.
-    """
-
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._waiting: dict[str, tuple[bytes, float]] = {}
-        self._waiting_bytes = 0
-        self._wake = trio.Event()
-        self._much = trio.Event()
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, check_same_thread=False, timeout=10)
-            # Losing the last second of this in a power cut costs a request, so it need not wait for the disk.
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(
-                f"the memory of the ledger's records in {path} cannot be used ({error}); "
-                f"move it away, it will be made anew"
-            ) from error
-
-    def get(self, key: str) -> bytes | None:
-        """Return the answer to a question, or None if it was never given."""
-        with self._lock:
-            waiting = self._waiting.get(key)
-            if waiting is not None:
-                return waiting[0]
-            row = self._db.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def put(self, key: str, body: bytes) -> None:
-        """Remember an answer; it is written down a little later."""
-        if self._waiting_bytes + len(body) <= _WRITE_AT_ONCE:
-            self._waiting[key] = (body, self._clock())
-            self._waiting_bytes += len(body)
-            self._wake.set()
-            if self._waiting_bytes > _WRITE_SOON:
-                self._much.set()
-
-    def figures(self) -> dict[str, Any]:
-        """Return how many answers there are, and the ages of the oldest and newest in seconds."""
-        with self._lock:
-            count, oldest, newest = self._db.execute(
-                "SELECT COUNT(*), MIN(time), MAX(time) FROM answers"
-            ).fetchone()
-        now = self._clock()
-        return {
-            "answers": count,
-            "oldest_s": None if oldest is None else round(now - oldest, 1),
-            "newest_s": None if newest is None else round(now - newest, 1),
-        }
-
-    def write(self) -> None:
-        """Write down what waits. May wait for the disk."""
-        with self._lock:
-            waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-            try:
-                with self._db:
-                    self._db.executemany(
-                        "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)",
-                        [(key, body, when) for key, (body, when) in waiting.items()],
-                    )
-                    self._forget_oldest()
-            except sqlite3.Error as error:
-                log.warning("the ledger's records could not be written down for --offline: %s", error)
-
-    def _forget_oldest(self) -> None:
-        pages, free, size = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        if (pages - free) * size > _MAX_BYTES:
-            self._db.execute(
-                "DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY time LIMIT "
-                "(SELECT COUNT(*) / 10 + 1 FROM answers))"
-            )
-
-    async def keep_writing(self) -> None:
-        """Write down what comes, for as long as this runs."""
-        while True:
-            await self._wake.wait()
-            with trio.move_on_after(_WRITE_EVERY):
-                await self._much.wait()
-            self._wake, self._much = trio.Event(), trio.Event()
-            await trio.to_thread.run_sync(self.write)
-
-    def close(self) -> None:
-        """Write down the rest."""
-        with suppress(sqlite3.Error):
-            self.write()
-            self._db.close()
+    value: T
+    age: float
 
 
 class RecordingSource:
@@ -151,157 +40,234 @@ class RecordingSource:
 
     Args:
         source: the service's client.
-        memory: where answers are written down.
+        store: where answers are kept.
     """
 
-    def __init__(self, source: Source, memory: AnswerStore) -> None:
+    def __init__(self, source: Source, store: AnswerStore) -> None:
         self._source = source
-        self._memory = memory
+        self._store = store
 
     async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Page:
         """Return one page of all assets that pass the filters."""
+        generation = self._store.generation
         page = await self._source.assets_page(token, filters)
-        return self._kept_page(_page_key("assets", token, filters), page)
+        return await self._kept_page(_page_key("assets", token, filters), page, generation)
 
     async def events_page(
         self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = NO_FILTERS
     ) -> Page:
         """Return one page of an asset's events that pass the filters."""
+        generation = self._store.generation
         page = await self._source.events_page(asset, token, filters)
-        return self._kept_page(_page_key(_events(asset), token, filters), page)
+        return await self._kept_page(_page_key(_events(asset), token, filters), page, generation)
 
     async def asset(self, ref: AssetRef) -> bytes:
         """Return an asset's record."""
-        return self._kept(ref.path, await self._source.asset(ref))
+        return await self._kept(ref.path, self._source.asset(ref))
 
     async def event(self, ref: EventRef) -> bytes:
         """Return an event's record."""
-        return self._kept(ref.path, await self._source.event(ref))
+        return await self._kept(ref.path, self._source.event(ref))
 
     async def info(self, ref: AttachmentRef) -> bytes:
         """Return an attachment's `/info`."""
-        return self._kept(f"{ref.path}/info", await self._source.info(ref))
+        return await self._kept(f"{ref.path}/info", self._source.info(ref))
 
-    def _kept(self, key: str, body: bytes) -> bytes:
-        self._memory.put(key, body)
+    async def _kept(self, key: str, answer: Awaitable[bytes]) -> bytes:
+        generation = self._store.generation
+        try:
+            body = await answer
+        except NotFound:
+            self._store.put(key, _GONE, generation)
+            raise
+        self._store.put(key, body, generation)
         return body
 
-    def _kept_page(self, key: str, page: Page) -> Page:
-        self._memory.put(key, msgspec.json.encode((page.records, page.next_token)))
+    async def _kept_page(self, key: str, page: Page, generation: int) -> Page:
+        self._store.put(key, await _encode_page(page), generation)
         return page
 
 
-class OfflineSource:
-    """Answers from memory alone. What was never asked is Unreachable, not absent.
+class StoredAnswers:
+    """What is kept of a ledger, with its age. Records that a listing brought are found in the listing.
 
-    Records that a listing brought are found in the listing.
+    Args:
+        store: has the answers.
     """
 
-    def __init__(self, memory: AnswerStore) -> None:
-        self._memory = memory
+    def __init__(self, store: AnswerStore) -> None:
+        self.store = store
         self._all_events: dict[str, list[str]] | None = None
+        self._as_of = 0  # how many answers there were when that was found out
 
-    async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Page:
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Aged[StoredPage]:
         """Return one page of all assets that pass the filters."""
         return await self._page(_page_key("assets", token, filters))
 
     async def events_page(
         self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = NO_FILTERS
-    ) -> Page:
+    ) -> Aged[StoredPage]:
         """Return one page of an asset's events that pass the filters."""
         key = _page_key(_events(asset), token, filters)
         if asset is None or token or filters:
             return await self._page(key)
-        others = await self._of_all_events(asset)
+        others, age = await self._of_all_events(asset)
         if not others:
             return await self._page(key)
         try:
-            page = await self._page(key)
+            page, own_age = await self._page(key)
         except Unreachable:
-            return StoredPage(others, "")
+            return Aged(StoredPage(others, ""), age)
         # Events are never taken away: what either listing has was there.
         known = {record.get("identity") for record in page.records}
         more = [record for record in others if record["identity"] not in known]
-        return StoredPage(page.records + ([] if page.next_token else more), page.next_token)
+        records = page.records + ([] if page.next_token else more)
+        return Aged(StoredPage(records, page.next_token), max(age, own_age))
 
-    async def asset(self, ref: AssetRef) -> bytes:
+    async def asset(self, ref: AssetRef) -> Aged[bytes]:
         """Return an asset's record."""
         return await self._answer(ref.path, lambda: self._listed("assets", ref.path))
 
-    async def event(self, ref: EventRef) -> bytes:
+    async def event(self, ref: EventRef) -> Aged[bytes]:
         """Return an event's record."""
         owner = AssetRef(ref.realm, ref.asset)
 
-        async def listed() -> bytes | None:
+        async def listed() -> Aged[bytes] | None:
             found = await self._listed(_events(owner), ref.path)
             if found is None:
-                others = await self._of_all_events(owner)
-                found = next((msgspec.json.encode(r) for r in others if r["identity"] == ref.path), None)
+                others, age = await self._of_all_events(owner)
+                found = next(
+                    (Aged(msgspec.json.encode(r), age) for r in others if r["identity"] == ref.path), None
+                )
             return found
 
         return await self._answer(ref.path, listed)
 
-    async def info(self, ref: AttachmentRef) -> bytes:
+    async def info(self, ref: AttachmentRef) -> Aged[bytes]:
         """Return an attachment's `/info`."""
         return await self._answer(f"{ref.path}/info")
 
     async def _answer(
-        self, key: str, otherwise: Callable[[], Awaitable[bytes | None]] | None = None
-    ) -> bytes:
-        body = await trio.to_thread.run_sync(self._memory.get, key)
-        if body is None and otherwise is not None:
-            body = await otherwise()
-        if body is None:
+        self, key: str, otherwise: Callable[[], Awaitable[Aged[bytes] | None]] | None = None
+    ) -> Aged[bytes]:
+        stored = await self.store.get(key)
+        found = None if stored is None else Aged(stored.body, stored.age)
+        if found is None and otherwise is not None:
+            found = await otherwise()
+        if found is None or found.value == _GONE:
             raise Unreachable(f"{key}: offline, and not seen before")
-        return body
-
-    async def _page(self, key: str) -> StoredPage:
-        body = await self._answer(key)
-        return msgspec.json.decode(body, type=StoredPage)
-
-    async def _of_all_events(self, asset: AssetRef) -> list[dict[str, Any]]:
-        """Return an asset's events from the listing of all assets' events, if that was read to its end."""
-        if self._all_events is None:
-            self._all_events = await trio.to_thread.run_sync(self._find_all_events)
-        found = []
-        for token in self._all_events.get(asset.path, ()):
-            page = await self._page(_page_key(_events(None), token))
-            found += [record for record in page.records if _owner(record) == asset.path]
         return found
 
-    def _find_all_events(self) -> dict[str, list[str]]:
-        """Return on which pages each asset's events are. May wait for the disk."""
+    async def _page(self, key: str) -> Aged[StoredPage]:
+        body, age = await self._answer(key)
+        page = await _decode_page(body)
+        if page is None:
+            raise Unreachable(f"{key}: offline, and what was kept of it is damaged")
+        return Aged(page, age)
+
+    async def _of_all_events(self, asset: AssetRef) -> Aged[list[dict[str, Any]]]:
+        """Return an asset's events from the listing of all assets' events, if that was read to its end."""
+        if self._all_events is None or self._as_of != self.store.puts:
+            self._as_of = self.store.puts
+            self._all_events = await self._find_all_events()
+        found, oldest = [], 0.0
+        for token in self._all_events.get(asset.path, ()):
+            page, age = await self._page(_page_key(_events(None), token))
+            found += [record for record in page.records if _owner(record) == asset.path]
+            oldest = max(oldest, age)
+        return Aged(found, oldest)
+
+    async def _find_all_events(self) -> dict[str, list[str]]:
+        """Return on which pages each asset's events are."""
         found: dict[str, list[str]] = {}
-        token, seen = "", set[str]()
-        while token not in seen:
-            seen.add(token)
-            body = self._memory.get(_page_key(_events(None), token))
-            if body is None:
-                return {}
-            page = msgspec.json.decode(body, type=StoredPage)
-            for owner in dict.fromkeys(map(_owner, page.records)):
-                found.setdefault(owner, []).append(token)
-            token = page.next_token
-            if not token:
-                return found
+        async with aclosing(self._pages(_events(None))) as pages:
+            async for token, page, _ in pages:
+                for owner in dict.fromkeys(map(_owner, page.records)):
+                    found.setdefault(owner, []).append(token)
+                if not page.next_token:
+                    return found
         return {}
 
-    async def _listed(self, listing: str, identity: str) -> bytes | None:
+    async def _listed(self, listing: str, identity: str) -> Aged[bytes] | None:
         """Return a record that only a listing has brought."""
+        async with aclosing(self._pages(listing)) as pages:
+            async for _, page, age in pages:
+                for record in page.records:
+                    if record.get("identity") == identity:
+                        return Aged(msgspec.json.encode(record), age)
+        return None
+
+    async def _pages(self, listing: str) -> AsyncGenerator[tuple[str, StoredPage, float], None]:
+        """Yield the pages of a listing, each with its token and its age, until one is missing."""
         token, seen = "", set[str]()
         while token not in seen:
             seen.add(token)
-            body = await trio.to_thread.run_sync(self._memory.get, _page_key(listing, token))
-            if body is None:
-                return None
-            page = msgspec.json.decode(body, type=StoredPage)
-            for record in page.records:
-                if record.get("identity") == identity:
-                    return msgspec.json.encode(record)
+            stored = await self.store.get(_page_key(listing, token))
+            page = None if stored is None else await _decode_page(stored.body)
+            if stored is None or page is None:
+                return
+            yield token, page, stored.age
             token = page.next_token
             if not token:
-                return None
+                return
+
+
+class OfflineSource:
+    """Answers from what is kept alone. What was never asked is Unreachable, not absent.
+
+    Args:
+        answers: what is kept.
+    """
+
+    def __init__(self, answers: StoredAnswers) -> None:
+        self._answers = answers
+
+    async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Page:
+        """Return one page of all assets that pass the filters."""
+        return (await self._answers.assets_page(token, filters)).value
+
+    async def events_page(
+        self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = NO_FILTERS
+    ) -> Page:
+        """Return one page of an asset's events that pass the filters."""
+        return (await self._answers.events_page(asset, token, filters)).value
+
+    async def asset(self, ref: AssetRef) -> bytes:
+        """Return an asset's record."""
+        return (await self._answers.asset(ref)).value
+
+    async def event(self, ref: EventRef) -> bytes:
+        """Return an event's record."""
+        return (await self._answers.event(ref)).value
+
+    async def info(self, ref: AttachmentRef) -> bytes:
+        """Return an attachment's `/info`."""
+        return (await self._answers.info(ref)).value
+
+
+_MANY_RECORDS = 100  # records from which on a page is encoded beside the event loop
+_IN_A_THREAD = 256 * 2**10  # bytes of JSON from which on it is decoded beside the event loop
+
+
+async def _encode_page(page: Page) -> bytes:
+    content = (page.records, page.next_token)
+    if len(page.records) > _MANY_RECORDS:
+        return await trio.to_thread.run_sync(msgspec.json.encode, content)
+    return msgspec.json.encode(content)
+
+
+async def _decode_page(body: bytes) -> StoredPage | None:
+    """Return a page as it was written down, or None if it is damaged."""
+    try:
+        if len(body) > _IN_A_THREAD:
+            return await trio.to_thread.run_sync(_decode, body)
+        return _decode(body)
+    except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def _decode(body: bytes) -> StoredPage:
+    return msgspec.json.decode(body, type=StoredPage)
 
 
 def _owner(event: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Assets and events packed into bytes, so that many of them take little memory."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -50,16 +51,16 @@ class AssetTable(TTLCache[AssetRef, Asset]):
         super().put(key, known)
         if key.realm == "assets" and key.asset in self._packed:
             if isinstance(known.value, Asset):
-                self._packed[key.asset] = _pack_asset(known.value, known.expires, known.stale_until)
+                self._packed[key.asset] = _pack_asset(known.value, known)
             else:
                 del self._packed[key.asset]
 
-    def put_listed(self, assets: Iterable[Asset], expires: float, stale_until: float) -> None:
-        """Remember what a page of a listing brought."""
+    def put_listed(self, assets: Iterable[Asset], times: CacheEntry[Any]) -> None:
+        """Remember what a page of a listing brought, for as long as `times` says."""
         for asset in assets:
             self._known.pop(AssetRef("assets", asset.id), None)
             self._packed.pop(asset.id, None)
-            self._packed[asset.id] = _pack_asset(asset, expires, stale_until)
+            self._packed[asset.id] = _pack_asset(asset, times)
             if len(self._packed) > self._listed:
                 del self._packed[next(iter(self._packed))]
 
@@ -81,6 +82,7 @@ class _Attachment(msgspec.Struct, array_like=True, gc=False):
 class _Asset(msgspec.Struct, array_like=True, gc=False):
     expires: float
     stale_until: float
+    learned: float
     time_ns: int
     display_name: str
     attachments: list[_Attachment]
@@ -132,16 +134,17 @@ def unpack_events(packed: bytes) -> list[Event]:
     return events
 
 
-def _pack_asset(asset: Asset, expires: float, stale_until: float) -> bytes:
+def _pack_asset(asset: Asset, times: CacheEntry[Any]) -> bytes:
     attachments = _pack_attachments(asset.attachments)
-    return _encode(_Asset(expires, stale_until, asset.time_ns, asset.display_name, attachments, asset.fields))
+    ends = times.expires, times.stale_until, times.learned
+    return _encode(_Asset(*ends, asset.time_ns, asset.display_name, attachments, asset.fields))
 
 
 def _unpack_asset(identity: str, packed: bytes) -> CacheEntry[Asset]:
     one = _decode_asset(packed)
     attachments = tuple(_unpack_attachment(a) for a in one.attachments)
     asset = Asset(identity, one.time_ns, one.display_name, attachments, one.fields)
-    return CacheEntry(asset, one.expires, one.stale_until)
+    return CacheEntry(asset, one.expires, one.stale_until, one.learned)
 
 
 def _pack_attachments(attachments: tuple[Attachment, ...]) -> list[_Attachment]:

@@ -18,12 +18,13 @@ T = TypeVar("T")
 class CacheEntry(NamedTuple, Generic[T]):
     """A value (or the error that stands for it) and the time, on the ledger's clock, it is good until.
 
-    Until `stale_until` it may still be told when the service cannot be asked.
+    Until `stale_until` it may still be served when the service does not answer. `learned`: when it answered.
     """
 
     value: T | AttachfsError
     expires: float
     stale_until: float = 0.0
+    learned: float = 0.0
 
     def get(self) -> T:
         """Return the value, or raise the remembered error."""

@@ -19,8 +19,9 @@ from attachfs.blobs.pins import Pins
 from attachfs.blobs.source import BlobSource, LocalBlobs, UnreachableSource
 from attachfs.config.settings import Config
 from attachfs.errors import AttachfsError, BadAnswer, RateLimited, TimedOut, Unreachable, UsageError
+from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.listings import Source
-from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
+from attachfs.ledger.offline import OfflineSource, RecordingSource, StoredAnswers
 from attachfs.mount import credentials
 from attachfs.service.auth import Auth, ClientCredentials
 from attachfs.service.client import Client, open_http
@@ -36,7 +37,8 @@ class Origin(NamedTuple):
     """Where records and bytes come from.
 
     `url` is the ledger's address, for what says where a file is from; `namespace` begins its pins' keys. An
-    archive has all bytes on this machine (`local`), and neither a client nor a memory of answers.
+    archive has all bytes on this machine (`local`), and neither a client nor a memory of answers. `stored` is
+    what is served of that memory while the service does not answer.
     `connected` is set once the service was tried out; None: it is not.
     """
 
@@ -47,6 +49,7 @@ class Origin(NamedTuple):
     namespace: str
     client: Client | None = None
     memory: AnswerStore | None = None
+    stored: StoredAnswers | None = None
     log_in: LogIn | None = None
     connected: trio.Event | None = None
 
@@ -90,29 +93,16 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
     client = Client(http, config.url, auth, timeout=config.timeout, max_connections=config.max_connections)
     if not config.offline:
         tasks.keep_running("watching whether the ledger answers", client.watch)
-    memory = _open_memory(config)
-    if memory is None:
-        return Origin(client, client, None, config.url, config.host, client, None, log_in, connected)
-    stack.callback(memory.close)
+    memory = AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
+    stack.push_async_callback(memory.aclose)
     tasks.keep_running("writing records down for --offline", memory.keep_writing)
-    records = OfflineSource(memory) if config.offline else RecordingSource(client, memory)
+    stored = StoredAnswers(memory)
+    if config.offline:
+        await memory.open()
+    records = OfflineSource(stored) if config.offline else RecordingSource(client, memory)
     blobs = UnreachableSource() if config.offline else client
-    return Origin(records, blobs, None, config.url, config.host, client, memory, log_in, connected)
-
-
-def _open_memory(config: Config) -> AnswerStore | None:
-    """Return where answers are kept for --offline; a mount that asks the service can do without.
-
-    Raises:
-        UsageError: it cannot be used, and there is no other source.
-    """
-    try:
-        return AnswerStore(config.state_dir / f"{config.host_name}.sqlite")
-    except UsageError as error:
-        if config.offline:
-            raise
-        log.warning("nothing is kept for --offline: %s", error.reason)
-        return None
+    kept = None if config.offline else stored  # an offline mount has nothing else to answer from anyway
+    return Origin(records, blobs, None, config.url, config.host, client, memory, kept, log_in, connected)
 
 
 async def _try_out(question: Callable[[], Awaitable[AttachfsError | None]], done: trio.Event) -> None:

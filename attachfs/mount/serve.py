@@ -139,6 +139,8 @@ async def _filesystem(
             metadata_ttl=config.metadata_ttl,
             negative_ttl=config.negative_ttl,
             stale_ttl=config.stale_ttl,
+            soft_timeout=config.soft_timeout,
+            stored=origin.stored,
         )
         sharing = share(config, shared, origin.blobs, cache)
         if sharing.uploader is not None:

@@ -45,7 +45,15 @@ _TELL_EVERY = 5.0  # seconds between two looks at what the service manager is to
 
 CREDENTIALS = frozenset({"token_file", "client_id", "client_secret_file", "no_auth"})
 # What changes while it is mounted. Anything else is told to need a remount.
-LIVE = CREDENTIALS | {"log_level", "timeout", "metadata_ttl", "negative_ttl", "stale_ttl", "scan_policy"}
+LIVE = CREDENTIALS | {
+    "log_level",
+    "timeout",
+    "metadata_ttl",
+    "negative_ttl",
+    "stale_ttl",
+    "soft_timeout",
+    "scan_policy",
+}
 _ABOUT_ITSELF = frozenset({"profile", "config", "state_dir", "origins"})
 
 
@@ -161,7 +169,7 @@ class SignalHandler:
         if self._client is not None:
             self._client.retime(now.timeout)
         self._filesystem.retime(now.timeout, now.negative_ttl)
-        self._ledger.retime(now.metadata_ttl, now.negative_ttl, now.stale_ttl)
+        self._ledger.set_ttls(now.metadata_ttl, now.negative_ttl, now.stale_ttl, now.soft_timeout)
         self._blobs.change_policy(now.scan_policy)
         for name in sorted(changed & LIVE):
             log.info("%s is now %s", name.replace("_", "-"), getattr(now, name))

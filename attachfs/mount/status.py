@@ -53,6 +53,7 @@ def status_json(
         "verified_bytes": blobs.verified_bytes,
         "offline": config.offline,
         "stale": ledger.stale,
+        "outage": ledger.outage.stats(),
         "memory": {} if origin.memory is None else _part("memory", origin.memory.figures),
         "cache": _part("cache", lambda: dataclasses.asdict(cache.stats())),
         "requests": {} if origin.client is None else _part("requests", origin.client.figures),

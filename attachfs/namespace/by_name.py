@@ -27,13 +27,15 @@ assets. A name is looked up with one request, for the asset's events of that min
 What **a file** is called is file_names.py's.
 """
 
+import math
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
-from attachfs.errors import NotFound, TimedOut, Unreachable
-from attachfs.ledger.listings import Listing, no_page
+from attachfs.errors import NotFound
+from attachfs.ledger.listings import Listing
+from attachfs.ledger.outage import NO_ANSWER
 from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
 from attachfs.model import Asset, AssetRef, AttachmentRef, Event, EventRef
@@ -46,58 +48,93 @@ _WHEN = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{4})(?: .*)?", re.DOTALL)
 _SLACK = timedelta(seconds=1)  # whether the service's bounds are inclusive is not documented
 _MINUTE = timedelta(minutes=1)
 _RECENT = 4_096  # directories whose owner is remembered, for their times
+_EVENT_INDEXES = 2_048  # assets whose events' names are kept
+_EVENT_NAMES = 200_000  # names kept in all of them
 _ALL = 1 << 40  # an index that no listing reaches
 
 
 SlotsPage = Callable[[str], Awaitable[tuple[list[tuple[str, str, int]], str]]]
 
 
-class NameListing(Listing):
-    """A listing of names that may be shared, and who holds each so far.
+class NamePager:
+    """Brings names that may be shared, and knows who holds each so far.
 
     Args:
-        page: returns what `Slots.add` takes of the records on the page with a token, and the next token;
-            None: `fill` will be called.
-        what: the directory's path, for messages.
-        before: an older, complete listing.
+        page: returns what `NameTable.add` takes of the records on the page with a token, and the next token.
     """
 
-    __slots__ = ("_page", "slots")
+    __slots__ = ("_page", "retry_at", "table")
 
-    def __init__(self, page: SlotsPage | None, what: str, before: Listing | None) -> None:
-        self.slots = safe_names.NameTable()
-        super().__init__(no_page, what, before)
-        self._page = page
+    def __init__(self, page: SlotsPage) -> None:
+        self._page: SlotsPage | None = page
+        self.retry_at = math.inf  # the listing of records, which this is made of, has its own
+        self.table = safe_names.NameTable()
+
+    async def page(self, token: str) -> tuple[list[str], str]:
+        """Return the names that the page with a token makes new, and the next page's token."""
+        assert self._page is not None
+        records, following = await self._page(token)
+        if not following:
+            self._page = None  # and all that it holds
+        return self.new(records), following
+
+    def new(self, records: Iterable[tuple[str, str, int]]) -> list[str]:
+        """Return the names that records make new."""
+        names = (self.table.add(*record) for record in records)
+        return [name for name in names if name is not None]
+
+
+class NameIndex:
+    """The names of a listing's records, and who holds each.
+
+    Args:
+        base: the listing.
+        page: see `NamePager`.
+        what: the directory's path, for messages.
+        generation: the ledger's, when it was made.
+        before: an older one that is complete, served if the service does not answer.
+    """
+
+    def __init__(
+        self,
+        base: CacheEntry[Listing],
+        page: SlotsPage,
+        what: str,
+        generation: int,
+        before: "NameIndex | None" = None,
+    ) -> None:
+        self.base = base
+        self.generation = generation
+        self._pager = NamePager(page)
+        self.listing: Listing = Listing(self._pager, what, None if before is None else before.listing)
+        self._before = before
+
+    @property
+    def complete(self) -> bool:
+        """Whether all names are known."""
+        return self.listing.complete
+
+    @property
+    def holders(self) -> dict[str, str]:
+        """Who holds each name, by its identity."""
+        if self.listing.old and self._before is not None:
+            return self._before.holders
+        return self._pager.table.holders
 
     def fill(self, records: Iterable[tuple[str, str, int]]) -> None:
         """Make it complete, of all the records there are."""
-        self.ids += self._new(records)
-        self.complete = True
+        names = self._pager.new(records)
+        self.listing = Listing.of(names)
 
-    def give_up(self) -> None:
+    def release_names(self) -> None:
         """Forget who holds the names: there is a newer one that knows. Who reads the names goes on."""
         if self.complete:
-            self.slots = safe_names.NameTable()
+            self._pager.table = safe_names.NameTable()
 
-    async def _bring(self, token: str) -> tuple[list[str], str]:
-        assert self._page is not None
-        records, following = await self._page(token)
-        return self._new(records), following
-
-    def _new(self, records: Iterable[tuple[str, str, int]]) -> list[str]:
-        new = (self.slots.add(*record) for record in records)
-        return [name for name in new if name is not None]
-
-    def _add(self, ids: list[str]) -> None:
-        self.ids += ids  # slots give each name out once
-
-    async def _turn_page(self) -> None:
-        before = self._before
-        await super()._turn_page()
-        if isinstance(before, NameListing) and self.ids is before.ids:
-            self.slots = before.slots
-        if self.complete:
-            self._page = None  # and all that it holds
+    def is_fresh(self, now: float, generation: int) -> bool:
+        """Whether it need not be made anew."""
+        times = self.base
+        return generation == self.generation and now < min(times.expires, times.get().retry_at)
 
 
 class ByName:
@@ -111,6 +148,9 @@ class ByName:
         self._ledger = ledger
         self.files = FileNames(ledger)
         self._recent: OrderedDict[ByNameNode, AssetRef | EventRef] = OrderedDict()
+        self._assets: NameIndex | None = None
+        self._events: OrderedDict[AssetRef, NameIndex] = OrderedDict()
+        self._event_names = 0  # in those that are complete, at most
 
     # -- who is meant ------------------------------------------------------------------------------
 
@@ -133,15 +173,16 @@ class ByName:
     def settled(self, node: ByNameNode) -> AssetRef | EventRef | None:
         """Return what a directory stands for, if a listing that is complete says so; nothing is asked."""
         parts = node.parts
-        holder = self._holder(BY_NAME, parts[0], certain=True)
+        holder = self._holder(None, parts[0], certain=True)
         if holder is None or node.is_link:
             return None
-        owner: AssetRef | EventRef = AssetRef("assets", holder)
+        asset = AssetRef("assets", holder)
+        owner: AssetRef | EventRef = asset
         if len(parts) > 2:
-            holder = self._holder((BY_NAME, owner), parts[2], certain=True)
+            holder = self._holder(asset, parts[2], certain=True)
             if holder is None:
                 return None
-            owner = EventRef("assets", owner.asset, holder)
+            owner = EventRef("assets", asset.asset, holder)
         if not node.is_events:
             self._remember(node, owner)
         return owner
@@ -166,63 +207,84 @@ class ByName:
     def _listed(self, directory: ByNameNode) -> AssetRef | EventRef | None:
         """Return the owner of a directory according to a listing that runs or is complete."""
         if len(directory.parts) == 1:
-            asset = self._holder(BY_NAME, directory.parts[0])
+            asset = self._holder(None, directory.parts[0])
             return None if asset is None else AssetRef("assets", asset)
         owner = self.known_owner(ByNameNode(directory.parts[:1]))
-        event = None if owner is None else self._holder((BY_NAME, owner), directory.parts[2])
-        return None if owner is None or event is None else EventRef("assets", owner.asset, event)
-
-    def _holder(self, key: Hashable, name: str, *, certain: bool = False) -> str | None:
-        """Return who holds a name in a listing that is known; `certain`: in one that is complete."""
-        listing = self._ledger.known_listing(key)
-        if not isinstance(listing, NameListing) or (certain and not listing.complete):
+        if not isinstance(owner, AssetRef):
             return None
-        return listing.slots.holders.get(name)
+        event = self._holder(owner, directory.parts[2])
+        return None if event is None else EventRef("assets", owner.asset, event)
+
+    def _holder(self, asset: AssetRef | None, name: str, *, certain: bool = False) -> str | None:
+        """Return who holds a name in an index that is known; `certain`: in one that is complete.
+
+        Args:
+            asset: whose events the names are of; None: the names are of assets.
+            name: the name.
+            certain: whether whoever holds it must not change any more.
+        """
+        index = self._fresh(self._assets if asset is None else self._events.get(asset))
+        if index is None or (certain and not index.complete):
+            return None
+        return index.holders.get(name)
+
+    def _fresh(self, index: NameIndex | None) -> NameIndex | None:
+        if index is None or not index.is_fresh(self._ledger.clock(), self._ledger.generation):
+            return None
+        return index
+
+    def _older(self, index: NameIndex | None) -> NameIndex | None:
+        """Return an index that may be served in the place of a newer one."""
+        if index is None or not index.complete or index.generation != self._ledger.generation:
+            return None
+        return index if self._ledger.clock() < index.base.stale_until else None
 
     # -- assets ------------------------------------------------------------------------------------
 
     def assets(self) -> Listing:
         """Return the listing of all assets' names."""
-        base = self._ledger.shared_assets()
-        return self._ledger.listing(BY_NAME, lambda before: self._names_of(base, before), base).get()
+        index = self._fresh(self._assets)
+        if index is None:
+            index = self._assets = self._names_of(
+                self._ledger.listings.shared_assets(), self._older(self._assets)
+            )
+        return index.listing
 
     async def renew(self, go_on: Callable[[int], bool]) -> None:
         """Work out the names of all assets anew, now that their listing has been read anew.
 
         Args:
-            go_on: is asked after each page, with the number of pages done.
+            go_on: called after each page with the number of pages done; False ends it.
 
         Raises:
             AttachfsError: it could not be done.
         """
-        base = self._ledger.shared_assets()
-        listing = self._names_of(base, None)
-        while await listing.reach(len(listing.ids)):
-            if not go_on(len(listing.starts)):
+        index = self._names_of(self._ledger.listings.shared_assets(), None)
+        while await index.listing.reach(len(index.listing.ids)):
+            if not go_on(len(index.listing.starts)):
                 return
-        old = self._ledger.known_listing(BY_NAME)
-        self._ledger.share(BY_NAME, base._replace(value=listing))
-        if isinstance(old, NameListing):
-            old.give_up()
+        old, self._assets = self._assets, index
+        if old is not None:
+            old.release_names()
 
-    def _names_of(self, base: CacheEntry[Listing], before: Listing | None) -> "NameListing":
+    def _names_of(self, base: CacheEntry[Listing], before: NameIndex | None) -> NameIndex:
         async def page(token: str) -> tuple[list[tuple[str, str, int]], str]:
             number = int(token or 0)
-            assets, last = await self._ledger.listed_assets(base, number)
+            assets, last = await self._ledger.listings.listed_assets(base, number)
             return [_asset_slot(asset) for asset in assets], "" if last else str(number + 1)
 
-        return NameListing(page, BY_NAME, before)
+        return NameIndex(base, page, BY_NAME, self._ledger.generation, before)
 
     async def _asset(self, name: str) -> AssetRef:
         _check(name)
-        holder = self._holder(BY_NAME, name, certain=True)
+        holder = self._holder(None, name, certain=True)
         if holder is None:
             identity = safe_names.whole_identity(name)
             if identity is not None:
                 asset = await self._ledger.asset(AssetRef("assets", identity))
                 holder = identity if name == _whole(_asset_slot(asset)) else None
             else:
-                holder = await self._find(name, self._find_assets, self.assets, BY_NAME)
+                holder = await self._find(name, self._find_assets, self.assets, None)
         if holder is None:
             raise NotFound(f"{BY_NAME}/{name!a}: no asset has this name")
         return AssetRef("assets", holder)
@@ -230,34 +292,48 @@ class ByName:
     async def _find_assets(self, base: str) -> Iterable[tuple[str, str, int]]:
         if _asset_level(base, safe_names.origin(base)) == safe_names.WHOLE:
             return ()  # whoever is called so is not looked for by this name
-        found = await self._ledger.find_assets(safe_names.origin(base))
+        found = await self._ledger.listings.find_assets(safe_names.origin(base))
         return [(base, identity, safe_names.first_level(base)) for identity in found]
 
     # -- events ------------------------------------------------------------------------------------
 
     def events(self, asset: AssetRef) -> Listing:
         """Return the listing of the names of an asset's events."""
-        base = self._ledger.shared_events(asset)
+        return self._index_of_events(asset).listing
+
+    def _index_of_events(self, asset: AssetRef) -> NameIndex:
+        known = self._events.get(asset)
+        index = self._fresh(known)
+        if index is not None:
+            return index
+        base = self._ledger.listings.shared_events(asset)
 
         async def page(token: str) -> tuple[list[tuple[str, str, int]], str]:
             number = int(token or 0)
-            events, last = await self._ledger.listed_events(asset, base, number)
+            events, last = await self._ledger.listings.listed_events(asset, base, number)
             return [_event_slot(event) for event in events], "" if last else str(number + 1)
 
-        def make(before: Listing | None) -> NameListing:
-            what = f"the events of {asset.path}, by name"
-            known = self._ledger.known_events(asset, base.get())
-            if known is None:
-                return NameListing(page, what, before)
-            listing = NameListing(None, what, None)
-            listing.fill(_event_slot(event) for event in known)
-            return listing
+        what = f"the events of {asset.path}, by name"
+        index = NameIndex(base, page, what, self._ledger.generation, self._older(known))
+        events = self._ledger.listings.known_events(asset, base.get())
+        if events is not None:
+            index.fill(_event_slot(event) for event in events)
+        self._keep(asset, index)
+        return index
 
-        return self._ledger.listing((BY_NAME, asset), make, base).get()
+    def _keep(self, asset: AssetRef, index: NameIndex) -> None:
+        self._events[asset] = index
+        self._events.move_to_end(asset)
+        self._event_names += len(index.listing.ids)
+        if self._event_names > _EVENT_NAMES:
+            self._event_names = sum(len(one.listing.ids) for one in self._events.values())
+        while len(self._events) > _EVENT_INDEXES or self._event_names > _EVENT_NAMES:
+            _, oldest = self._events.popitem(last=False)
+            self._event_names -= len(oldest.listing.ids)
 
     async def _event(self, asset: AssetRef, name: str) -> EventRef:
         _check(name)
-        holder = self._holder((BY_NAME, asset), name, certain=True)
+        holder = self._holder(asset, name, certain=True)
         if holder is None:
             identity = safe_names.whole_identity(name)
             if identity is not None:
@@ -268,22 +344,22 @@ class ByName:
                 async def find(base: str) -> Iterable[tuple[str, str, int]]:
                     return await self._find_events(asset, base)
 
-                holder = await self._find(name, find, lambda: self.events(asset), (BY_NAME, asset))
+                holder = await self._find(name, find, lambda: self.events(asset), asset)
         if holder is None:
             raise NotFound(f"{asset.path}: no event is called {name!a}")
         return EventRef("assets", asset.asset, holder)
 
     async def _find_events(self, asset: AssetRef, base: str) -> Iterable[tuple[str, str, int]]:
         if base.startswith(_UNDATED):
-            listing = self.events(asset)
-            await listing.reach(_ALL)
-            found = tuple(listing.slots.holders.values()) if isinstance(listing, NameListing) else ()
+            index = self._index_of_events(asset)
+            await index.listing.reach(_ALL)
+            found = tuple(index.holders.values())
         else:
             minute = _minute(base)
             if minute is None:
                 return ()
             since, before = (t.isoformat() for t in (minute - _SLACK, minute + _MINUTE + _SLACK))
-            found = await self._ledger.find_events(asset, since, before)
+            found = await self._ledger.listings.find_events(asset, since, before)
         events = [await self._ledger.event(EventRef("assets", asset.asset, one)) for one in found]
         return [slot for slot in map(_event_slot, events) if slot[0] == base]
 
@@ -292,7 +368,7 @@ class ByName:
         name: str,
         find: Callable[[str], Awaitable[Iterable[tuple[str, str, int]]]],
         listing: Callable[[], Listing],
-        key: Hashable,
+        asset: AssetRef | None,
     ) -> str | None:
         """Return who holds a name that has no whole identity in it, judging by all who share its base."""
         base, digits = safe_names.split(name)
@@ -302,17 +378,17 @@ class ByName:
                 slots.add(*slot)
         except NotFound:
             pass
-        except (Unreachable, TimedOut):
+        except NO_ANSWER:
             all_names = listing()
             await all_names.reach(_ALL)
-            return self._holder(key, name)
+            return self._holder(asset, name)
         holder = slots.holders.get(name)
         if (
             holder is None and digits
         ):  # it is not listed so, as it has the name plain: it is meant all the same
             holder = next((one for one in slots.holders.values() if one.startswith(digits)), None)
         # What a listing has shown opens, even if the service's filter does not find it.
-        return holder or self._holder(key, name)
+        return holder or self._holder(asset, name)
 
 
 def _check(name: str) -> None:

@@ -48,7 +48,7 @@ class World:
     async def renew(self, file: AttachmentRef = FILE, data: bytes = b"evidence", **more: object) -> None:
         """Have the ledger ask again, with this answer."""
         self.source.infos[file] = info_body(file, data, **more)
-        await self.ledger.info(file, fresh=True)
+        await self.ledger.info(file, anew=True)
 
 
 @pytest.fixture

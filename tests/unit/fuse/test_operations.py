@@ -163,7 +163,7 @@ class TestKnownFiles:
         number = (await world.look_up()).st_ino
         world.inodes[number].opened(verified=True)
         world.source.infos[FILE] = info_body(FILE, b"longer evidence")
-        await world.ledger.info(FILE, fresh=True)
+        await world.ledger.info(FILE, anew=True)
         with pytest.raises(FUSEError) as caught:
             await world.look_up()
         assert caught.value.errno == errno.EBADMSG

@@ -1,21 +1,19 @@
 """Without a network: what the service has answered is told, from whichever listing it was in."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from attachfs.errors import Unreachable
-from attachfs.ledger.offline import AnswerStore, OfflineSource, RecordingSource
+from attachfs.ledger.answer_store import AnswerStore
+from attachfs.ledger.offline import OfflineSource, RecordingSource, StoredAnswers
 from tests.unit.fakes import FakePage, FakeSource, asset_ref, event_record, event_ref
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[AnswerStore]:
-    memory = AnswerStore(tmp_path / "memory.sqlite", lambda: 0.0)
-    yield memory
-    memory.close()
+def memory(tmp_path: Path) -> AnswerStore:
+    return AnswerStore(tmp_path / "memory.sqlite", lambda: 0.0)
 
 
 def identities(records: list[dict[str, object]]) -> list[object]:
@@ -39,7 +37,7 @@ async def test_an_assets_events_are_found_in_the_listing_of_all(
     asked = RecordingSource(source, memory)
     for token in ("", "t"):
         await asked.events_page(None, token)
-    offline = OfflineSource(memory)
+    offline = OfflineSource(StoredAnswers(memory))
     page = await offline.events_page(asset_ref(1))
     assert identities(page.records) == [event_ref(1, 5).path, event_ref(1, 7).path]
     assert page.next_token == ""
@@ -55,7 +53,7 @@ async def test_both_listings_are_told_together(memory: AnswerStore, source: Fake
     for token in ("", "t"):
         await asked.events_page(None, token)
     await asked.events_page(asset_ref(1))
-    page = await OfflineSource(memory).events_page(asset_ref(1))
+    page = await OfflineSource(StoredAnswers(memory)).events_page(asset_ref(1))
     assert identities(page.records) == [event_ref(1, event).path for event in (4, 5, 7)]
 
 
@@ -64,4 +62,4 @@ async def test_a_listing_of_all_that_was_not_read_to_its_end_tells_nothing(
 ) -> None:
     await RecordingSource(source, memory).events_page(None)
     with pytest.raises(Unreachable):
-        await OfflineSource(memory).events_page(asset_ref(1))
+        await OfflineSource(StoredAnswers(memory)).events_page(asset_ref(1))

@@ -59,7 +59,7 @@ def test_what_is_old_is_known_but_not_fresh_and_in_the_end_neither(clock: Clock)
 @given(asset=st.builds(Asset, IDS, TIMES, TEXT, MANY), times=st.tuples(st.floats(1, 1e9), st.floats(1, 1e9)))
 def test_a_listed_asset_comes_out_as_it_went_in(asset: Asset, times: tuple[float, float]) -> None:
     table = AssetTable(1, 10, Clock())
-    table.put_listed([asset], *times)
+    table.put_listed([asset], CacheEntry(None, *times))
     assert table.get(AssetRef("assets", asset.id)) == CacheEntry(asset, *times)
     assert table.get(AssetRef("publicassets", asset.id)) is None
 
@@ -71,13 +71,13 @@ def test_packed_events_come_out_as_they_went_in(events: list[Event]) -> None:
 
 def test_listed_assets_are_bounded_and_the_first_listed_goes_first(clock: Clock) -> None:
     table = AssetTable(1, 2, clock)
-    table.put_listed([Asset(uuid(number)) for number in (1, 2, 3)], 60, 60)
+    table.put_listed([Asset(uuid(number)) for number in (1, 2, 3)], CacheEntry(None, 60, 60))
     assert [table.get(asset_ref(number)) is not None for number in (1, 2, 3)] == [False, True, True]
 
 
 def test_whoever_leaves_the_table_is_known_from_the_listing_still(clock: Clock) -> None:
     table = AssetTable(1, 10, clock)
-    table.put_listed([Asset(uuid(number)) for number in (1, 2)], 60, 60)
+    table.put_listed([Asset(uuid(number)) for number in (1, 2)], CacheEntry(None, 60, 60))
     for number in (1, 2, 1):
         assert table.fresh(asset_ref(number)) == CacheEntry(Asset(uuid(number)), 60, 60)
     assert len(table) == 1
@@ -86,18 +86,18 @@ def test_whoever_leaves_the_table_is_known_from_the_listing_still(clock: Clock) 
 def test_a_page_renews_what_was_asked_before_it_and_an_answer_what_was_listed(clock: Clock) -> None:
     table = AssetTable(1, 10, clock)
     ref = asset_ref(1)
-    table.put_listed([Asset(ref.asset, 1)], 60, 60)
+    table.put_listed([Asset(ref.asset, 1)], CacheEntry(None, 60, 60))
     table.put(ref, CacheEntry(Asset(ref.asset, 2), 70, 70))
     table.put(asset_ref(2), CacheEntry(Asset(uuid(2)), 70, 70))  # drives the other out
     assert table.get(ref) == CacheEntry(Asset(ref.asset, 2), 70, 70)
-    table.put_listed([Asset(ref.asset, 3)], 80, 80)
+    table.put_listed([Asset(ref.asset, 3)], CacheEntry(None, 80, 80))
     assert table.get(ref) == CacheEntry(Asset(ref.asset, 3), 80, 80)
 
 
 def test_an_absence_is_not_undone_by_an_older_listing(clock: Clock) -> None:
     table = AssetTable(1, 10, clock)
     ref = asset_ref(1)
-    table.put_listed([Asset(ref.asset)], 60, 60)
+    table.put_listed([Asset(ref.asset)], CacheEntry(None, 60, 60))
     table.put(ref, CacheEntry(NotFound("404"), 5))
     clock.now = 6
     assert table.get(ref) is None
@@ -120,6 +120,6 @@ def test_events_that_are_not_in_the_table_or_old_are_looked_up_elsewhere(clock: 
 
 def test_clear_forgets_what_was_listed_as_well(clock: Clock) -> None:
     table = AssetTable(1, 10, clock)
-    table.put_listed([Asset(uuid(1))], 60, 60)
+    table.put_listed([Asset(uuid(1))], CacheEntry(None, 60, 60))
     table.clear()
     assert table.get(asset_ref(1)) is None

@@ -17,8 +17,8 @@ from attachfs.errors import (
     TimedOut,
     Unreachable,
 )
+from attachfs.ledger import listing_cache
 from attachfs.ledger import records as records_module
-from attachfs.ledger import view as view_module
 from attachfs.ledger.ttl_cache import TTLCache
 from attachfs.ledger.view import Ledger
 from attachfs.model import AssetRef, Digest
@@ -197,7 +197,7 @@ class TestRecords:
         await ledger.info(FILE)
         source.infos[FILE] = info_body(FILE, scanned_status="SCANNED_BAD")
         assert (await ledger.info(FILE)).scanned_status == "SCANNED_OK"
-        assert (await ledger.info(FILE, fresh=True)).scanned_status == "SCANNED_BAD"
+        assert (await ledger.info(FILE, anew=True)).scanned_status == "SCANNED_BAD"
         assert (await ledger.info(FILE)).scanned_status == "SCANNED_BAD"
         assert source.count("info") == 2
 
@@ -421,8 +421,9 @@ class TestListings:
 
 class TestBounds:
     async def test_every_table_is_bounded(self, ledger: Ledger) -> None:
-        tables = [value for value in vars(ledger).values() if isinstance(value, TTLCache)]
-        assert len(tables) == 7
+        parts = (ledger.records, ledger.listings)
+        tables = [value for part in parts for value in vars(part).values() if isinstance(value, TTLCache)]
+        assert len(tables) == 5
         assert all(table.size <= 32_768 for table in tables)
 
     async def test_the_oldest_go_first(
@@ -439,7 +440,7 @@ class TestBounds:
     async def test_listings_are_not_shared_without_end(
         self, monkeypatch: pytest.MonkeyPatch, ledger: Ledger, source: FakeSource
     ) -> None:
-        monkeypatch.setattr(view_module, "_LISTED_IDS", 5)
+        monkeypatch.setattr(listing_cache, "_LISTED_IDS", 5)
         source.asset_pages = {"": page(range(4), "t"), "t": page(range(4, 8), "u"), "u": page(range(8, 9))}
         listing = ledger.assets()
         await listing.reach(6)

@@ -40,7 +40,7 @@ class World:
 
     async def renew(self, file: AttachmentRef = FILE, **more: object) -> None:
         self.source.infos[file] = info_body(file, **more)  # type: ignore[arg-type]
-        await self.ledger.info(file, fresh=True)
+        await self.ledger.info(file, anew=True)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ class TestRecordsThatChange:
     async def test_one_that_says_that_it_is_gone(self, world: World) -> None:
         world.source.infos[FILE] = NotFound("404")
         with pytest.raises(NotFound):
-            await world.ledger.info(FILE, fresh=True)
+            await world.ledger.info(FILE, anew=True)
         with pytest.raises(NotFound):
             world.xattrs.known(FILE, MIME)
 

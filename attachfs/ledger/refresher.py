@@ -1,0 +1,89 @@
+"""Fetches what is unknown or out of date, and serves what was known while the service does not answer."""
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+import trio
+
+from attachfs.background import TaskStarter
+from attachfs.errors import AttachfsError
+from attachfs.ledger.lifetimes import Lifetimes
+from attachfs.ledger.outage import NO_ANSWER, Outage
+from attachfs.ledger.single_flight import SingleFlight
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Refresher(Generic[K, V]):
+    """Requests of one kind: one at a time for each key, whoever asks, and never waited for in vain.
+
+    Args:
+        nursery: where requests run.
+        lifetimes: has the soft timeout.
+        outage: knows whether the service answers.
+    """
+
+    def __init__(self, nursery: TaskStarter, lifetimes: Lifetimes, outage: Outage) -> None:
+        self._flights: SingleFlight[K, V] = SingleFlight(nursery)
+        self._lifetimes = lifetimes
+        self._outage = outage
+
+    async def get(
+        self, key: K, fetch: Callable[[], Awaitable[V]], fallback: Callable[[], Awaitable[V | None]]
+    ) -> V:
+        """Return what the service answers, or a fallback if there is one and the service is silent.
+
+        Args:
+            key: what is asked for.
+            fetch: asks the service, and tells the outage of an answer.
+            fallback: returns what is known already, None if nothing is; it may look on the disk.
+
+        Raises:
+            AttachfsError: as `fetch` did, and there is no fallback.
+        """
+        if self._outage.active:
+            known = await fallback()
+            if known is not None:
+                self._probe(key, fetch)
+                return known
+        with self._flights.join(key, fetch) as flight:
+            with trio.move_on_after(self._lifetimes.soft_timeout):
+                await flight.completed.wait()
+            if not flight.completed.is_set():
+                known = await fallback()
+                if known is not None and not flight.completed.is_set():
+                    flight.background = True  # its answer is kept, and ends the outage
+                    self._outage.begin(f"no answer within {self._lifetimes.soft_timeout:g} s")
+                    return known
+            await flight.completed.wait()
+        try:
+            return flight.result()
+        except NO_ANSWER as error:
+            known = await fallback()
+            if known is None:
+                raise
+            self._outage.begin(error.reason)
+            return known
+
+    def forget(self) -> None:
+        """Let requests under way answer nobody but those who wait for them."""
+        self._flights.forget()
+
+    def _probe(self, key: K, fetch: Callable[[], Awaitable[V]]) -> None:
+        """Ask in the background, as one of a few."""
+        if key in self._flights or not self._outage.may_probe():
+            return
+        self._outage.probe_begins()
+
+        async def work() -> V:
+            failure: AttachfsError | None = None
+            try:
+                return await fetch()
+            except AttachfsError as error:
+                failure = error
+                raise
+            finally:
+                self._outage.probe_ends(failure)
+
+        self._flights.start(key, work)
