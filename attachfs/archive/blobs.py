@@ -60,6 +60,18 @@ class BagBlobs:
         except (NotFound, BadAnswer, OSError):
             return False
 
+    def is_verified(self, ref: AttachmentRef, digest: Digest) -> bool:
+        """Whether an attachment's bytes have been found to be those of the record, and not changed since."""
+        try:
+            fd = self._archive.folder.open(layout.payload_path(ref))
+        except (NotFound, BadAnswer, OSError):
+            return False
+        try:
+            with self._lock:
+                return self._verified.get(ref) == (digest, _stamp(fd))
+        finally:
+            os.close(fd)
+
     def _absence(self, ref: AttachmentRef) -> AttachfsError:
         reason = self._archive.absence(ref.path)
         if isinstance(reason, NotFound):  # its record is there: somebody has taken the file away

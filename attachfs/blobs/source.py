@@ -89,6 +89,10 @@ class LocalBlobs(Protocol):
         """Whether an attachment of that size is there, without opening it."""
         ...
 
+    def is_verified(self, ref: AttachmentRef, digest: Digest, /) -> bool:
+        """Whether an attachment's bytes have been found to be those of the record, and not changed since."""
+        ...
+
 
 class UnreachableSource:
     """A source without bytes: what a mount without a network has."""

@@ -121,6 +121,13 @@ class Staging:
             return await self.in_thread(lambda: local.contains(ref, size))
         return await self.in_thread(lambda: self._cache.contains(digest, size))
 
+    async def is_verified(self, ref: AttachmentRef, digest: Digest, size: int) -> bool:
+        """Whether a blob is on this machine and has not changed since its digest was compared."""
+        local = self._local
+        if local is not None:
+            return await self.in_thread(lambda: local.is_verified(ref, digest))
+        return await self.in_thread(lambda: self._cache.is_verified(digest, size))
+
     # -- what is pinned ----------------------------------------------------------------------------
 
     def pin(self, ref: AttachmentRef, digest: Digest, size: int) -> None:

@@ -146,9 +146,10 @@ class BlobStore:
             if anchors is None or info.digest is None:
                 return b"unavailable"
             return b"match" if anchors == {info.digest} else b"mismatch"
-        digest = info.digest
-        there = digest is not None and await self._staging.contains(ref, digest, info.size)
-        return b"yes" if there else b"no"
+        if info.digest is None:
+            return b"no"
+        holds = self._staging.contains if name == "cached" else self._staging.is_verified
+        return b"yes" if await holds(ref, info.digest, info.size) else b"no"
 
     # -- before the bytes --------------------------------------------------------------------------
 

@@ -145,6 +145,10 @@ class DiskCache:
         """Whether a blob of that digest and size is there, without opening it or counting it as used."""
         return self._reader.contains(digest, size)
 
+    def is_verified(self, digest: Digest, size: int) -> bool:
+        """Whether a blob is there and has not changed since its digest was compared."""
+        return self._reader.is_verified(digest, size)
+
     def verify_all(self, progress: Callable[[int], None] | None = None) -> Iterator[VerifyResult]:
         """Hash every blob, whatever its seal; put aside what is wrong. `progress` is told the bytes read.
 

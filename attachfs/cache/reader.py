@@ -50,14 +50,22 @@ class Reader:
 
     def contains(self, digest: Digest, size: int) -> bool:
         """Whether a blob of that digest and size is there, without opening it or counting it as used."""
+        st = self._stat(digest)
+        return st is not None and stat.S_ISREG(st.st_mode) and st.st_size == size
+
+    def is_verified(self, digest: Digest, size: int) -> bool:
+        """Whether a blob is there and has not changed since its digest was compared: it opens unhashed."""
+        st = self._stat(digest)
+        return st is not None and not files.foreign(st) and st.st_size == size and files.is_sealed(digest, st)
+
+    def _stat(self, digest: Digest) -> os.stat_result | None:
         if not files.is_digest(digest):
-            return False
+            return None
         try:
             with self._home.below("blobs", *files.folder_of(digest)) as folder_fd:
-                st = os.stat(digest.hex, dir_fd=folder_fd, follow_symlinks=False)
+                return os.stat(digest.hex, dir_fd=folder_fd, follow_symlinks=False)
         except OSError:
-            return False
-        return stat.S_ISREG(st.st_mode) and st.st_size == size
+            return None
 
     def lookup(self, digest: Digest, size: int) -> CachedBlob | None:
         """Return the blob, open and checked, or None; it counts as used.

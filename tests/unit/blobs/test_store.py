@@ -819,6 +819,18 @@ class TestClaims:
         await world.read(FILE)
         assert [await world.blobs.claim(FILE, name) for name in ("cached", "verified")] == [b"yes", b"yes"]
 
+    async def test_a_cached_blob_that_was_changed_is_not_verified_until_it_was_compared_again(
+        self, world: World
+    ) -> None:
+        world.serve(FILE, DATA)
+        await world.read(FILE)
+        (blob,) = (path for path in world.cache.root.rglob("*") if path.name == digest_of(DATA).hex)
+        st = blob.stat()
+        os.utime(blob, ns=(st.st_atime_ns, st.st_mtime_ns + 1))  # as any write would
+        assert [await world.blobs.claim(FILE, name) for name in ("cached", "verified")] == [b"yes", b"no"]
+        await world.read(FILE)
+        assert [await world.blobs.claim(FILE, name) for name in ("cached", "verified")] == [b"yes", b"yes"]
+
     async def test_attested(self, world: World) -> None:
         world.record(FILE, DATA)
         assert await world.blobs.claim(FILE, "attested") == b"match"

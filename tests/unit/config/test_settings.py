@@ -159,6 +159,7 @@ PARSED: list[tuple[str, str, Any]] = [
 ]
 
 REFUSED: list[tuple[str, str]] = [
+    *(("fsname", text) for text in ("ü", "a\nb", "x" * 513)),
     *(
         ("url", text)
         for text in ["", "app.datatrails.ai", "ftp://h", "https://", "https:///x", "file:///x", "https://h:0"]
