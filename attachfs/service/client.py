@@ -116,7 +116,8 @@ class Client:
 
     def retime(self, timeout: float) -> None:
         """Change the timeout of what is asked from now on."""
-        self._timeout = self.transport.timeout = timeout
+        self._timeout = timeout
+        self.transport.set_timeout(timeout)
 
     # -- records ----------------------------------------------------------------------------------------
 

@@ -109,7 +109,8 @@ class Http1Pool(httpx.AsyncBaseTransport):
         self._clock = clock
         self._jumps = jumps or ClockJumps()
         self._connect = connect
-        self._idle: deque[Connection] = deque()  # longest idle first
+        self._cooling: deque[Connection] = deque()  # have brought an answer just now, the first of them first
+        self._idle: deque[Connection] = deque()  # can be used again, longest idle first
         self._distrusted: dict[Origin, float] = {}  # until when
         self.unsolicited = 0  # connections closed because of bytes that belong to no answer
 
@@ -144,12 +145,19 @@ class Http1Pool(httpx.AsyncBaseTransport):
         version = {"http_version": b"HTTP/" + head.version}
         return httpx.Response(head.status, headers=head.headers, stream=body, extensions=version)
 
+    @property
+    def idle(self) -> int:
+        """Connections that nobody uses now."""
+        return len(self._idle) + len(self._cooling)
+
     def drop_idle(self) -> bool:
         """Close all idle connections; return whether there were any."""
-        dropped = bool(self._idle)
-        while self._idle:
-            self._idle.pop().wire.close()
-        return dropped
+        dropped = [*self._idle, *self._cooling]
+        self._idle.clear()
+        self._cooling.clear()
+        for connection in dropped:
+            connection.wire.close()
+        return bool(dropped)
 
     async def aclose(self) -> None:
         """Close the idle connections; one in use ends with its answer."""
@@ -160,10 +168,12 @@ class Http1Pool(httpx.AsyncBaseTransport):
         now = self._clock()
         if self._jumps.happened():
             self.drop_idle()
+        while self._cooling and self._cooling[0].idle_since <= now - self._quiet:
+            self._idle.append(self._cooling.popleft())
         self._close_old(now)
         for position in reversed(range(len(self._idle))):
             connection = self._idle[position]
-            if connection.origin == origin and connection.idle_since <= now - self._quiet:
+            if connection.origin == origin:
                 del self._idle[position]
                 if self._is_quiet(connection):
                     return connection
@@ -229,9 +239,9 @@ class Http1Pool(httpx.AsyncBaseTransport):
             connection.wire.close()
             return
         connection.idle_since = now
-        self._idle.append(connection)
-        if len(self._idle) > self._max_idle:
-            self._idle.popleft().wire.close()
+        self._cooling.append(connection)
+        if len(self._idle) + len(self._cooling) > self._max_idle:
+            (self._idle or self._cooling).popleft().wire.close()
 
     def _note_unsolicited(self, origin: Origin) -> None:
         self.unsolicited += 1
@@ -239,9 +249,10 @@ class Http1Pool(httpx.AsyncBaseTransport):
         if len(self._distrusted) >= _HOSTS:
             self._distrusted.clear()
         self._distrusted[origin] = self._clock() + _DISTRUST
-        for connection in [one for one in self._idle if one.origin == origin]:
-            self._idle.remove(connection)
-            connection.wire.close()
+        for group in (self._idle, self._cooling):
+            for connection in [one for one in group if one.origin == origin]:
+                group.remove(connection)
+                connection.wire.close()
         if not known:
             log.warning(
                 "%s:%d sends bytes that belong to no answer; they are discarded, and each request to it gets "

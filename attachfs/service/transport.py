@@ -88,7 +88,7 @@ class Transport:
         self.http = http
         self._base_path = parts.path.rstrip("/")
         self._auth = auth
-        self.timeout = timeout
+        self.set_timeout(timeout)
         self._clock = clock
         self._wall = wall
         self.limiter = Limiter(max_connections)
@@ -108,6 +108,11 @@ class Transport:
     def silence(self) -> float:
         """Seconds without a first byte that are more than slow."""
         return min(_LONGEST_SILENCE, max(_SILENCE, 2 * self._usual))
+
+    def set_timeout(self, timeout: float) -> None:
+        """Change the timeout of what is asked from now on."""
+        self.timeout = timeout
+        self._timeouts = connections.timeouts(timeout).as_dict()
 
     def authenticate(self, auth: Auth) -> None:
         """Use other credentials from now on."""
@@ -268,7 +273,7 @@ class Transport:
             if reused:
                 state.within(self.silence)
 
-        extensions = {"timeout": connections.timeouts(self.timeout).as_dict(), "sending": sending}
+        extensions: dict[str, Any] = {"timeout": self._timeouts, "sending": sending}
         if state.fresh:
             extensions["fresh"] = True
         return httpx.Request("GET", url, headers=headers, extensions=extensions)

@@ -322,9 +322,9 @@ async def test_without_descriptors_idle_connections_are_given_up_first(clock: Mo
         http.router.pool._connect = scarce
         client = Client(http, url, NoAuth())
         await client.info(FILE)
-        assert len(http.router.pool._idle) == 1
+        assert http.router.pool.idle == 1
         await client.info(FILE)
-        assert len(http.router.pool._idle) == 1
+        assert http.router.pool.idle == 1
         http.router.pool.drop_idle()
         refusals = 5
         problem = await problem_of(client)
@@ -430,7 +430,7 @@ async def test_a_cancelled_blob_leaves_neither_connection_nor_iterator_behind(cl
             await wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
         assert client.transport.limiter.in_flight == 0
-        assert not http.router.pool._idle
+        assert not http.router.pool.idle
     gc.collect()  # an iterator left to the collector would warn, and warnings are errors
 
 
@@ -482,13 +482,12 @@ async def test_connections_that_the_service_has_ended_do_not_stay(clock: MockClo
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(client.info, FILE)
-        idle = http.router.pool._idle
-        assert len(idle) == 5
+        assert http.router.pool.idle == 5
         for stream in there:
             await stream.aclose()
         await wait_all_tasks_blocked(0.02)
         assert await client.info(FILE) == b"{}"
-        assert len(idle) == 1
+        assert http.router.pool.idle == 1
 
 
 async def test_connections_that_nobody_uses_any_more_are_closed(clock: MockClock) -> None:
@@ -518,7 +517,7 @@ async def test_connections_that_nobody_uses_any_more_are_closed(clock: MockClock
                 burst.start_soon(get)
         for now[0], left in ((20.0, 5), (40.0, 1)):
             await get()
-            assert len(pool._idle) == left
+            assert pool.idle == left
 
 
 # -- connecting ----------------------------------------------------------------------------------------
