@@ -24,7 +24,7 @@ from attachfs.text import printable
 
 _TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 _FILE_BYTES = 2**20  # of a log file of our own, before it is put aside; one that was is kept
-_QUIET = ("httpx", "httpcore", "h2", "hpack", "pyfuse3", "stamina")  # some print headers, and so tokens
+_QUIET = ("httpx", "httpcore", "pyfuse3")  # some print headers, and so tokens
 _FOLDED_FOR = 60.0  # seconds for which the same warning is counted instead of told
 _FOLDED = 256  # warnings remembered
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))

@@ -70,7 +70,7 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
     )
 
     def log_in(client_id: str, secret: Path | Secret) -> Auth:
-        return ClientCredentials(client_id, secret, config.url, http)
+        return ClientCredentials(client_id, secret, config.url, http, timeout=config.timeout)
 
     connected = None
     auth = credentials.choose(config, log_in)

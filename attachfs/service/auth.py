@@ -8,6 +8,7 @@ import base64
 import binascii
 import logging
 import math
+import random
 import re
 import time
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from typing import NamedTuple, Protocol
 
 import httpx
 import msgspec
-import stamina
 import trio
 
 from attachfs.errors import (
@@ -185,6 +185,7 @@ class ClientCredentials:
         http: the connection pool.
         clock: seconds, the event loop's.
         wall: seconds since 1970, to read a token's own expiry.
+        timeout: seconds for all attempts to get a token, half a minute at most.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class ClientCredentials:
         clock: Callable[[], float] = trio.current_time,
         *,
         wall: Callable[[], float] = time.time,
+        timeout: float = _TOKEN_TIMEOUT,
     ) -> None:
         if not client_id or not client_id.isascii() or not client_id.isprintable():
             raise UsageError("--client-id must be printable ASCII text")
@@ -203,6 +205,7 @@ class ClientCredentials:
         self._source = Secret(secret_source) if isinstance(secret_source, str) else secret_source
         self._url = base_url.rstrip("/") + _TOKEN_PATH
         self._http = http
+        self._timeout = min(timeout, _TOKEN_TIMEOUT)
         self._clock = clock
         self._wall = wall
         self._token: _Token | None = None
@@ -234,8 +237,14 @@ class ClientCredentials:
                     # Not that these credentials are refused: no others could be had.
                     raise self._failure[1].with_traceback(None)
                 return False
+            try:
+                header = (await self._next(None)).header
+            except AttachfsError:
+                self._renewed = self._clock()
+                raise
+            # Only now: a renewal cancelled half-way has found out nothing, and the next caller makes it.
             self._renewed = self._clock()
-            return (await self._next(None)).header.reveal() != stale
+            return header.reveal() != stale
 
     async def _next(self, old: _Token | None) -> _Token:
         """Fetch a token, or return `old` if that is still good and no other can be had. Holds the lock."""
@@ -261,16 +270,18 @@ class ClientCredentials:
         if isinstance(secret, Path):
             text, _ = await trio.to_thread.run_sync(read_private, secret, "the client secret file")
             secret = Secret(text)
-        try:
-            with trio.move_on_after(_TOKEN_TIMEOUT):
-                async for attempt in stamina.retry_context(
-                    on=(Unreachable, _PassingError), attempts=_TOKEN_ATTEMPTS, timeout=None
-                ):
-                    with attempt:
-                        return self._parse(await self._post(secret, what), what)
-        except _PassingError as error:
-            raise BadAnswer(error.reason) from None
-        raise TimedOut(f"{what}: no answer within {_TOKEN_TIMEOUT:g} s")
+        last: AttachfsError | None = None
+        with trio.move_on_after(self._timeout):
+            for attempt in range(_TOKEN_ATTEMPTS):
+                if last is not None:
+                    await trio.sleep(random.uniform(0.1, 1) * 2 ** (attempt - 1))  # noqa: S311 - spread
+                try:
+                    return self._parse(await self._post(secret, what), what)
+                except (Unreachable, _PassingError) as error:
+                    last = BadAnswer(error.reason) if isinstance(error, _PassingError) else error
+        if last is None:
+            raise TimedOut(f"{what}: no answer within {self._timeout:g} s")
+        raise last.with_traceback(None)
 
     async def _post(self, secret: Secret, what: str) -> bytes:
         form = {
@@ -286,7 +297,7 @@ class ClientCredentials:
         }
         try:
             request = self._http.build_request(
-                "POST", self._url, data=form, headers=headers, timeout=connections.timeouts(_TOKEN_TIMEOUT)
+                "POST", self._url, data=form, headers=headers, timeout=connections.timeouts(self._timeout)
             )
             response = await self._http.send(request, stream=True, auth=None, follow_redirects=False)
         except http_body.LIBRARY_ERRORS as failure:

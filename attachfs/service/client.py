@@ -173,23 +173,6 @@ class Client:
     # -- blobs ------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def blob(
-        self, ref: AttachmentRef, *, offset: int = 0, size: int | None = None
-    ) -> AsyncIterator[BlobBody]:
-        """Stream an attachment's bytes, from `offset` on if the service can do that.
-
-        Args:
-            ref: the attachment.
-            offset: where to begin. Look at the body's own `offset`: it is 0 if the service sends it all.
-            size: the recorded length, if it is known: nothing beyond it is accepted.
-        """
-        body = await self._open_blob(ref, offset, size)
-        try:
-            yield body
-        finally:
-            await body.aclose()
-
-    @asynccontextmanager
     async def download(
         self, ref: AttachmentRef, size: int, /, *, start: int = 0, digest: Digest | None = None
     ) -> AsyncIterator[Transfer]:

@@ -26,6 +26,7 @@ _INFORMATIONAL_LIMIT = 8  # answers before the answer
 _CHUNK_LINE_LIMIT = 256  # bytes of a chunk's size and its extensions
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?")
 _FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TRAILER = re.compile(_FIELD.pattern + rb":[\t -~\x80-\xff]*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _VALUE = re.compile(rb"[\t -~\x80-\xff]*")
 # No line is folded, and none ends otherwise than lines do.
@@ -243,8 +244,11 @@ class Body(httpx.AsyncByteStream):
             self._between = False
             if not self._rest:
                 for _ in range(_HEADERS_LIMIT):
-                    if not await self._line(_HEAD_LIMIT):  # the trailer means nothing to anybody
+                    trailer = await self._line(_HEAD_LIMIT)
+                    if not trailer:
                         break
+                    if not _TRAILER.fullmatch(trailer):  # what it says means nothing to anybody
+                        raise httpx.RemoteProtocolError("the trailer is none")
                 else:
                     raise httpx.RemoteProtocolError("the trailer is too long")
                 left, self._buffer = self._buffer, b""

@@ -116,8 +116,8 @@ def redirect_target(url: httpx.URL, location: str, what: str) -> httpx.URL:
     try:
         parts = urlsplit(location)
         target = httpx.URL(urljoin(str(url), location))
-        # A scheme without a host would be filled up from the request's.
-        plain = bool(parts.netloc or not parts.scheme) and parts.port != 0
+        # A scheme without a host would be filled up from the request's; and what looks encoded may not be.
+        plain = bool(parts.netloc or not parts.scheme) and parts.port != 0 and bool(target.host)
     except (httpx.InvalidURL, ValueError) as error:
         raise BadAnswer(f"{what}: redirected to something that is not an address") from error
     if not plain or target.scheme not in ("http", "https") or not target.host or target.userinfo:

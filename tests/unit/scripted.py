@@ -10,7 +10,7 @@ import trio
 
 from attachfs.model import AssetRef, AttachmentRef, EventRef, Realm
 from attachfs.service.auth import Auth, NoAuth
-from attachfs.service.client import Client, open_http
+from attachfs.service.client import BlobBody, Client, open_http
 
 ONE = "11111111-1111-4111-8111-111111111111"
 TWO = "22222222-2222-4222-8222-222222222222"
@@ -74,6 +74,18 @@ class FakeAuth:
             self.tokens.pop(0)
             return True
         return False
+
+
+@asynccontextmanager
+async def open_blob(
+    client: Client, ref: AttachmentRef, *, offset: int = 0, size: int | None = None
+) -> AsyncIterator[BlobBody]:
+    """Return one body of a blob, as a download opens them one after another."""
+    body = await client._open_blob(ref, offset, size)
+    try:
+        yield body
+    finally:
+        await body.aclose()
 
 
 @asynccontextmanager

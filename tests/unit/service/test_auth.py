@@ -20,6 +20,7 @@ from attachfs.errors import (
     AttachfsError,
     BadAnswer,
     RateLimited,
+    TimedOut,
     Unreachable,
     UsageError,
 )
@@ -370,6 +371,33 @@ async def test_what_the_token_endpoint_refuses_is_told_clearly(
     assert type(problem) is error
     assert says in problem.reason
     assert len(service.requests) == requests
+
+
+async def test_a_renewal_cancelled_half_way_denies_nobody(autojump_clock: MockClock) -> None:
+    async def slow(_request: httpx.Request) -> httpx.Response:
+        await trio.sleep(1)
+        return granted("second")
+
+    service = Service(granted("first"), slow)
+    auth = credentials(service)
+    stale = await auth.header()
+    autojump_clock.jump(100)
+    with trio.move_on_after(0.5) as gone:
+        await auth.renew(stale)
+    assert gone.cancelled_caught
+    assert await auth.renew(stale), "the next caller makes the renewal"
+    assert await auth.header() == "Bearer second"
+
+
+async def test_a_silent_token_endpoint_is_waited_for_no_longer_than_the_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    for timeout, waited in ((5, 5), (600, 30)):
+        began = autojump_clock.current_time()
+        auth = credentials(Service(lambda _request: trio.sleep_forever()), timeout=timeout)
+        problem = await problem_of(auth)
+        assert type(problem) is TimedOut
+        assert autojump_clock.current_time() - began == waited
 
 
 async def test_the_secret_is_read_from_its_file_at_each_renewal(

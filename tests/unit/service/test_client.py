@@ -23,7 +23,19 @@ from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.service.auth import NoAuth
 from attachfs.service.blob_stream import StalledError
 from attachfs.service.client import BlobBody, Chunk, Client
-from tests.unit.scripted import ASSET, EVENT, FILE, ONE, TOKEN, TWO, FakeAuth, Pieces, Service, client_of
+from tests.unit.scripted import (
+    ASSET,
+    EVENT,
+    FILE,
+    ONE,
+    TOKEN,
+    TWO,
+    FakeAuth,
+    Pieces,
+    Service,
+    client_of,
+    open_blob,
+)
 
 DATA = bytes(range(256)) * 400  # a bit more than 100 KB
 SIZE = len(DATA)
@@ -52,7 +64,7 @@ async def test_everything_is_asked_for_where_the_service_has_it(clock: MockClock
         await client.event(EVENT)
         await client.info(FILE)
         await client.info(on_event)
-        async with client.blob(on_event):
+        async with open_blob(client, on_event):
             pass
     v2 = "/archivist/v2"
     assert service.paths == [
@@ -180,7 +192,7 @@ async def read(body: BlobBody) -> bytes:
 async def test_a_blob_is_streamed_and_everything_given_back(clock: MockClock) -> None:
     service = Service(ranged)
     async with client_of(service) as client:
-        async with client.blob(FILE) as body:
+        async with open_blob(client, FILE) as body:
             assert (body.offset, body.length, body.etag) == (0, SIZE, '"v1"')
             assert client.stats.of("blob").in_flight == 1
             assert await read(body) == DATA
@@ -191,14 +203,14 @@ async def test_a_blob_is_streamed_and_everything_given_back(clock: MockClock) ->
 
 
 async def test_a_blob_from_an_offset_on_starts_there_if_the_service_can(clock: MockClock) -> None:
-    async with client_of(Service(ranged)) as client, client.blob(FILE, offset=1000, size=SIZE) as body:
+    async with client_of(Service(ranged)) as client, open_blob(client, FILE, offset=1000, size=SIZE) as body:
         assert (body.offset, body.length) == (1000, SIZE - 1000)
         assert await read(body) == DATA[1000:]
 
 
 async def test_a_200_to_a_range_is_the_whole(clock: MockClock) -> None:
     service = Service(whole(DATA))
-    async with client_of(service) as client, client.blob(FILE, offset=1000, size=SIZE) as body:
+    async with client_of(service) as client, open_blob(client, FILE, offset=1000, size=SIZE) as body:
         assert (body.offset, body.length) == (0, None)
         assert await read(body) == DATA
     assert service.requests[0].headers["Range"] == "bytes=1000-"
@@ -227,7 +239,7 @@ async def test_a_200_to_a_range_is_the_whole(clock: MockClock) -> None:
 async def test_another_part_than_was_asked_for_is_refused(answer: httpx.Response, clock: MockClock) -> None:
     async with client_of(Service(answer)) as client:
         with pytest.raises(BadAnswer):
-            async with client.blob(FILE, offset=1000, size=SIZE):
+            async with open_blob(client, FILE, offset=1000, size=SIZE):
                 pass
         assert client.transport.limiter.in_flight == 0
 
@@ -235,7 +247,7 @@ async def test_another_part_than_was_asked_for_is_refused(answer: httpx.Response
 async def test_a_part_that_nobody_asked_for_is_refused(clock: MockClock) -> None:
     async with client_of(Service(part(f"bytes 0-{SIZE - 1}/{SIZE}", DATA))) as client:
         with pytest.raises(BadAnswer, match="206"):
-            async with client.blob(FILE, size=SIZE):
+            async with open_blob(client, FILE, size=SIZE):
                 pass
 
 
@@ -254,21 +266,21 @@ async def test_a_body_that_is_not_what_was_announced_is_an_error_that_says_how_f
 ) -> None:
     async with client_of(Service(answer)) as client:
         with pytest.raises(BadAnswer, match=says):
-            async with client.blob(FILE) as body:
+            async with open_blob(client, FILE) as body:
                 await read(body)
 
 
 async def test_more_than_is_recorded_is_never_handed_out(clock: MockClock) -> None:
     endless = Pieces(*[DATA] * 100)
     async with client_of(Service(httpx.Response(200, stream=endless))) as client:
-        async with client.blob(FILE, size=SIZE) as body:
+        async with open_blob(client, FILE, size=SIZE) as body:
             assert await anext(body) == DATA
             with pytest.raises(BadAnswer, match=f"more bytes came than the {SIZE} of the record"):
                 await anext(body)
         assert endless.closed
     async with client_of(Service(whole(DATA + b"x", **{"Content-Length": str(SIZE + 1)}))) as client:
         with pytest.raises(BadAnswer, match="the record says"):
-            async with client.blob(FILE, size=SIZE):
+            async with open_blob(client, FILE, size=SIZE):
                 pass
 
 
@@ -284,7 +296,7 @@ async def test_more_than_is_recorded_is_never_handed_out(clock: MockClock) -> No
 )
 async def test_too_slow_is_stalled(pieces: tuple[bytes | float, ...], clock: MockClock) -> None:
     async with client_of(Service(whole(*pieces)), timeout=7) as client:
-        async with client.blob(FILE) as body:
+        async with open_blob(client, FILE) as body:
             with pytest.raises(TimedOut, match="within 7 s"):
                 await read(body)
         assert clock.current_time() == 7
@@ -293,7 +305,7 @@ async def test_too_slow_is_stalled(pieces: tuple[bytes | float, ...], clock: Moc
 
 async def test_slow_but_steady_is_not_stalled_and_neither_is_a_slow_reader(clock: MockClock) -> None:
     steady = alternately(b"x" * 20_000, 5.0)[:40]
-    async with client_of(Service(whole(*steady)), timeout=7) as client, client.blob(FILE) as body:
+    async with client_of(Service(whole(*steady)), timeout=7) as client, open_blob(client, FILE) as body:
         async for piece in body:
             assert piece
             await trio.sleep(30)
@@ -303,13 +315,13 @@ async def test_slow_but_steady_is_not_stalled_and_neither_is_a_slow_reader(clock
 async def test_what_is_given_up_half_way_leaves_nothing_behind(clock: MockClock) -> None:
     pieces = Pieces(*[DATA] * 10)
     async with client_of(Service(httpx.Response(200, stream=pieces))) as client:
-        async with client.blob(FILE) as body:
+        async with open_blob(client, FILE) as body:
             async for _ in body:
                 break
         assert pieces.closed
         assert client.transport.limiter.in_flight == 0
         with trio.move_on_after(1) as scope:
-            async with client.blob(FILE) as body:
+            async with open_blob(client, FILE) as body:
                 async for _ in body:
                     await trio.sleep(10)
         assert scope.cancelled_caught
@@ -634,7 +646,7 @@ async def test_parts_leave_places_for_whole_blobs(clock: MockClock) -> None:
             with trio.move_on_after(1):
                 await trio.sleep_forever()
             assert client.transport.limiter.in_flight == 3
-            async with client.blob(FILE, size=SIZE) as body:
+            async with open_blob(client, FILE, size=SIZE) as body:
                 assert await read(body) == DATA
             held.set()
 

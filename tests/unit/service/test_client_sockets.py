@@ -5,12 +5,15 @@ import errno
 import gc
 import logging
 import random
+import socket
 import ssl
+import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import httpx
@@ -24,7 +27,7 @@ from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.connections import ClockJumps, Http1Pool
 from attachfs.service.wire import Wire, connect
-from tests.unit.scripted import FILE, TOKEN, FakeAuth, raw_server, real_client
+from tests.unit.scripted import FILE, TOKEN, FakeAuth, open_blob, raw_server, real_client
 
 DATA = bytes(range(256)) * 4000  # about a megabyte
 SIZE = len(DATA)
@@ -194,6 +197,36 @@ async def test_a_connection_is_used_again_after_answers_of_every_kind(clock: Moc
             with pytest.raises(AttachfsError, match="404"):
                 await client.info(FILE)
     assert len(connections) == 1
+
+
+async def test_a_record_s_way_to_the_socket_is_short(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each frame costs something at each of a request's task switches; and somebody has to read them all."""
+    frames: list[str] = []
+    send = socket.socket.send
+
+    class Counting(socket.socket):
+        def send(self, data: Any, *flags: int) -> int:
+            frame: FrameType | None = sys._getframe(1)
+            while frame is not None:
+                if "/attachfs/" in frame.f_code.co_filename:
+                    frames.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
+                frame = frame.f_back
+            return send(self, data, *flags)
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        await stream.send_all(GOOD)
+
+    monkeypatch.setattr("attachfs.service.wire.socket.socket", Counting)
+    async with raw_server(answer) as url, real_client(url, FakeAuth(TOKEN)) as client:
+        await client.info(FILE)
+    assert frames == [
+        "wire.py:send",
+        "connections.py:handle_async_request",
+        "transport.py:_attempt",
+        "transport.py:perform",
+    ]
 
 
 # -- silence -------------------------------------------------------------------------------------------
@@ -422,7 +455,7 @@ async def test_a_cancelled_blob_leaves_neither_connection_nor_iterator_behind(cl
     async with raw_server(answer) as url, open_http() as http:
         client = Client(http, url, NoAuth())
         for _ in range(3):
-            async with client.blob(FILE) as body:
+            async with open_blob(client, FILE) as body:
                 assert await anext(body)
         async with trio.open_nursery() as nursery:
             for _ in range(10):

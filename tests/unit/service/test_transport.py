@@ -29,7 +29,19 @@ from attachfs.service import connections
 from attachfs.service.auth import Auth, NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.messages import redirect_target
-from tests.unit.scripted import ASSET, FILE, ONE, TOKEN, TWO, FakeAuth, Pieces, Service, client_of, file_ref
+from tests.unit.scripted import (
+    ASSET,
+    FILE,
+    ONE,
+    TOKEN,
+    TWO,
+    FakeAuth,
+    Pieces,
+    Service,
+    client_of,
+    file_ref,
+    open_blob,
+)
 
 PUBLIC = AttachmentRef("publicassets", ONE, None, TWO)
 OK = httpx.Response(200, json={"size": 1})
@@ -390,6 +402,9 @@ async def test_the_downgrade_of_https_is_refused_and_http_to_https_loses_the_cre
         "https:///x",
         "https://ledger.test\\@evil.test/x",
         "https://led ger.test/x",
+        "http://xn--a/x",
+        "https://xn--a.test/x",
+        "//xn--ls8h--.test/",
         "https://ledger.test:99999/x",
         "https://[::1/x",
         "https://ledger.test/\tx",
@@ -506,7 +521,7 @@ async def test_hundreds_of_slow_downloads_do_not_keep_metadata_waiting(clock: Mo
     async with client_of(service, max_connections=32) as client, trio.open_nursery() as nursery:
 
         async def download(number: int) -> None:
-            async with client.blob(file_ref(number)) as body:
+            async with open_blob(client, file_ref(number)) as body:
                 async for _ in body:
                     pass
             done.append(number)
