@@ -52,6 +52,8 @@ def path(settings: Config) -> int:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [str(one) for one in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -67,6 +69,8 @@ def _words(name: str, value: object) -> str:  # noqa: PLR0911 - one for each kin
         return f"{value:03o}"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     home = home_directory()
     if isinstance(value, Path) and home is not None and value.is_relative_to(home) and value != home:
         return f"~/{value.relative_to(home)}"

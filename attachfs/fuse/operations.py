@@ -363,9 +363,13 @@ class Filesystem(pyfuse3.Operations):
         """Tell whoever takes note of opens; without one this is no point at which others run."""
         if self._observer is None:
             return
-        known = self._tree.known_xattr(node, XAttrNameT(b"user.hash.sha256")) or b""
-        digest = known.decode("ascii", "replace") if blob is None else str(blob.digest or "")
-        size = None if blob is None else blob.size
+        digest, size = "", None
+        if blob is not None:
+            digest, size = str(blob.digest or ""), blob.size
+        else:
+            with suppress(AttachfsError):  # it may be the record itself that is wrong
+                known = self._tree.known_xattr(node, XAttrNameT(b"user.hash.sha256"))
+                digest = f"sha256:{known.decode('ascii', 'replace')}" if known else ""
         await self._observer.opened(Opened(ctx.uid, ctx.pid, path_of(node), digest, size, error))
 
     def _bytes_at_hand(self, fh: FileHandleT, off: int, size: int) -> bytes | None:

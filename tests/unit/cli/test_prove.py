@@ -117,6 +117,14 @@ def test_keys_come_from_the_command_line_the_environment_or_the_file(
         assert call(*given, "--config", tmp_path / "c.toml").exit_code == 2
 
 
+def test_config_show_names_each_key() -> None:
+    arguments = ["config", "show", "--log-key=datatrails", "--log-key=/there/key.pem"]
+    shown = CliRunner().invoke(cli_main.main, arguments).stdout
+    assert "datatrails, /there/key.pem" in shown
+    (line,) = CliRunner().invoke(cli_main.main, [*arguments, "--json"]).stdout.splitlines()
+    assert json.loads(line)["log-key"] == {"value": ["datatrails", "/there/key.pem"], "origin": "--log-key"}
+
+
 def test_a_bag_is_proven_without_a_network(tmp_path: Path) -> None:
     world = make_world(7, 3)
     bag = write_bag(tmp_path / "bag", world)
