@@ -6,8 +6,8 @@
     output         exit statuses, tables, JSON, and that nothing foreign reaches a terminal unescaped
     paths          files on a mount or not, and what is recorded of them
 
-and a module for each command, with its click command as `command` and its work as `run`. What is dear to import
-is imported where it is used, as `--help` loads all of them.
+and a module for each command, with its click command as `command` and its work as `run`. It is imported once
+it is called, and what is dear to import where it is used.
 
 Owns: exit statuses, and every word that a person sees of a command. What a command finds out of a mount it
 asks by paths and extended attributes, as any program could.

@@ -19,27 +19,28 @@ from attachfs.cli import output, streams
 from attachfs.cli.groups import Group
 from attachfs.errors import AttachfsError, UsageError
 
-# Commands in the order in which a person meets them; each is `command` in the module of its name.
-_COMMANDS = (
-    "mount",
-    "umount",
-    "login",
-    "ls",
-    "info",
-    "verify",
-    "prefetch",
-    "manifest",
-    "export",
-    "prove",
-    "custody",
-    "cache",
-    "pins",
-    "doctor",
-    "demo",
-    "status",
-    "logs",
-    "config",
-)
+# Commands in the order in which a person meets them, with what --help says; each is `command` in the module
+# of its name. The words stand here so that --help need not load all of them.
+_COMMANDS = {
+    "demo": "Run a demo ledger on this machine and mount it: no account needed.",
+    "login": "Store a token, or an application's secret, once the ledger accepts it.",
+    "doctor": "Find out what is missing or wrong, and what to do about it.",
+    "mount": "Mount the ledger on a directory.",
+    "umount": "Unmount it, and wait until its files are closed.",
+    "ls": "List files with size, type, date, scan status and what is verified.",
+    "info": "Show what the ledger records of files, assets and events.",
+    "verify": "Read files again, hash them, and compare with the ledger.",
+    "manifest": "Print lines for sha256sum -c, without downloading anything.",
+    "prefetch": "Fill the cache ahead of time.",
+    "export": "Take evidence home, as a BagIt bag that others can check.",
+    "prove": "Find out whether events are in the transparency log.",
+    "custody": "Check or show a custody log.",
+    "status": "Show the figures of running mounts.",
+    "logs": "Show what a mount has logged.",
+    "cache": "Look at the cache, check it, and remove from it.",
+    "pins": "Review the hashes that were first seen, and release one.",
+    "config": "Show the settings, and where each comes from.",
+}
 
 
 _COMPLETE = "_ATTACHFS_COMPLETE"
@@ -69,6 +70,10 @@ class _Commands(Group):
             return None
         command: click.Command = importlib.import_module(f"attachfs.cli.{name}").command
         return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
     def main(self, *args: Any, **extra: Any) -> Any:
         streams.prepare()

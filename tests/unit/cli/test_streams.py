@@ -1,6 +1,7 @@
 """Standard streams of every kind, unknown words, odd surroundings, an early Ctrl-C: in real processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,3 +137,25 @@ def test_ctrl_c_while_the_program_is_loaded_leaves_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGINT
     assert done.stderr == b""
+
+
+def test_help_lists_each_command_that_there_is_and_loads_none() -> None:
+    modules = {path.stem for path in (ROOT / "attachfs" / "cli").glob("*.py")}
+    has_command = {
+        name
+        for name in modules
+        if re.search(
+            rf'^@click\.(?:command|group)\("{name}"',
+            (ROOT / f"attachfs/cli/{name}.py").read_text(),
+            re.MULTILINE,
+        )
+    }
+    shown = run("$A --help").stdout.decode().partition("Commands:")[2]
+    listed = re.findall(r"^  ([a-z]+)  ", shown, re.MULTILINE)
+    assert set(listed) == has_command
+    assert "..." not in shown
+    code = (
+        "import sys\nfrom attachfs.cli.main import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"trio", "httpx", "rich", "attachfs.cli.doctor"} & set(done.stdout.split())
