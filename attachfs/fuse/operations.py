@@ -1,22 +1,18 @@
 """The kernel's side: `pyfuse3.Operations` as a thin adapter over the tree and the blobs.
 
-Lives here and only here: bytes to str, nodes to inodes, deadlines, and the one boundary at which an
-exception becomes an errno. Anything but a FUSEError that left a handler would end the mount.
+Owns: bytes to str, nodes to inodes, and the deadline of each request. Every handler is guarded; see guard.py.
 """
 
 import errno
-import functools
 import logging
 import math
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import pyfuse3
-import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
 from attachfs.blobs.handle import BlobHandle
@@ -27,35 +23,27 @@ from attachfs.errors import (
     IsDirectory,
     NoAttribute,
     NotFound,
-    Unexpected,
-    errno_of,
-    first_of,
 )
 from attachfs.fuse.deadlines import RequestDeadlines
 from attachfs.fuse.entries import IO_SIZE, Entries, Ownership
 from attachfs.fuse.fault_log import ErrorLog
+from attachfs.fuse.guard import guard
 from attachfs.fuse.inodes import HandleTable, InodeTable
+from attachfs.fuse.kernel_cache import KernelCache
 from attachfs.fuse.observer import Opened, OpenObserver
 from attachfs.fuse.readahead import ReadAhead
-from attachfs.fuse.scarcity import scarcity_of
 from attachfs.model import STATUS_XATTR, AttachmentRef
 from attachfs.namespace.directory import Directory
-from attachfs.namespace.nodes import Node, Place, parent_of, path_of
+from attachfs.namespace.nodes import Node, parent_of, path_of
 from attachfs.namespace.tree import Tree
 
 log = logging.getLogger(__name__)
 
-A = TypeVar("A")
-P = ParamSpec("P")
-R = TypeVar("R")
-
 _LARGEST_READ = 2**20  # bytes; no kernel asks for more at a time
-_MANY = 100_000  # inodes, some 400 bytes each, above which the kernel is asked to let go of unused ones
 _DF_UNIT = 4096  # bytes
 _DOTS = 2  # "." and ".." come before the entries
 # Asked for by the kernel and by ls -l for every file; answered without a request.
 _FOREIGN_XATTRS = (b"security.", b"system.", b"trusted.")
-_TOP = tuple(place.value for place in Place if place.value)
 CLAIM_PREFIX = "user.attachfs."
 
 
@@ -74,37 +62,28 @@ class OpenDirectory(NamedTuple):
     pid: int
 
 
-_Handler = Callable[Concatenate["Filesystem", A, P], Coroutine[Any, Any, R]]
-_Quick = Callable[Concatenate["Filesystem", A, P], R | None]
+# How a request's path is named in the log, by what its first argument is.
 
 
-def _handler(work: _Handler[A, P, R], quick: _Quick[A, P, R] | None = None) -> _Handler[A, P, R]:
-    """Guard a handler: whatever goes wrong is told once and becomes an errno, and nothing else.
-
-    The handler's first argument is most often an inode's or a handle's number; a request context, if it
-    has one, is its last. `quick` is asked first, and answers what is known; None leaves it to the handler.
-    """
-    operation = work.__name__.lstrip("_")
-
-    @functools.wraps(work)
-    async def guarded(self: "Filesystem", number: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            if quick is not None:
-                answer = quick(self, number, *args, **kwargs)
-                if answer is not None:
-                    return answer
-            return await work(self, number, *args, **kwargs)
-        except FUSEError:
-            raise
-        except Exception as error:  # an exception that left a handler would end the mount
-            raise FUSEError(self.report(operation, number, args, error)) from error
-
-    return guarded
+def _path(fs: "Filesystem", inode: InodeT, *_: object) -> str:
+    known = fs.inodes.peek(inode)
+    return "?" if known is None else path_of(known.node) or "/"
 
 
-def _quickly(quick: _Quick[A, P, R]) -> Callable[[_Handler[A, P, R]], _Handler[A, P, R]]:
-    """Return a guard for a handler, most of whose answers are had without waiting: by `quick`."""
-    return lambda work: _handler(work, quick)
+def _path_of_name(fs: "Filesystem", parent: InodeT, name: FileNameT, *_: object) -> str:
+    return f"{_path(fs, parent).removesuffix('/')}/{name.decode('utf-8', 'replace')!a}"
+
+
+def _path_of_file(fs: "Filesystem", fh: FileHandleT, *_: object) -> str:
+    return _path(fs, InodeT(fs.files[fh].inode)) if fh in fs.files else "?"
+
+
+def _path_of_directory(fs: "Filesystem", fh: FileHandleT, *_: object) -> str:
+    return path_of(fs.directories[fh].directory.node) or "/" if fh in fs.directories else "?"
+
+
+def _no_path(*_: object) -> str:
+    return "/"
 
 
 class Filesystem(pyfuse3.Operations):
@@ -159,8 +138,7 @@ class Filesystem(pyfuse3.Operations):
         self.inodes = inodes
         self._buffer = bytearray(_LARGEST_READ)
         self.entries = Entries(tree, inodes, ownership)
-        self._many = _MANY
-        self._crowded = trio.Event()
+        self.kernel = KernelCache(inodes)
         self.directories: HandleTable[OpenDirectory] = HandleTable()
         self.files: HandleTable[File] = HandleTable()
 
@@ -172,7 +150,7 @@ class Filesystem(pyfuse3.Operations):
         del ctx
         return self.entries.ready(self.inodes[parent_inode].node, name)
 
-    @_quickly(_ready_entry)
+    @guard(_path_of_name, _ready_entry)
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -203,7 +181,7 @@ class Filesystem(pyfuse3.Operations):
         known.settle(attributes)
         return self.entries.make(inode, attributes, attributes.valid_for)
 
-    @_quickly(_known_attributes)
+    @guard(_path, _known_attributes)
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         known = self.inodes[inode]
         self._readahead.stat(known.node)
@@ -212,12 +190,12 @@ class Filesystem(pyfuse3.Operations):
         known.settle(attributes)
         return self.entries.make(inode, attributes, attributes.valid_for)
 
-    @_handler
+    @guard(_path)
     async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileNameT:
         with self._waiting.wait(ctx.pid, self._timeout):
             return FileNameT((await self._tree.link_target(self.inodes[inode].node)).encode())
 
-    @_handler
+    @guard(_no_path)
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         self.inodes.forget(inode_list)
 
@@ -227,7 +205,7 @@ class Filesystem(pyfuse3.Operations):
             raise FUSEError(errno.ENODATA)
         return self._tree.known_xattr(self.inodes[inode].node, name)
 
-    @_quickly(_known_xattr)
+    @guard(_path, _known_xattr)
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         node = self.inodes[inode].node
         text = name.decode("utf-8", "replace")
@@ -245,7 +223,7 @@ class Filesystem(pyfuse3.Operations):
         names = self._tree.known_xattr_names(self.inodes[inode].node)
         return None if names is None else [XAttrNameT(name) for name in names]
 
-    @_quickly(_known_xattr_names)
+    @guard(_path, _known_xattr_names)
     async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
         with self._waiting.wait(ctx.pid, self._timeout):
             names = await self._tree.xattr_names(self.inodes[inode].node)
@@ -253,7 +231,7 @@ class Filesystem(pyfuse3.Operations):
 
     # -- directories -------------------------------------------------------------------------------
 
-    @_handler
+    @guard(_path)
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
         node = self.inodes[inode].node
         self._readahead.entered(node)
@@ -263,7 +241,7 @@ class Filesystem(pyfuse3.Operations):
                 directory = await self._tree.open_directory(node)
         return FileHandleT(self.directories.add(OpenDirectory(directory, ctx.pid)))
 
-    @_handler
+    @guard(_path_of_directory)
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory, pid = self.directories[fh]
         if start_id < _DOTS and not self._reply_dots(directory.node, start_id, token):
@@ -279,8 +257,7 @@ class Filesystem(pyfuse3.Operations):
                 # To readdir(3), ENOENT is the end of the directory: what is missing would never be missed.
                 raise BadAnswer(error.reason) from error
         self._reply_entries(directory, first, token)
-        if len(self.inodes) > self._many:
-            self._crowded.set()
+        self.kernel.check_size()
         if first < directory.available or not first:
             self._readahead.listed(directory.behind or directory)
 
@@ -322,13 +299,13 @@ class Filesystem(pyfuse3.Operations):
                     return False
         return True
 
-    @_handler
+    @guard(_path_of_directory)
     async def releasedir(self, fh: FileHandleT) -> None:
         self.directories.pop(fh)
 
     # -- files -------------------------------------------------------------------------------------
 
-    @_handler
+    @guard(_path)
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             raise FUSEError(errno.EROFS)
@@ -376,7 +353,7 @@ class Filesystem(pyfuse3.Operations):
         # One buffer for all: what is returned from here is sent before anything else runs.
         return self.files[fh].blob.read_nowait(off, size, self._buffer)
 
-    @_quickly(_bytes_at_hand)
+    @guard(_path_of_file, _bytes_at_hand)
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return await self.files[fh].blob.read(off, size)
 
@@ -384,7 +361,7 @@ class Filesystem(pyfuse3.Operations):
         # Nothing to flush; told so once, the kernel stops asking.
         raise FUSEError(errno.ENOSYS)
 
-    @_handler
+    @guard(_path_of_file)
     async def release(self, fh: FileHandleT) -> None:
         file = self.files.pop(fh)
         if file is None:
@@ -394,7 +371,7 @@ class Filesystem(pyfuse3.Operations):
             inode.released(streamed=file.streamed, verified=file.blob.verified)
         file.blob.close()
 
-    @_handler
+    @guard(_no_path)
     async def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         # df(1) and file managers show the cache: its bound, what it holds, and what it may still take.
         size, used = self._space()
@@ -408,82 +385,13 @@ class Filesystem(pyfuse3.Operations):
 
     # -- helpers -----------------------------------------------------------------------------------
 
-    def report(self, operation: str, number: object, args: Sequence[object], error: Exception) -> int:
-        """Log what went wrong in a handler; return the errno for it."""
-        inner = first_of(error)
-        if isinstance(inner, FUSEError):
-            return inner.errno
-        reason = scarcity_of(error) or inner
-        foreign = not isinstance(reason, AttachfsError)
-        if not isinstance(reason, AttachfsError):
-            reason = Unexpected(f"{type(inner).__name__}: see the log")
-        try:
-            if foreign:
-                log.error("%s failed for a reason of its own", operation, exc_info=error)
-            path = self.describe(operation, number, args) if isinstance(number, int) else "/"
-            self.faults.record(operation, path, reason)
-        except Exception:  # the log must not do what it reports
-            log.exception("%s failed, and its path cannot be named", operation)
-        return errno_of(reason)
-
-    def describe(self, operation: str, number: int, args: Sequence[object]) -> str:
-        """Return the path that an operation was about, for the log."""
-        if operation in ("readdir", "releasedir"):
-            return path_of(self.directories[number].directory.node) if number in self.directories else "?"
-        if operation in ("read", "release", "flush"):
-            if number not in self.files:
-                return "?"
-            number = self.files[number].inode
-        inode = self.inodes.peek(number)
-        path = path_of(inode.node) if inode is not None else "?"
-        if operation == "lookup" and args and isinstance(args[0], bytes):
-            return f"{path}/{args[0].decode('utf-8', 'replace')!a}"
-        return path or "/"
-
     def retime(self, timeout: float, negative_ttl: float) -> None:
         """Change how long answers may take, and how long absences are remembered."""
         self._timeout = timeout
         self._negative_ttl = negative_ttl
-
-    async def forget_metadata(self, mountpoint: Path) -> None:
-        """Let the kernel forget names and attributes; it keeps the bytes, which cannot change.
-
-        With a directory of the root goes all that is known below it, except what is in use; that is asked
-        for again when its time is over.
-        """
-        await self._drop_entries(mountpoint, self.inodes.numbers())
-
-    async def thin_out(self, mountpoint: Path) -> None:
-        """Have the kernel let go of what is not in use whenever it knows a great many names, while this runs.
-
-        A walk over a large ledger would otherwise leave an inode here for everything that it has met.
-        """
-        while True:
-            await self._crowded.wait()
-            known = len(self.inodes)
-            await self._drop_entries(mountpoint, ())
-            log.debug("of %d inodes %d are left", known, len(self.inodes))
-            self._many = max(_MANY, len(self.inodes) + _MANY // 2)  # those in use stay
-            self._crowded = trio.Event()
-
-    async def _drop_entries(self, mountpoint: Path, numbers: Iterable[int]) -> None:
-        await trio.to_thread.run_sync(_kernel_forget, numbers)
-        for name in _TOP:  # looked up again, for those whose working directory it is
-            work = functools.partial(os.path.exists, mountpoint / name)
-            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     def close(self) -> None:
         """Close what programs left open."""
         for file in self.files.values():
             file.blob.close()
         self.faults.flush()
-
-
-def _kernel_forget(numbers: Iterable[int]) -> None:
-    """Let the kernel forget the root's entries, what is below them, and live inodes' attributes. Blocks."""
-    for name in _TOP:
-        with suppress(OSError):  # it does not know it
-            pyfuse3.invalidate_entry(pyfuse3.ROOT_INODE, FileNameT(name.encode()))
-    for number in numbers:
-        with suppress(OSError):
-            pyfuse3.invalidate_inode(InodeT(number), attr_only=True)

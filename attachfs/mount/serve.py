@@ -102,7 +102,7 @@ async def serve(
                 tasks.part(
                     "the index of the cache", "what earlier mounts have cached may be fetched anew"
                 ).start_soon(indexing)
-            tasks.keep_running("thinning out the kernel's entries", filesystem.thin_out, mountpoint)
+            tasks.keep_running("trimming the kernel's entries", filesystem.kernel.trim_dentries, mountpoint)
             if config.metrics is not None:
                 from attachfs.mount import metrics  # takes time to import, and few want it
 

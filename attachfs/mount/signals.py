@@ -153,7 +153,7 @@ class SignalHandler:
             except AttachfsError as error:
                 log.error("nothing was changed: %s", error.reason)  # noqa: TRY400 - the sentence is what matters
             self._ledger.forget()
-            await self._filesystem.forget_metadata(self._mountpoint)
+            await self._filesystem.kernel.forget_metadata(self._mountpoint)
             log.info("names and attributes are forgotten")
             self._notifier.ready(self._state())
 

@@ -39,9 +39,10 @@ _break({target!r}, {times})
 _ALWAYS = 10**6
 # What breaks, and what the log says has failed.
 TASKS = {
-    "attachfs.mount.serve:connect": "connecting ahead",
+    "attachfs.mount.origin:try_out": "trying the ledger out",
+    "attachfs.service.client:Client.watch": "watching whether the ledger answers",
     "attachfs.cache.scan:Indexer._learn": "the index of the cache",
-    "attachfs.fuse.operations:Filesystem.thin_out": "thinning out the kernel's entries",
+    "attachfs.fuse.kernel_cache:KernelCache.trim_dentries": "trimming the kernel's entries",
     "attachfs.fuse.deadlines:RequestDeadlines.watch": "looking for killed callers",
     "attachfs.ledger.offline:AnswerStore.keep_writing": "writing records down for --offline",
     "attachfs.fuse.readahead:ReadAhead._info": "reading ahead",
@@ -129,17 +130,18 @@ def test_credentials_that_cannot_be_read_again_leave_those_in_use(tmp_path: Path
 
 
 def test_a_handler_that_raises_something_foreign_answers_eio(tmp_path: Path, ledger: DemoServer) -> None:
-    # `describe` is what the guard itself needs to name the path: it is broken as well.
-    prelude = _BREAK.format(target="attachfs.fuse.operations:Filesystem.describe", times=_ALWAYS)
-    prelude += f"""
+    # What the guard itself needs to name the path is broken as well.
+    prelude = f"""
 from pathlib import Path
-from attachfs.fuse import operations
+from attachfs.fuse import guard, operations
+def _broken_path(*_):
+    raise UnicodeError("label empty or too long")
 def _break_now_and_then(name):
     works = getattr(operations.Filesystem, name)
     async def fails(self, first, *args):
         raise UnicodeError("label empty or too long")
     fails.__name__ = name
-    fails = operations._handler(fails)
+    fails = guard.guard(_broken_path)(fails)
     async def now_and_then(self, first, *args):
         broken = Path({str(tmp_path / "broken")!r}).read_text() == name
         return await (fails if broken else works)(self, first, *args)
