@@ -4,10 +4,12 @@ Everything here is made anew from the journal, a line at a time, so that it may 
 again.
 """
 
+import errno
 import hashlib
 import os
 import re
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,21 +22,37 @@ from attachfs.archive import html, layout, report
 from attachfs.archive.folder import BagFolder
 from attachfs.archive.journal import DONE, REFUSED, Journal, sync_filesystem
 from attachfs.archive.thumbnails import Thumbnails
+from attachfs.errors import AttachfsError, NoRoom, Unexpected
 from attachfs.text import printable
 from attachfs.units import format_size
 
 _DECLARATION = "BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n"
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAMED_PATHS = 10  # what was exported, as told to people; report.json has all
 
 
+def cannot_write(bag: Path, error: OSError | sqlite3.Error) -> AttachfsError:
+    """Return the exception that tells that a bag cannot be written to."""
+    kind = NoRoom if isinstance(error, OSError) and error.errno in _NO_ROOM else Unexpected
+    reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return kind(f"{bag} cannot be written to ({reason}): once that is settled, run it again to go on")
+
+
 def write_file(bag: Path, path: str, data: bytes, work: Path) -> str:
-    """Write a tag file as a whole, or leave the one that is there; return its SHA-256. Thread-safe."""
+    """Write a tag file whole or not at all; return its SHA-256. Thread-safe.
+
+    Raises:
+        NoRoom, Unexpected: it cannot be written.
+    """
     target = bag / path
     temporary = work / "tmp" / f"{hashlib.sha256(path.encode()).hexdigest()}-{threading.get_ident()}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except OSError as error:
+        raise cannot_write(bag, error) from error
     return hashlib.sha256(data).hexdigest()
 
 

@@ -8,6 +8,7 @@ the bag remembers all of it: after any end, running it again goes on where it wa
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -49,12 +50,15 @@ def run(config: Config, paths: Sequence[Path], bag: Path, *, jobs: int, read_onl
         chosen = [place for path, place in places if not _covered(path, places)]
         if bag.absolute().resolve().is_relative_to(Path(os.path.realpath(point))):
             raise UsageError(f"{bag} is on the mount, which is read-only: choose another place")
-        if _is_complete(bag, [place.path for place in chosen]):
-            return output.OK
-        with Journal(bag) as journal:
-            return _export(
-                journal, chosen, bag, point, status, progress, config, jobs=jobs, read_only=read_only
-            )
+        try:
+            if _is_complete(bag, [place.path for place in chosen]):
+                return output.OK
+            with Journal(bag) as journal:
+                return _export(
+                    journal, chosen, bag, point, status, progress, config, jobs=jobs, read_only=read_only
+                )
+        except (OSError, sqlite3.Error) as error:
+            raise writer.cannot_write(bag, error) from error
 
     def interrupted() -> str:
         progress.stop()

@@ -15,17 +15,16 @@ import msgspec
 from attachfs import model
 from attachfs.archive import layout
 from attachfs.archive.entries import Exported, name_of
+from attachfs.archive.writer import cannot_write
 from attachfs.cache.files import folder_of
 from attachfs.cli import output
 from attachfs.cli.export_scan import Source
-from attachfs.errors import NoRoom, Unexpected
 from attachfs.model import Digest
 from attachfs.mount import mountinfo
 
 _CHUNK = 1 << 20  # bytes read and hashed at a time
 _SHARED = 1 << 16  # bytes from which on a copy is shared with the cache, where the filesystem can do that
 _FICLONE = 0x40049409  # linux/fs.h
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[int], object]
 
@@ -90,7 +89,7 @@ class Copier:
         try:
             out = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise cannot_write(self._bag, error) from error
         try:
             attested = _claim(fd, "attested")
             hashes = self._share(entry, fd, out)
@@ -113,7 +112,7 @@ class Copier:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(target)
             except OSError as error:
-                raise self._cannot_write(error) from error
+                raise cannot_write(self._bag, error) from error
         finally:
             os.close(out)
             temporary.unlink(missing_ok=True)
@@ -132,7 +131,7 @@ class Copier:
                 while view:
                     view = view[os.write(out, view) :]
             except OSError as error:
-                raise self._cannot_write(error) from error
+                raise cannot_write(self._bag, error) from error
             progress(len(data))
         return size, {alg: hasher.hexdigest() for alg, hasher in hashers.items()}
 
@@ -157,7 +156,7 @@ class Copier:
             os.ftruncate(out, 0)
             os.lseek(out, 0, os.SEEK_SET)
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise cannot_write(self._bag, error) from error
         finally:
             os.close(source)
         return None
@@ -177,13 +176,6 @@ class Copier:
         return msgspec.structs.replace(
             entry, sha256="", attested="", errno=name_of(error.errno), reason=reason[:1000]
         ), ""
-
-    def _cannot_write(self, error: OSError) -> Exception:
-        kind = NoRoom if error.errno in _NO_ROOM else Unexpected
-        return kind(
-            f"{self._bag} cannot be written to: {output.reason_of(error)}; when that is settled, run it "
-            f"again to go on"
-        )
 
 
 def stamp_of(path: Path) -> str:

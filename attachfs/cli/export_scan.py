@@ -164,11 +164,11 @@ class Scanner:
         """Write an asset's or event's record and return what it says."""
         try:
             raw = read_record(self._point / ref.path, "asset" if isinstance(ref, AssetRef) else "event")
-            path = layout.record_path(ref)
-            found.tags.append((path, write_file(self._bag, path, raw, self._work)))
         except OSError as error:
             found.entries.append(self._failure(ref.path, error))
             return None
+        path = layout.record_path(ref)
+        found.tags.append((path, write_file(self._bag, path, raw, self._work)))
         with contextlib.suppress(AttachfsError):
             body = model.decode(raw, ref.path)
             if isinstance(ref, AssetRef):
@@ -212,11 +212,13 @@ class Scanner:
         }
         try:
             raw = read_record(self._point / ref.path, "attachment")
-            path = layout.record_path(ref)
-            found.tags.append((path, write_file(self._bag, path, raw, self._work)))
-            found.entries.append(Exported(**fields, **_recorded(raw, ref)))
         except OSError as error:
             found.entries.append(self._failure(error=error, **fields))
+            return
+        path = layout.record_path(ref)
+        found.tags.append((path, write_file(self._bag, path, raw, self._work)))
+        try:
+            found.entries.append(Exported(**fields, **_recorded(raw, ref)))
         except AttachfsError as error:
             found.entries.append(Exported(**fields, errno="EIO", reason=error.reason))
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,9 @@ class Task(NamedTuple):
 
 def is_bag(path: Path) -> bool:
     """Whether a directory says that it is a bag, or is one whose export has not ended."""
-    return any((path / name).exists() for name in (layout.DECLARATION, layout.WORK))
+    with suppress(OSError):  # what cannot be looked at is told when it is its turn
+        return any((path / name).exists() for name in (layout.DECLARATION, layout.WORK))
+    return False
 
 
 def tasks(path: Path) -> Iterator[Task]:

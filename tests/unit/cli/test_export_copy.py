@@ -14,8 +14,10 @@ from attachfs.archive.journal import TODO, Journal
 from attachfs.cli import export
 from attachfs.cli.export_copy import Copier, stamp_of
 from attachfs.cli.export_scan import Scanner, Source
+from attachfs.cli.verify_bag import is_bag
 from attachfs.errors import NoRoom, Unexpected, UsageError
 from tests.unit.archive.bags import PHOTO, entry_of, sha256
+from tests.unit.fakes import info_body
 
 DATA = os.urandom(300_000)
 
@@ -169,3 +171,21 @@ def test_a_mount_that_has_gone_refuses_nothing(world: World, tmp_path: Path) -> 
         Scanner(gone, world.bag, world.bag / "work").scan(PHOTO)
     with pytest.raises(Unexpected, match="No such file"):
         Source(tmp_path / "none", 1).check()
+
+
+def test_a_bag_that_cannot_be_written_to_is_no_refusal_of_records_either(world: World) -> None:
+    (world.bag / "records").touch()
+    try:
+        os.setxattr(world.source, "user.attachment.json", info_body(PHOTO, DATA))
+        os.setxattr(world.source.parent, "user.asset.json", b"{}")
+    except OSError:
+        pytest.skip("this filesystem keeps no extended attributes")
+    with pytest.raises(Unexpected, match=r"cannot be written to .*: once that is settled, run it again"):
+        Scanner(Source.at(world.point), world.bag, world.bag / "work").scan(PHOTO)
+
+
+def test_what_cannot_be_looked_at_is_no_bag(tmp_path: Path) -> None:
+    assert not is_bag(tmp_path / "none")
+    assert not is_bag(tmp_path / ("x" * 300))
+    (tmp_path / "bagit.txt").touch()
+    assert is_bag(tmp_path)
