@@ -11,7 +11,6 @@ was given up, and a verified whole of which something else was served ahead of t
 
 import enum
 import logging
-import math
 from collections.abc import Callable
 
 import trio
@@ -182,8 +181,14 @@ class Download:
         """
         try:
             while self.state not in (State.DONE, State.FAILED):
-                await self._receive()
-                if self.state is State.PAUSED and not await self._wanted_again():
+                self.state = State.RECEIVING
+                with self._readers.attended(all_there=self.staged.written == self.size) as scope:
+                    self._cached = await self._receiver.receive(self._on_stored, self._on_received)
+                    await self._verified(self._cached)
+                if not scope.cancelled_caught:
+                    continue
+                self.state = State.PAUSED
+                if not await self._wanted_again():
                     self._fail(Unexpected(f"{self.ref.path}: the download was given up"))
         except* Exception as group:
             error = first_of(group)
@@ -209,19 +214,6 @@ class Download:
     def dismissable(self) -> bool:
         """Whether nobody reads what is paused."""
         return self.state is State.PAUSED and not self._readers.count
-
-    async def _receive(self) -> None:
-        self.state = State.RECEIVING
-        with self._readers.attended(all_there=self.staged.written == self.size) as scope:
-
-            def on_received() -> None:
-                self.state = State.VERIFYING
-                scope.deadline = math.inf  # it is no longer worth stopping
-
-            self._cached = await self._receiver.receive(self._on_stored, on_received)
-            await self._verified(self._cached)
-        if scope.cancelled_caught:
-            self.state = State.PAUSED
 
     async def _verified(self, whole: CachedBlob) -> None:
         """Have the digest's verdict count for everybody who reads."""
@@ -268,6 +260,10 @@ class Download:
         self._readers.abandoned = True
         if self._cached is None:
             self.staged.abort()
+
+    def _on_received(self) -> None:
+        self.state = State.VERIFYING
+        self._readers.keep_going()  # it is no longer worth stopping
 
     def _on_stored(self) -> None:
         self.gate.notify()

@@ -64,6 +64,10 @@ class Readers:
             self._scope.deadline = trio.current_time() + self._policy.within
         return True
 
+    def keep_going(self) -> None:
+        """Stop for want of readers no more: all has come."""
+        self._scope.deadline = math.inf
+
     def want_more(self) -> None:
         """Have a paused download go on."""
         self._wanted.set()

@@ -57,11 +57,11 @@ class Receiver:
         self._gate = gate
         # Nobody is served a byte before the whole is verified: the source may try bytes from elsewhere.
         self._offered = None if early_readers else expected
-        self._small = self._offered is not None and size <= _SMALL
+        self.receive = self._receive_small if self._offered is not None and size <= _SMALL else self._receive
         self._received = 0  # bytes handed to the thread that stores them, and those it is done with
         self._stored = 0
 
-    async def receive(self, on_stored: Callable[[], None], on_received: Callable[[], None]) -> CachedBlob:
+    async def _receive(self, on_stored: Callable[[], None], on_received: Callable[[], None]) -> CachedBlob:
         """Receive, store and verify the blob, and return it.
 
         Args:
@@ -71,8 +71,6 @@ class Receiver:
         Raises:
             AttachfsError: it could not be had, or is wrong.
         """
-        if self._small:
-            return await self._receive_small(on_received)
         if not self._staged.begun:
             self._staged.begin(await self._staging.reserve(self._ref, self._expected, self._size))
         pieces = SimpleQueue[Chunk | None]()
@@ -95,9 +93,12 @@ class Receiver:
         on_received()
         return await self._staging.in_thread(lambda: self._staged.verify(self._spill))
 
-    async def _receive_small(self, on_received: Callable[[], None]) -> CachedBlob:
+    async def _receive_small(self, _: Callable[[], None], on_received: Callable[[], None]) -> CachedBlob:
+        """Receive a blob into memory, and do all else in one thread."""
         async with self._source.download(self._ref, self._size, digest=self._offered) as chunks:
-            pieces = [chunk async for chunk in chunks]
+            pieces = []
+            async for chunk in chunks:
+                pieces.append(chunk)  # noqa: PERF401 - a comprehension would be one more task-like frame
         on_received()
 
         def store() -> CachedBlob:

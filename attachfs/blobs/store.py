@@ -114,7 +114,31 @@ class BlobStore:
         self._downloads.refuse_beside_mismatch(ref)
         self.opened += 1
         try:
-            return await self._open(ref, info)
+            if self._verify == "off":
+                return self._open_unverified(ref, info)
+            digest = await self._agreed_digest(ref, info)
+            strict = info.size <= self._strict_limit
+            while True:
+                found = await self._find(ref, info, digest)
+                if isinstance(found, CachedBlob):
+                    self.hits += 1
+                    return BlobHandle(ref.path, info.size, found, digest, self._nursery)
+                download = found or self._downloads.start(ref, digest, info.size, early_readers=not strict)
+                download.refs.add(ref)
+                blob = BlobHandle(ref.path, info.size, download, digest)
+                try:
+                    if strict:
+                        await download.finished()
+                except AttachfsError:
+                    blob.close()
+                    if download.ref == ref:
+                        raise
+                    # Another attachment with the same content failed. Ours may not: ask for it itself.
+                except BaseException:
+                    blob.close()
+                    raise
+                else:
+                    return blob
         except (IntegrityError, BadAnswer) as error:
             self._remember(ref, error)
             raise
@@ -152,35 +176,6 @@ class BlobStore:
         return b"yes" if await holds(ref, info.digest, info.size) else b"no"
 
     # -- before the bytes --------------------------------------------------------------------------
-
-    async def _open(self, ref: AttachmentRef, info: Info) -> BlobHandle:
-        if self._verify == "off":
-            return self._open_unverified(ref, info)
-        digest = info.digest
-        if digest is None:
-            raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
-        await self._check_anchors(ref, digest)
-        found = await self._find(ref, info, digest)
-        if isinstance(found, CachedBlob):
-            self.hits += 1
-            return BlobHandle(ref.path, info.size, found, digest, self._nursery)
-        strict = info.size <= self._strict_limit
-        download = found or self._downloads.start(ref, digest, info.size, early_readers=not strict)
-        download.refs.add(ref)
-        blob = BlobHandle(ref.path, info.size, download, digest)
-        try:
-            if strict:
-                await download.finished()
-        except AttachfsError:
-            blob.close()
-            if download.ref != ref:
-                # Another attachment with the same content failed. Ours may not: ask for it itself.
-                return await self._open(ref, info)
-            raise
-        except BaseException:
-            blob.close()
-            raise
-        return blob
 
     async def _find(self, ref: AttachmentRef, info: Info, digest: Digest) -> CachedBlob | Download | None:
         """Return what there is of a blob: in the cache, or on its way."""
@@ -228,13 +223,18 @@ class BlobStore:
         if bad:
             log.warning("%s: the ledger's scan found it bad: %a", ref.path, info.scanned_bad_reason)
 
-    async def _check_anchors(self, ref: AttachmentRef, digest: Digest) -> None:
+    async def _agreed_digest(self, ref: AttachmentRef, info: Info) -> Digest:
+        """Return the digest on which the records agree."""
+        digest = info.digest
+        if digest is None:
+            raise BadAnswer(f"{ref.path}: {info.digest_problem}, so its bytes cannot be verified")
         anchors = await self._ledger.anchors(ref)
         if anchors is not None and anchors != {digest}:
             recorded = ", ".join(sorted(str(anchor) for anchor in anchors))
             raise IntegrityError(
                 f"{ref.path}: two records differ: /info says {digest}, the ledger's attribute {recorded}"
             )
+        return digest
 
     # -- how it ended ------------------------------------------------------------------------------
 

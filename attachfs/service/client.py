@@ -187,10 +187,9 @@ class Client:
         """
         del digest  # whoever asked compares
 
-        async def open_body(offset: int, patience: float | None) -> BlobBody:
-            return await self._open_blob(ref, offset, size, patience)
-
-        transfer = Transfer(open_body, size, start)
+        transfer = Transfer(
+            lambda offset, patience: self._open_blob(ref, offset, size, patience), size, start
+        )
         try:
             yield transfer
         finally:
