@@ -22,7 +22,7 @@ from attachfs.service.auth import Auth
 from attachfs.service.blob_stream import BlobBody, Chunk, Transfer, brings_just
 from attachfs.service.connections import open_http
 from attachfs.service.messages import Request, Stats
-from attachfs.service.transport import Transport, figures
+from attachfs.service.transport import Transport
 from attachfs.service.watch import watch
 
 __all__ = ["BlobBody", "Chunk", "Client", "Page", "open_http"]
@@ -90,7 +90,19 @@ class Client:
 
     def figures(self) -> dict[str, Any]:
         """Return counters, limits and the circuit's state, ready for JSON."""
-        return figures(self.transport)
+        transport = self.transport
+        circuit = transport.circuit
+        return {
+            "requests": transport.stats.figures(),
+            "max_connections": transport.limiter.maximum,
+            "connections_allowed": transport.limiter.limit,
+            "in_flight": transport.limiter.in_flight,
+            "waiting": transport.limiter.waiting,
+            "rate_limited_for_s": round(transport.gate.remaining, 1),
+            "unsolicited": transport.unsolicited,
+            "unreachable_since": circuit.open_since,
+            "unreachable_reason": circuit.reason if circuit.open_since is not None else "",
+        }
 
     def authenticate(self, auth: Auth) -> None:
         """Use other credentials from now on."""

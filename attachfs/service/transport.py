@@ -29,6 +29,7 @@ from attachfs.service.concurrency import Limiter, Slot
 from attachfs.service.http1 import UnsolicitedError
 from attachfs.service.http_body import RawBody
 from attachfs.service.messages import Request, Response, Stats, origin, redirect_target
+from attachfs.service.pool import lacks_descriptors
 from attachfs.service.rate_limit import RateLimitGate, asked_wait
 from attachfs.service.refusals import Refusal, error_of, is_stranger_page, read_refusal
 
@@ -291,7 +292,7 @@ class Transport:
         """Return what an exchange that brought no response comes to."""
         error = http_body.translate(failure, state.what)
         cause = http_body.without_header(failure)
-        if connections.lacks_descriptors(failure):  # not the service's fault
+        if lacks_descriptors(failure):  # not the service's fault
             raise TooManyFiles(
                 f"{state.what}: no file descriptor is left for a connection; raise the limit (ulimit -n)"
             ) from cause
@@ -394,19 +395,3 @@ class Transport:
         if len(url) > _LONGEST_URL:
             raise BadAnswer(f"{self._base_path}{request.path}: the next page's token is absurdly long")
         return httpx.URL(url)
-
-
-def figures(transport: Transport) -> dict[str, Any]:
-    """Return the transport's state, ready for JSON."""
-    circuit = transport.circuit
-    return {
-        "requests": transport.stats.figures(),
-        "max_connections": transport.limiter.maximum,
-        "connections_allowed": transport.limiter.limit,
-        "in_flight": transport.limiter.in_flight,
-        "waiting": transport.limiter.waiting,
-        "rate_limited_for_s": round(transport.gate.remaining, 1),
-        "unsolicited": transport.unsolicited,
-        "unreachable_since": circuit.open_since,
-        "unreachable_reason": circuit.reason if circuit.open_since is not None else "",
-    }

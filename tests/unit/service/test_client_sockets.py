@@ -25,7 +25,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from attachfs.errors import AttachfsError, BadAnswer, TimedOut, TooManyFiles, Unreachable
 from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
-from attachfs.service.connections import ClockJumps, Http1Pool
+from attachfs.service.pool import ClockJumps, Http1Pool
 from attachfs.service.wire import Wire, connect
 from tests.unit.scripted import FILE, TOKEN, FakeAuth, open_blob, raw_server, real_client
 
@@ -223,7 +223,7 @@ async def test_a_record_s_way_to_the_socket_is_short(
         await client.info(FILE)
     assert frames == [
         "wire.py:send",
-        "connections.py:handle_async_request",
+        "pool.py:handle_async_request",
         "transport.py:_attempt",
         "transport.py:perform",
     ]

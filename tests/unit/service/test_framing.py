@@ -21,8 +21,8 @@ from trio.testing import MockClock
 from attachfs.errors import AttachfsError, NotFound
 from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
-from attachfs.service.connections import Http1Pool
 from attachfs.service.http1 import UnsolicitedError
+from attachfs.service.pool import Http1Pool
 from tests.unit.scripted import FILE, file_ref, raw_server
 
 QUIET = 0.05
