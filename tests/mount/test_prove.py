@@ -38,6 +38,7 @@ def prove(mounted: Mounted, *arguments: object, key: bool = True) -> tuple[int, 
         },
     )
     assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout or "is not on an attachfs mount" in done.stderr, done.stderr
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -97,3 +98,35 @@ def test_a_path_that_is_no_evidence_says_so(mounted: Mounted, tmp_path: Path) ->
     code, (found,) = prove(mounted, mounted.point / "publicassets")
     assert (code, found["state"]) == (3, "record not available")
     assert prove(mounted, tmp_path)[0] == 2
+
+
+def test_an_export_is_proven_as_a_bag_and_as_a_mount_of_it_without_any_service(
+    mounted: Mounted, tmp_path: Path
+) -> None:
+    base = mounted.point.parent
+    rewritten = mounted.point / story(mounted)["rewritten"]
+    photo = mounted.point / story(mounted)["photo"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "attachfs",
+            "export",
+            str(photo.parent),
+            str(rewritten.parent),
+            str(tmp_path / "bag"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "XDG_STATE_HOME": str(base / "state"), "XDG_CONFIG_HOME": str(base / "config")},
+    )
+    assert done.returncode == 0, done.stderr
+    code, found = prove(mounted, tmp_path / "bag")
+    assert (code, sorted(one["state"] for one in found)) == (1, ["leaf differs", "proven"])
+    with run_mount(tmp_path, archive=tmp_path / "bag") as home:
+        code, (one,) = prove(mounted, home.point / story(mounted)["photo"], "--log-url=http://127.0.0.1:1")
+        assert (code, one["state"]) == (0, "proven")
+        code, (one,) = prove(mounted, home.point / story(mounted)["rewritten"])
+        assert (code, one["state"]) == (1, "leaf differs")
