@@ -80,3 +80,20 @@ def test_an_export_that_is_killed_again_and_again_goes_on_and_fetches_nothing_tw
         "tagmanifest-sha256.txt",
     ]
     print(f"{done} files, killed {kills} times, {peak / 1024:.0f} MiB at most; {said}")  # noqa: T201 - pytest -s
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    bag, token = tmp_path / "bag", tmp_path / "token"
+    with (
+        spawn_server(["--bulk", "200", "--delay-ms", "20", "--token-file", str(token)]) as server,
+        run_mount(tmp_path, server=server) as mounted,
+    ):
+        command = [sys.executable, "-m", "attachfs", "export", str(mounted.point), str(bag)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while not (bag / "records" / "assets").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "Run it again to go on." in said
+    assert not (bag / "bagit.txt").exists()
