@@ -177,7 +177,7 @@ class Download:
         """Receive and verify, with pauses. Never raises: readers find the outcome here.
 
         Args:
-            on_end: called before readers are told, to take it out of every table.
+            on_end: called before readers see the outcome, to take it out of every table.
         """
         try:
             while self.state not in (State.DONE, State.FAILED):

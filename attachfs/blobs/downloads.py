@@ -20,7 +20,7 @@ class Downloads:
         staging: where they go.
         nursery: where downloads run.
         policy: what becomes of a download that nobody reads any more.
-        on_end: told of each that has ended, before its readers are.
+        on_end: called with each that has ended, before its readers see it.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """One open file's bytes, as a program reads them: of a verified blob, or of a download that is followed.
 
-Lives here and only here: that a read is exact, how it is answered without waiting, and how bytes that are on
+Owns: that a read is exact, how it is answered without waiting, and how bytes that are on
 the disk only are read ahead of a program that goes through them.
 """
 
@@ -197,7 +197,7 @@ class _DiskReadahead:
         try:
             await trio.to_thread.run_sync(self._blob.pread, _STEP, offset, limiter=_read_limit())
         except AttachfsError:
-            self._active = False  # closed, or a disk in trouble: whoever reads is told
+            self._active = False  # closed, or a disk in trouble: whoever reads sees it
         finally:
             self._busy -= 1
         self._go_on()

@@ -1,7 +1,7 @@
 """Reads far ahead of a stream: answered with parts that are asked for by themselves, and compared in the end.
 
-Lives here and only here: which read is a jump, how much is asked for at a time, what is kept of it in memory,
-and what of it was handed out, so that it can be compared with the whole once that has been found right.
+Owns: which read is out of order, how much is asked for at a time, what is kept of it in memory,
+and what of it was served, so that it can be compared with the whole once that has been found right.
 
 Nothing here can fail a stream, and nobody has to wait for it: who is not answered here is by the stream.
 """
@@ -64,7 +64,7 @@ class RangeRequest:
         return self.next <= block < self.stop
 
     def is_for(self, read: PendingRead) -> bool:
-        """Whether anything of what is wished is still to come."""
+        """Whether anything of the read is still to come."""
         return read.blocks.start < self.stop and self.next < read.blocks.stop
 
 
@@ -85,7 +85,7 @@ class RangeReads:
         served: what was served of it.
         context: where parts come from; None: nothing is read ahead.
         notify: called when blocks have come, or will not.
-        compared: whether what was handed out will be compared with the whole.
+        compared: whether what was served will be compared with the whole.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class RangeReads:
         self._context = context
         self._notify = notify
         self._compared = compared
-        self.digests: dict[int, bytes] = {}  # of the blocks handed out from here
+        self.digests: dict[int, bytes] = {}  # of the blocks served from here
         self._kept: OrderedDict[int, bytes] = OrderedDict()  # last used last
         self._pending = set[PendingRead]()
         self._requests: list[RangeRequest] = []
@@ -133,12 +133,12 @@ class RangeReads:
             request.scope.cancel()
 
     def close(self) -> None:
-        """Hand out nothing more."""
+        """Serve nothing more."""
         self._context = None
         self.pause()
 
     def first_difference(self, read: Callable[[int, int], bytes]) -> int | None:
-        """Return where something else was handed out than is in the whole, None if nowhere. In a thread.
+        """Return where something else was served than is in the whole, None if nowhere. In a thread.
 
         Args:
             read: returns so many of its bytes, from an offset on.
@@ -164,7 +164,7 @@ class RangeReads:
                     request.scope.cancel()  # it was killed, or the stream was there first
 
     def try_serve(self, read: PendingRead) -> bytes | None:
-        """Hand out what was wished for, if it is here and may be."""
+        """Serve the blocks of a read, if it is here and may be."""
         if self._context is None or not self._kept or any(block not in self._kept for block in read.blocks):
             return None
         if self._etags_differ():
@@ -183,7 +183,7 @@ class RangeReads:
         return b"".join(pieces)
 
     def request(self, read: PendingRead, written: int) -> float:
-        """See to it that what is wished for comes ahead of the stream, if that is worth a request.
+        """See to it that the blocks of a read come ahead of the stream, if that is worth a request.
 
         Returns:
             For how long to wait before this is called again, if nothing happens meanwhile.
@@ -281,8 +281,8 @@ class RangeReads:
                 raise BadAnswer(f"{self._ref.path}: a part of another length came than was asked for")
 
     def _keep(self, block: int, data: bytes) -> None:
-        handed_out = self.digests.get(block)
-        if handed_out is not None and hashlib.sha256(data).digest() != handed_out:
+        served_digest = self.digests.get(block)
+        if served_digest is not None and hashlib.sha256(data).digest() != served_digest:
             self._stop("the service sent other bytes the second time")  # the verdict tells which are wrong
             return
         if self._context is None:

@@ -104,7 +104,7 @@ class ReadGate:
             read: returns so many bytes of the whole, from an offset on.
 
         Returns:
-            What readers are to be told instead of reading on, if something else was served.
+            What readers get instead of reading on, if something else was served.
         """
         differs_at = self.range_reads.first_difference(read)
         if differs_at is None:

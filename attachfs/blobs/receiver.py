@@ -32,7 +32,7 @@ class Receiver:
         source: where the bytes come from.
         staging: where they go.
         staged: those that have come.
-        gate: told of them.
+        gate: notified of them.
         early_readers: whether somebody may read before all is verified.
     """
 

@@ -1,6 +1,6 @@
 """Where a blob's bytes come from, as downloads see it: in order from some place on, or one part by itself.
 
-Lives here and only here: what a source has to be able to do. Today it is the service; a store that a fleet
+Owns: what a source has to be able to do. Today it is the service; a store that a fleet
 shares fits here too.
 """
 

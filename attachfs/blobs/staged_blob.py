@@ -115,7 +115,7 @@ class StagedBlob:
         try:
             return self._writer.admit(expected)
         except (NoRoom, Unexpected) as error:
-            # Not on the disk for good: what was kept is copied, and believed only if it is right again.
+            # Not on the disk for good: what was kept is copied, and kept only if it is right again.
             self._relocate(error, spill)
             if self._digest_again(expected.alg) != expected.hex:
                 raise Unexpected(f"{self._ref.path}: the disk lost what was written to it") from error

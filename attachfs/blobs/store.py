@@ -1,4 +1,4 @@
-"""Open a blob: cache hit, or fetch, verify, admit. Whether bytes may be handed out is decided here.
+"""Open a blob: cache hit, or fetch, verify, admit. Whether bytes may be served is decided here.
 
 A blob is verified wherever it came from, so nothing here depends on its source. What must hold before a
 file opens: the scan policy, three records that agree (`/info`, the owner's attribute, what was pinned
@@ -50,7 +50,7 @@ class BlobStore:
         scan_policy: which scan results open.
         pause: what becomes of a download that nobody reads any more.
         local: where all bytes are on this machine already; `source` and `cache` are then not used.
-        on_admitted: told the digest and length of each blob that was downloaded, verified and admitted.
+        on_admitted: called with digest and length of each blob that was downloaded, verified and admitted.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class BlobStore:
         finally:
             blob.close()
 
-    async def claim(self, ref: AttachmentRef, name: str) -> bytes:
+    async def mount_attribute(self, ref: AttachmentRef, name: str) -> bytes:
         """Return what this mount says of an attachment: `cached`, `verified` or `attested`.
 
         Raises:

@@ -1,11 +1,11 @@
-"""What of a blob has been handed out before it was verified, and which part is withheld. Sync; no bytes here.
+"""What of a blob has been served before it was verified, and which part is withheld. Sync; no bytes here.
 
-Lives here and only here: that before the verdict one part of a blob has been handed out to nobody, whatever
+Owns: that before the verdict one part of a blob has been served to nobody, whatever
 was asked for and in which order. So whoever reads a wrong blob whole meets an error, and the kernel, which
 keeps what it is given, never has all of it.
 
-At first the last part is withheld. It is handed out, ahead of the stream, only if another is untouched;
-that one is withheld then, and all beyond it have been handed out. The stream may be followed up to it.
+At first the last part is withheld. It is served, ahead of the stream, only if another is untouched;
+that one is withheld then, and all beyond it have been served. The stream may be followed up to it.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from attachfs.model import Digest
 # waits: no page that the kernel holds before the verdict has a withheld byte, however far it reads ahead.
 WITHHELD = 128 * 1024  # bytes, at least 1 and at most this many
 _HISTORY = 32  # downloads that came to no good end
-_MOST = 16 * 1024  # parts handed out ahead of a stream; each costs some hundred bytes until the verdict
+_MOST = 16 * 1024  # parts served ahead of a stream; each costs some hundred bytes until the verdict
 
 
 def blocks_of(offset: int, end: int) -> range:
@@ -46,9 +46,9 @@ class ServedHistory:
 
 
 class ServedBlocks:
-    """What was handed out of one blob, over all of its downloads until one is verified.
+    """What was served of one blob, over all of its downloads until one is verified.
 
-    Whatever is allowed here counts as handed out from that moment on.
+    Whatever is allowed here counts as served from that moment on.
 
     Args:
         size: the blob's length in bytes.
@@ -60,7 +60,7 @@ class ServedBlocks:
         self._withholding = withholding
         self._last = max(0, size - 1) // WITHHELD
         self._front = 0  # bytes: up to where anything was read that had come in order
-        self._ahead = set[int]()  # parts handed out before, or beyond, that
+        self._ahead = set[int]()  # parts served before, or beyond, that
         self._withheld = self._last
 
     @property
@@ -70,17 +70,18 @@ class ServedBlocks:
 
     @property
     def touched(self) -> bool:
-        """Whether anything was handed out at all."""
+        """Whether anything was served at all."""
         return bool(self._front or self._ahead)
 
     def allow_sequential(self, offset: int, end: int) -> bool:
-        """Hand out bytes that have come with the stream; False: they must wait for the verdict."""
+        """Serve bytes that have come with the stream; False: they must wait for the verdict."""
         if end <= self.limit:
             self._front = max(self._front, end)
             return True
         if offset >= self.limit + WITHHELD:
-            return True  # beyond what is withheld all has been handed out before
-        # Where jumps have moved it, what is withheld may lie in the middle, and the verdict far off.
+            return True  # beyond what is withheld all has been served before
+        # Where reads out of order have moved it, what is withheld may lie in the middle, and the verdict be
+        # far off.
         return self._withheld != self._last and self.allow_random(blocks_of(offset, end))
 
     def can_allow(self, blocks: range) -> bool:
@@ -92,7 +93,7 @@ class ServedBlocks:
         return self._withheld not in blocks or self._other(blocks) is not None
 
     def allow_random(self, blocks: range) -> bool:
-        """Hand out parts, wherever the stream is; False: they must wait for it, or for the verdict."""
+        """Serve parts, wherever the stream is; False: they must wait for it, or for the verdict."""
         if not self._withholding:
             return True
         if not self.can_allow(blocks):

@@ -29,7 +29,7 @@ class CacheDir:
 
     Args:
         root: where; it may be reached through symbolic links, but holds none of ours.
-        trouble: told of what is wrong but can be lived with, as (kind, sentence).
+        trouble: called with what is wrong but can be lived with, as (kind, sentence).
     """
 
     def __init__(self, root: Path, trouble: Callable[[str, str], None]) -> None:

@@ -15,7 +15,7 @@ Callers run all of this in worker threads. One mount per directory: two that sha
 agree on every eviction through the disk, and a second cache directory costs only disk. Commands work beside
 a running mount; they read and unlink.
 
-Lives here and only here: what the cache offers, and which of its parts does it.
+Owns: what the cache offers, and which of its parts does it.
 """
 
 import logging
@@ -84,7 +84,7 @@ class DiskCache:
 
     def __init__(self, root: Path, max_bytes: int, min_free: MinFree) -> None:
         self._troubles = WarnOnce(_log, "the cache")
-        self._home = CacheDir(root, self._troubles.tell)
+        self._home = CacheDir(root, self._troubles.warn)
         self._store = CacheSpace(self._home, self._troubles, max_bytes, min_free)
         self._indexer = Indexer(self._store)
         self._reader = Reader(self._store)
@@ -95,7 +95,7 @@ class DiskCache:
         """Make or check the directory and take its lock. Call it in the process that stays.
 
         Args:
-            holder: what the next one who comes is told: the mount point.
+            holder: what the next one who comes is shown: the mount point.
             exclusive: False for commands that work beside a mount; they never write blobs.
 
         Raises:
@@ -108,7 +108,7 @@ class DiskCache:
             reason = f"the cache directory {self.root} cannot be used ({error.strerror})"
             if error.errno not in DEGRADED:
                 raise UsageError(f"{reason}: choose another with --cache-dir") from error
-            self._troubles.tell("directory", reason)
+            self._troubles.warn("directory", reason)
 
     def index(self) -> None:
         """Walk the directory: remove left-over temporary files, learn what there is, hold it to the bound."""
@@ -131,7 +131,7 @@ class DiskCache:
     def open(self, digest: Digest, size: int) -> CachedBlob | None:
         """Return the blob, open, or None. A hit makes it the most recently opened.
 
-        May take long: a blob whose file changed since it was admitted is hashed again; if wrong, put aside.
+        May take long: a blob whose file changed since it was admitted is hashed again; if wrong, quarantined.
         """
         blob = self._reader.lookup(digest, size)
         self._store.count("misses" if blob is None else "hits")
@@ -150,7 +150,10 @@ class DiskCache:
         return self._reader.is_verified(digest, size)
 
     def verify_all(self, progress: Callable[[int], None] | None = None) -> Iterator[VerifyResult]:
-        """Hash every blob, whatever its seal; put aside what is wrong. `progress` is told the bytes read.
+        """Hash every blob, whatever its seal; quarantine what is wrong.
+
+        Args:
+            progress: called with how many bytes were read.
 
         Raises:
             Unexpected: the directory cannot be listed.
@@ -190,7 +193,7 @@ class DiskCache:
             if error.errno in cache_files.TOO_MANY_FILES:  # a spill would need one as well
                 raise cache_files.translate(error, "cannot store a blob") from error
             reason = f"the cache in {self.root} cannot be written: {error.strerror}"
-            self._troubles.tell(kind, reason)
+            self._troubles.warn(kind, reason)
             raise NoRoom(reason) from error
         return Writer(self._store, self._reader, file, fd, name)
 

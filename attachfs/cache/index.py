@@ -1,6 +1,6 @@
 """The cache's tables: its blobs in the order in which they go, and the room that all of its files take.
 
-Lives here and only here: what counts, and how much. Nothing here touches the disk or takes a lock: the lock
+Owns: what counts, and how much. Nothing here touches the disk or takes a lock: the lock
 is `cache/store.py`'s, and whoever calls holds it.
 """
 
@@ -120,7 +120,7 @@ class BlobStore:
         self._files.update(found)
         return found
 
-    def next_to_go(self) -> Digest | None:
+    def lru_candidate(self) -> Digest | None:
         """Return the least recently opened blob that nobody has open.
 
         Open ones met on the way count as opened now, and so does the one returned.
@@ -190,7 +190,7 @@ class Index:
         file.opens += 1
 
     def release(self, file: File) -> bool:
-        """Count one descriptor less; the last of a file without a name gives its room back, and is told."""
+        """Count one descriptor less; the last of a file without a name gives its room back: True."""
         file.opens -= 1
         if file.opens:
             return False

@@ -24,7 +24,7 @@ _NOTE_ROOM = 2 * files.BLOCK  # a note's block, and one by which the folder may 
 
 @dataclass(frozen=True)
 class QuarantineNote:
-    """Why bytes were put aside: `path` below the mount, what was expected of it and what came.
+    """Why bytes were quarantined: `path` below the mount, what was expected of it and what came.
 
     `time` is in seconds since 1970; `reason` a sentence for a person.
     """

@@ -1,6 +1,6 @@
 """Reading from the cache: whether a blob is there, and whether its bytes are still those it was named for.
 
-Lives here and only here: opening blobs by digest, hashing them again where their file has changed or somebody
+Owns: opening blobs by digest, hashing them again where their file has changed or somebody
 asks, and putting out of reach what is wrong.
 """
 
@@ -159,10 +159,10 @@ class Reader:
         if found == digest:
             return files.seal_again(fd, digest, before)
         _log.warning("the cached blob %s has changed on disk (it is now %s): not served", digest, found)
-        self._put_aside(fd, digest, size, found, length)
+        self._quarantine_blob(fd, digest, size, found, length)
         return None
 
-    def _put_aside(self, fd: int, digest: Digest, size: int, found: Digest, length: int) -> Path | None:
+    def _quarantine_blob(self, fd: int, digest: Digest, size: int, found: Digest, length: int) -> Path | None:
         """Move a blob that is not what its name says out of reach."""
         store = self._store
         note = QuarantineNote(
@@ -197,14 +197,17 @@ class Reader:
         except FileNotFoundError:
             return None  # evicted meanwhile
         except OSError as error:
-            store.trouble("quarantine", f"{digest} cannot be put aside: {error.strerror}")
+            store.trouble("quarantine", f"{digest} cannot be quarantined: {error.strerror}")
         except AttachfsError as error:
             store.trouble("quarantine", error.reason)
         store.shrink()
         return path
 
     def verify_all(self, progress: Callable[[int], None] | None = None) -> Iterator[VerifyResult]:
-        """Hash every blob, whatever its seal; put aside what is wrong. `progress` is told the bytes read.
+        """Hash every blob, whatever its seal; quarantine what is wrong.
+
+        Args:
+            progress: called with how many bytes were read.
 
         Raises:
             Unexpected: the directory cannot be listed.
@@ -229,7 +232,7 @@ class Reader:
                 found, length = files.hash_file(fd, digest.alg, progress)
                 if found == digest:
                     return VerifyResult(digest, length, "")
-                path = self._put_aside(fd, digest, size, found, length)
+                path = self._quarantine_blob(fd, digest, size, found, length)
                 return VerifyResult(digest, length, f"its bytes hash to {found}", path)
             finally:
                 os.close(fd)

@@ -1,6 +1,6 @@
 """What lies in the cache's directory: listed, and learnt into the index at the start.
 
-Lives here and only here: the walk over the folders of blobs, and when one is due: at the start, and when
+Owns: the walk over the folders of blobs, and when one is due: at the start, and when
 another directory has taken the place of the one that was walked.
 """
 

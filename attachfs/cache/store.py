@@ -1,6 +1,6 @@
 """The cache's room on the disk: the one lock, the bound, and who is removed to keep within it.
 
-Lives here and only here: the lock that guards the index, held for lookups, renames and removals only, never
+Owns: the lock that guards the index, held for lookups, renames and removals only, never
 while data is read, written, hashed or synced; the bound, `min_free`, and eviction.
 """
 
@@ -39,7 +39,7 @@ class CacheSpace:
 
     def __init__(self, home: CacheDir, troubles: WarnOnce, max_bytes: int, min_free: MinFree) -> None:
         self.home = home
-        self.trouble = troubles.tell
+        self.trouble = troubles.warn
         self.quarantine = Quarantine(home.root / "quarantine", _quarantine_bound(max_bytes))
         self.max_bytes = max_bytes
         self.lock = threading.Lock()
@@ -100,7 +100,7 @@ class CacheSpace:
             self._check_room(file)
             self.index.hold(file)
 
-    def squeeze_in(self, file: File) -> None:
+    def reserve_over_limit(self, file: File) -> None:
         """Hold a file in any case, and evict for it what can be.
 
         Raises:
@@ -278,18 +278,21 @@ class CacheSpace:
         """Evict until the bound holds, which already counts the reservation that this is for."""
         lacking = None
         while True:
+            # The lock is let go between batches, so that lookups go on while thousands of blobs are removed.
             with self.lock:
                 measured = self._lacking_free(SLACK) if min_free else 0
-                # Some filesystems give room back late: what was evicted here is believed as well.
+                # Some filesystems give room back late: what was evicted here counts as well.
                 lacking = measured if lacking is None else min(lacking, measured)
                 for _ in range(_BATCH):
+                    # Two bounds: the cache's own, which is counted, and what must stay free on the disk,
+                    # which others use as well and is measured only once a batch.
                     if self.used() <= self.max_bytes and lacking <= 0:
                         return
                     lacking -= self._evict()
 
     def _evict(self) -> int:
         """Remove the least recently opened blob and return the room that gave. The caller holds the lock."""
-        digest = self.index.blobs.next_to_go()
+        digest = self.index.blobs.lru_candidate()
         if digest is None:
             raise NoRoom("everything in the cache is in use")
         before = self.used()

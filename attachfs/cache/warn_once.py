@@ -16,7 +16,7 @@ class WarnOnce:
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def tell(self, kind: str, text: str) -> None:
+    def warn(self, kind: str, text: str) -> None:
         """Warn if this is the first of its kind."""
         with self._lock:
             count = self._counts.get(kind, 0) + 1

@@ -1,6 +1,6 @@
-"""One blob on its way into the cache: written, then given its name, put aside or dropped.
+"""One blob on its way into the cache: written, then given its name, quarantined or dropped.
 
-Lives here and only here: in which order a blob gets its name, so that a crash at any instant leaves the whole
+Owns: in which order a blob gets its name, so that a crash at any instant leaves the whole
 blob or none: all bytes there, sealed, synced, renamed; folders synced soon after, many names at a time.
 """
 
@@ -163,9 +163,9 @@ class Writer:
         path = None
         try:
             with self._descriptor.use() as fd:
-                path = self._put_aside(fd, note)
+                path = self._quarantine_blob(fd, note)
         except OSError as error:
-            self._store.trouble("quarantine", f"mismatching bytes cannot be put aside: {error.strerror}")
+            self._store.trouble("quarantine", f"mismatching bytes cannot be quarantined: {error.strerror}")
         except AttachfsError as error:
             self._store.trouble("quarantine", error.reason)
         self._drop()
@@ -221,7 +221,7 @@ class Writer:
         store.sync_soon(new)
         store.shrink()
 
-    def _put_aside(self, fd: int, note: QuarantineNote) -> Path | None:
+    def _quarantine_blob(self, fd: int, note: QuarantineNote) -> Path | None:
         """Move the file into the quarantine, or copy what has no name: inside the bound, so room is made."""
         quarantine = self._store.quarantine
         if self._name is not None:
@@ -232,7 +232,7 @@ class Writer:
             size = 0  # only the note is kept
         room = File(size, written=size)
         try:
-            self._store.squeeze_in(room)
+            self._store.reserve_over_limit(room)
             return quarantine.add(fd, note)
         finally:
             self._store.release(room)

@@ -215,7 +215,7 @@ class Filesystem(pyfuse3.Operations):
             if text.startswith(CLAIM_PREFIX):
                 if not isinstance(node, AttachmentRef):
                     raise NoAttribute(f"{path_of(node)} has no attribute {text}")
-                return await self._blobs.claim(node, text.removeprefix(CLAIM_PREFIX))
+                return await self._blobs.mount_attribute(node, text.removeprefix(CLAIM_PREFIX))
             return await self._tree.xattr(node, text)
 
     def _known_xattr_names(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT] | None:

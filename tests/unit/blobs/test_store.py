@@ -814,10 +814,16 @@ class TestRoom:
 class TestClaims:
     async def test_before_and_after_it_is_cached(self, world: World) -> None:
         world.serve(FILE, DATA)
-        assert [await world.blobs.claim(FILE, name) for name in ("cached", "verified")] == [b"no", b"no"]
+        assert [await world.blobs.mount_attribute(FILE, name) for name in ("cached", "verified")] == [
+            b"no",
+            b"no",
+        ]
         assert world.gets == 0
         await world.read(FILE)
-        assert [await world.blobs.claim(FILE, name) for name in ("cached", "verified")] == [b"yes", b"yes"]
+        assert [await world.blobs.mount_attribute(FILE, name) for name in ("cached", "verified")] == [
+            b"yes",
+            b"yes",
+        ]
 
     async def test_a_cached_blob_that_was_changed_is_not_verified_until_it_was_compared_again(
         self, world: World
@@ -827,29 +833,37 @@ class TestClaims:
         (blob,) = (path for path in world.cache.root.rglob("*") if path.name == digest_of(DATA).hex)
         st = blob.stat()
         os.utime(blob, ns=(st.st_atime_ns, st.st_mtime_ns + 1))  # as any write would
-        assert [await world.blobs.claim(FILE, name) for name in ("cached", "verified")] == [b"yes", b"no"]
+        assert [await world.blobs.mount_attribute(FILE, name) for name in ("cached", "verified")] == [
+            b"yes",
+            b"no",
+        ]
         await world.read(FILE)
-        assert [await world.blobs.claim(FILE, name) for name in ("cached", "verified")] == [b"yes", b"yes"]
+        assert [await world.blobs.mount_attribute(FILE, name) for name in ("cached", "verified")] == [
+            b"yes",
+            b"yes",
+        ]
 
     async def test_attested(self, world: World) -> None:
         world.record(FILE, DATA)
-        assert await world.blobs.claim(FILE, "attested") == b"match"
+        assert await world.blobs.mount_attribute(FILE, "attested") == b"match"
         world.record(FILE, DATA, anchor=b"x")
-        assert await world.blobs.claim(FILE, "attested") == b"mismatch"
+        assert await world.blobs.mount_attribute(FILE, "attested") == b"mismatch"
         world.ledger_source.records.clear()
         world.ledger.forget()
-        assert await world.blobs.claim(FILE, "attested") == b"unavailable"
+        assert await world.blobs.mount_attribute(FILE, "attested") == b"unavailable"
 
     async def test_without_a_usable_hash(self, world: World) -> None:
         world.record(FILE, DATA, hash={"alg": "md5", "value": "0" * 32})
-        claims = [await world.blobs.claim(FILE, name) for name in ("cached", "verified", "attested")]
+        claims = [
+            await world.blobs.mount_attribute(FILE, name) for name in ("cached", "verified", "attested")
+        ]
         assert claims == [b"no", b"no", b"unavailable"]
 
     async def test_others_there_are_none(self, world: World) -> None:
         world.record(FILE, DATA)
         for name in ("", "json", "cachedx", "status"):
             with pytest.raises(NoAttribute):
-                await world.blobs.claim(FILE, name)
+                await world.blobs.mount_attribute(FILE, name)
         assert world.ledger_source.calls == []
 
 

@@ -375,7 +375,7 @@ def swap(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [flip, cut, extend, swap])
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_changed_blob_is_put_aside_not_served(
+def test_a_changed_blob_is_quarantine_blob_not_served(
     make: Make, change: Callable[[Path], None], *, restart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make()
@@ -1099,8 +1099,8 @@ def test_a_directory_taken_over_by_another_mount(make: Make) -> None:
 
 def test_warnings_come_once_and_repeats_are_counted(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     cache = make()
-    cache._troubles.tell("odd", "something is odd")
-    cache._troubles.tell("odd", "something else is odd")
+    cache._troubles.warn("odd", "something is odd")
+    cache._troubles.warn("odd", "something else is odd")
     cache.close()
     assert warnings_in(caplog) == ["something is odd", "trouble with the cache (odd) was met 2 times in all"]
 

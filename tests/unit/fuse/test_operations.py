@@ -54,7 +54,7 @@ class Heard:
 class Claims:
     """Blobs that are asked for claims only."""
 
-    async def claim(self, ref: AttachmentRef, name: str) -> bytes:
+    async def mount_attribute(self, ref: AttachmentRef, name: str) -> bytes:
         return f"{name} of {ref.attachment}".encode()
 
 
