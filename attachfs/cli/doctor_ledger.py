@@ -1,10 +1,11 @@
 """What the ledger answers to one small request with the credentials of a mount, and what to do about it."""
 
+import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from attachfs.cli import output
@@ -143,12 +144,19 @@ _CERTIFICATE = {
 }
 
 
+def _missing_authorities(environ: Mapping[str, str] = os.environ) -> str:
+    """Return what to say of variables that have OpenSSL look for authorities where there are none."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        if environ.get(name) and not Path(environ[name]).exists():
+            return f"; {name} in the environment names {environ[name]}, which is not there: unset it"
+    return ""
+
+
 def _connection_remedy(cause: BaseException) -> str:
     match cause:
         case ssl.SSLCertVerificationError():
-            return _CERTIFICATE.get(
-                cause.verify_code, "the certificate is refused: check --url and --ca-file"
-            )
+            told = "the certificate is refused: check --url and --ca-file"
+            return _CERTIFICATE.get(cause.verify_code, told) + _missing_authorities()
         case ssl.SSLError():
             return "the port does not speak TLS: check the port in --url; is it http:// ?"
         case socket.gaierror():

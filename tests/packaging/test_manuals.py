@@ -102,6 +102,15 @@ def test_the_helpers_options_are_in_its_page() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_pages_are_clean(path: Path) -> None:
+    if shutil.which("groff") is not None:
+        done = subprocess.run(
+            ["groff", "-mandoc", "-ww", "-z", "-Tutf8", "-K", "utf8", path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert done.stderr == ""
     if shutil.which("mandoc") is None:
         pytest.skip("no mandoc here")
     done = subprocess.run(

@@ -680,3 +680,21 @@ def test_a_file_of_somebody_else_is_told_with_its_owner(home: Path, monkeypatch:
     done = call("pins", "list")
     assert done.exit_code == 1
     assert f"belongs to user {os.getuid()}; choose one of your own" in done.stderr
+
+
+def test_a_variable_that_names_no_authorities_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
+    there, _ = doctor_ledger.explain(chained(Unreachable("x"), certificate(20)), URL)
+    assert f"SSL_CERT_FILE in the environment names {tmp_path}/gone.pem, which is not there" in there.remedy
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path))
+    assert (
+        "SSL_CERT_FILE"
+        not in doctor_ledger.explain(chained(Unreachable("x"), certificate(20)), URL)[0].remedy
+    )
+
+
+@pytest.mark.parametrize("seconds", [1e30, -1e30, float("inf"), float("nan"), 253402300800.0, -62135596801.0])
+def test_times_beyond_the_calendar_are_told_all_the_same(seconds: float) -> None:
+    assert "since 1970" in output.moment(seconds)
