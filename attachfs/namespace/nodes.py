@@ -30,7 +30,7 @@ class EventsDir(NamedTuple):
 
 
 class ByNameNode(NamedTuple):
-    """A node below `by-name`: nothing but its path, as who is meant by it is settled when it is used."""
+    """A node below `by-name`: its path and nothing else; what it stands for is resolved on use."""
 
     parts: tuple[str, ...]
 

@@ -207,23 +207,23 @@ class NameTable:
     which moves on: in any case exactly one name is new, and none that was given out is ever withdrawn.
     """
 
-    __slots__ = ("holders",)
+    __slots__ = ("owners",)
 
     def __init__(self) -> None:
-        self.holders: dict[str, str] = {}
+        self.owners: dict[str, str] = {}
 
     def add(self, base: str, identity: str, level: int) -> str | None:
         """Add one whose names begin at `level`; return the name that is new, None if it was known already."""
         while True:
             name = at_level(base, identity, level)
-            holder = self.holders.get(name)
-            if holder is None:
-                self.holders[name] = identity
+            owner = self.owners.get(name)
+            if owner is None:
+                self.owners[name] = identity
                 return name
-            if holder == identity:
+            if owner == identity:
                 return None
-            if identity < holder:
-                self.holders[name], identity = identity, holder
+            if identity < owner:
+                self.owners[name], identity = identity, owner
             level += 1
 
 

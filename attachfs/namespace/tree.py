@@ -77,7 +77,7 @@ class Tree:
         """
         node = self._named(parent, name)
         if isinstance(node, ByNameNode):
-            if not node.is_events and self.by_name.settled(node) is None:
+            if not node.is_events and self.by_name.resolved(node) is None:
                 await self.by_name.resolve(node)
         elif isinstance(node, AttachmentRef):
             return node, await self.attributes(node)
@@ -139,7 +139,7 @@ class Tree:
         return Directory(node, head, listing)
 
     def _known_named(self, node: ByNameNode) -> Directory | None:
-        owner = self.by_name.settled(node)
+        owner = self.by_name.resolved(node)
         if owner is None:
             return None
         if node.is_events and isinstance(owner, AssetRef):

@@ -332,7 +332,7 @@ def test_events_listed_are_opened_unique_and_the_same_in_every_order_and_page_si
         for name in found:
 
             async def look(by_name: ByName, _: Ledger, name: str = name) -> str:
-                return (await by_name._event(ASSET, name)).event
+                return await by_name._events_of(ASSET).resolve(name)
 
             source.calls.clear()
             outcome[name] = run(source, look)

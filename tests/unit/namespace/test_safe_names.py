@@ -160,10 +160,10 @@ class TestSlots:
             slots = NameTable()
             shown = [slots.add(*record) for record in records]
             assert None not in shown
-            assert len(set(shown)) == len(records) == len(slots.holders)
+            assert len(set(shown)) == len(records) == len(slots.owners)
             assert [slots.add(*record) for record in records] == [None] * len(records)
-            assert set(slots.holders) == set(shown)
-            outcomes.append(slots.holders)
+            assert set(slots.owners) == set(shown)
+            outcomes.append(slots.owners)
         assert outcomes[0] == outcomes[1] == outcomes[2]
         assert sorted(outcomes[0].values()) == sorted(one for _, one, _ in records)
 
@@ -173,8 +173,8 @@ class TestSlots:
         assert slots.add("x", identity(1), PLAIN) == "x (00000002)"
         assert slots.add("x", identity(1, 5), PLAIN) == "x (00000001)"
         assert slots.add("x", identity(1, 3), PLAIN) == f"x ({identity(1, 5)})"
-        assert slots.holders["x"] == identity(1)
-        assert slots.holders["x (00000001)"] == identity(1, 3)
+        assert slots.owners["x"] == identity(1)
+        assert slots.owners["x (00000001)"] == identity(1, 3)
 
 
 FILES = ["x", "x.jpg", "x (00000001).jpg", "events", f"x ({identity(1)}).jpg", "y" * 251 + ".jpg", "é" * 127]
