@@ -1,13 +1,13 @@
 """A mount's custody log: a line for each open, mount and unmount, written before it succeeds.
 
-Appending may block, so it is done in threads, one line after another: a hundred opens never take the threads
-that downloads need.
+Appending may block, so it is done in a thread, at most one at a time, for all opens that wait then: a hundred
+of them never take the threads that downloads need.
 """
 
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,17 @@ from attachfs.fuse.observer import Opened
 log = logging.getLogger(__name__)
 
 _SYNC_WITHIN = 0.4  # seconds from a line to the fsync that brings it, and all since, to the disk
+
+
+class _Pending:
+    """An open whose line is to be written."""
+
+    __slots__ = ("done", "failure", "file")
+
+    def __init__(self, file: Opened) -> None:
+        self.file = file
+        self.done = False
+        self.failure: OSError | None = None
 
 
 class CustodyRecorder:
@@ -46,6 +57,8 @@ class CustodyRecorder:
         self._open_log = open_log
         self._custody: CustodyLog | None = None
         self._limiter = trio.CapacityLimiter(1)
+        self._writing = trio.Lock()
+        self._pending: list[_Pending] = []
         self._written = trio.Event()
         self._unsynced = False  # what was written could not be brought to the disk
         self._trouble = ""  # why the last line could not be written, or brought to the disk
@@ -81,19 +94,31 @@ class CustodyRecorder:
         Raises:
             Unexpected: it would have succeeded, but cannot be noted, and the log is not optional.
         """
+        mine = _Pending(file)
+        self._pending.append(mine)
+        async with self._writing:
+            if not mine.done:  # else whoever was before me has written mine too
+                await self._write_pending()
+        error = mine.failure
+        if error is not None and file.error is None and not self._optional:
+            raise Unexpected(
+                f"{file.path}: the custody log cannot be written: {error.strerror or error}"
+            ) from error
+
+    async def _write_pending(self) -> None:
+        """Write the lines of all who wait, in one thread's turn: changing threads costs more than a line."""
+        batch, self._pending = self._pending, []
         try:
-            await trio.to_thread.run_sync(self._note, file, limiter=self._limiter)
-        except OSError as error:
-            self._warn(error)
-            if file.error is None and not self._optional:
-                raise Unexpected(
-                    f"{file.path}: the custody log cannot be written: {error.strerror or error}"
-                ) from error
-        else:
-            self._written.set()
-            if self._trouble:
-                log.warning("the custody log %s is written again", self._path)
-                self._trouble = ""
+            failure = await trio.to_thread.run_sync(self._note_all, batch, limiter=self._limiter)
+        except BaseException:
+            self._pending = [*(one for one in batch if not one.done), *self._pending]
+            raise
+        if failure is not None:
+            self._warn(failure)
+        elif self._trouble:
+            log.warning("the custody log %s is written again", self._path)
+            self._trouble = ""
+        self._written.set()
 
     async def keep_synced(self) -> None:
         """Bring lines to the disk soon after they were written, several at a time, while this runs."""
@@ -122,6 +147,17 @@ class CustodyRecorder:
             self._warn(error)
 
     # -- in the thread -----------------------------------------------------------------------------
+
+    def _note_all(self, batch: Sequence["_Pending"]) -> OSError | None:
+        """Write lines, each for itself; return the last failure."""
+        failure = None
+        for one in batch:
+            try:
+                self._note(one.file)
+            except OSError as error:
+                failure = one.failure = error
+            one.done = True
+        return failure
 
     def _note(self, file: Opened) -> None:
         if self._unsynced and self._custody is not None:

@@ -26,6 +26,7 @@ class Broken(CustodyLog):
 
     failing: OSError | None = None
     failing_sync: OSError | None = None
+    failing_for = ""
     syncs = 0
 
     def __init__(self, path: Path) -> None:
@@ -35,6 +36,8 @@ class Broken(CustodyLog):
     def append(self, fields: dict[str, Any]) -> None:
         if self.failing is not None:
             raise self.failing
+        if fields["path"] == self.failing_for:
+            raise OSError(errno.EIO, "I/O error")
         super().append(fields)
 
     def sync(self) -> None:
@@ -89,6 +92,46 @@ async def test_while_it_cannot_be_written_opens_fail_and_the_reason_is_told_once
     world.made[0].failing = None
     await world.recorder.opened(FILE)
     assert "written again" in caplog.records[-1].message
+
+
+async def test_opens_that_wait_are_written_together_and_each_fails_for_itself(tmp_path: Path) -> None:
+    world = World(tmp_path / "log")
+    world.recorder.begin("u")
+    log, turns, outcomes = world.made[0], 0, []
+    whole = world.recorder._note_all
+
+    def note_all(batch: Any) -> OSError | None:
+        nonlocal turns
+        turns += 1
+        return whole(batch)
+
+    world.recorder._note_all = note_all  # type: ignore[method-assign]
+    log.failing_for = "/mnt/7"
+
+    async def open_one(number: int) -> None:
+        try:
+            await world.recorder.opened(FILE._replace(path=str(number)))
+            outcomes.append((number, "ok"))
+        except Unexpected:
+            outcomes.append((number, "failed"))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(16):
+            nursery.start_soon(open_one, number)
+    assert sorted(outcomes) == [(number, "failed" if number == 7 else "ok") for number in range(16)]
+    assert turns <= 3
+    assert len(world.lines()) == 1 + 15
+
+
+async def test_an_open_cancelled_before_its_line_leaves_the_others_theirs(tmp_path: Path) -> None:
+    world = World(tmp_path / "log")
+    world.recorder.begin("u")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await world.recorder.opened(FILE)
+    assert scope.cancelled_caught
+    await world.recorder.opened(FILE)
+    assert len(world.lines()) in (2, 3)
 
 
 async def test_an_optional_log_keeps_nobody_from_opening(
