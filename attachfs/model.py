@@ -38,6 +38,10 @@ _EVENT_RE = re.compile(rf"(?:public)?assets/({UUID})/events/({UUID})")
 
 _ALGORITHMS = {"sha256": "sha256", "sha384": "sha384", "sha512": "sha512"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DEEPEST = 200  # levels of nesting; records seen have 5
+_MOST_CONTAINERS = 50_000  # objects and lists in one record
+# A string, which may hold brackets, or a bracket.
+_TOKEN_RE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _MAX_SIZE = 2**63 - 1  # loff_t; the kernel cannot express a larger st_size
 
 
@@ -198,6 +202,7 @@ def decode(raw: bytes, what: str) -> dict[str, Any]:
     Raises:
         BadAnswer: `raw` is not JSON, is nested beyond reason, or is no object.
     """
+    _check_nesting(raw, what)
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
@@ -207,25 +212,29 @@ def decode(raw: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def parse_page(raw: bytes, key: str, what: str) -> tuple[list[dict[str, Any]], str]:
-    """Return the records of one page of a listing and the next page's token ("" at the end).
+def _check_nesting(raw: bytes, what: str) -> None:
+    """Refuse what is nested so deeply that a parser, or whoever walks over it, may run out of stack.
 
     Raises:
-        BadAnswer: the page is unreadable, or `key` is not a list of objects.
+        BadAnswer: it is, or it has more objects and lists than a record ever needs.
     """
-    body = decode(raw, what)
-    records = body.get(key)
-    token = body.get("next_page_token")
-    if records is None and not token:
-        # An empty listing may leave the key out; `{}` alone says nothing and is not "nothing there".
-        if key not in body and not body.keys() & {"next_page_token"}:
-            raise BadAnswer(f"{what}: the answer has no {key!r}")
-        records = []
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise BadAnswer(f"{what}: {key!r} is not a list of objects")
-    if token is not None and not isinstance(token, str):
-        raise BadAnswer(f"{what}: next_page_token is not text")
-    return records, token or ""
+    containers = raw.count(b"{") + raw.count(b"[")
+    if containers <= _DEEPEST:  # nearly always; brackets in strings are counted as well
+        return
+    depth = containers = 0
+    for token in _TOKEN_RE.finditer(raw):
+        first = raw[token.start()]
+        if first in b"{[":
+            depth += 1
+            containers += 1
+            if depth > _DEEPEST or containers > _MOST_CONTAINERS:
+                raise BadAnswer(
+                    f"{what}: the answer is nested more than {_DEEPEST} levels deep"
+                    if depth > _DEEPEST
+                    else f"{what}: the answer has more than {_MOST_CONTAINERS:,} objects and lists"
+                )
+        elif first in b"}]":
+            depth -= 1
 
 
 def parse_info(raw: bytes, ref: AttachmentRef) -> Info:

@@ -22,12 +22,14 @@ from attachfs.service.auth import Auth
 from attachfs.service.blob_stream import BlobBody, Chunk, Transfer, brings_just
 from attachfs.service.connections import open_http
 from attachfs.service.messages import Request, Stats
+from attachfs.service.pages import parse_page
 from attachfs.service.transport import Transport
 from attachfs.service.watch import watch
 
 __all__ = ["BlobBody", "Chunk", "Client", "Page", "open_http"]
 
 _PAGE_LIMIT = 32 * 2**20  # bytes; the largest page of 500 records seen is about a megabyte
+_PAGE_AT_ONCE = 128 * 1024  # bytes; larger pages are parsed in a thread, beside the event loop
 _RECORD_LIMIT = 2**20  # bytes; one record, or one /info
 _LISTING_STATUSES = frozenset({200, 206})  # 206: there is more than the server's own limit
 _WHOLE = frozenset({200})
@@ -174,7 +176,9 @@ class Client:
 
     async def _page(self, ask: Request, key: str) -> Page:
         raw = await self.transport.perform(ask, whole(_PAGE_LIMIT))
-        return Page(*model.parse_page(raw, key, ask.path))
+        if len(raw) > _PAGE_AT_ONCE:
+            return Page(*await trio.to_thread.run_sync(parse_page, raw, key, ask.path))
+        return Page(*parse_page(raw, key, ask.path))
 
     def _query(self, token: str, filters: Mapping[str, str]) -> str:
         fields = {**filters, "page_size": str(self._page_size)}

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from attachfs import model
 from attachfs.errors import BadAnswer
 from attachfs.model import AssetRef, AttachmentRef, Digest, EventRef
+from attachfs.service.pages import parse_page
 from tests.unit.fakes import as_json, attribute, file_ref, info_body, uuid
 
 HEX = hashlib.sha256(b"evidence").hexdigest()
@@ -418,7 +421,7 @@ class TestDecoding:
         for parse in (
             lambda: model.decode(raw, "x"),
             lambda: model.flatten(raw, "x"),
-            lambda: model.parse_page(raw, "assets", "x"),
+            lambda: parse_page(raw, "assets", "x"),
             lambda: model.parse_info(raw, file_ref()),
         ):
             with pytest.raises(BadAnswer) as caught:
@@ -450,20 +453,71 @@ class TestDecoding:
             assert model.parse_event(record, None, lambda _: None) is None
 
 
+class TestNesting:
+    @pytest.mark.parametrize("depth", [201, 1200, 5000, 100_000])
+    @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+    def test_beyond_the_bound_it_is_said_clearly_on_every_python(self, depth: int, opening: bytes) -> None:
+        closing = b"]" if opening == b"[" else b"}"
+        value = opening * depth + b"1" + closing * depth
+        record = b'{"identity":"x","attributes":{"deep":' + value + b"}}"
+        for parse in (
+            lambda: model.decode(record, "x"),
+            lambda: model.flatten(record, "x"),
+            lambda: model.parse_info(record, file_ref()),
+        ):
+            with pytest.raises(BadAnswer, match="nested more than 200 levels"):
+                parse()
+        with pytest.raises(BadAnswer):
+            parse_page(b'{"assets":[' + record + b"]}", "assets", "x")
+
+    def test_within_the_bound_it_is_read(self) -> None:
+        raw = b'{"a":' * 150 + b"1" + b"}" * 150
+        assert model.flatten(raw, "x") == {".".join(["a"] * 150): "1"}
+
+    def test_brackets_in_strings_are_no_nesting(self) -> None:
+        text = '[{"' * 1000 + "\\" + "\n"
+        assert model.decode(as_json({"a": text, "b": [text] * 3}), "x") == {"a": text, "b": [text] * 3}
+
+    def test_a_record_of_nothing_but_lists_is_refused_before_it_is_built(self) -> None:
+        with pytest.raises(BadAnswer, match="more than 50,000 objects and lists"):
+            model.decode(b'{"a":[' + b"[]," * 60_000 + b"1]}", "x")
+
+
+class TestLargePages:
+    @pytest.mark.parametrize("item", [b"{}", b"[]", b"0", b'""'])
+    def test_ten_million_items_are_refused_at_once_and_in_little_memory(self, item: bytes) -> None:
+        raw = b'{"assets":[' + (item + b",") * 10_000_000 + item + b"]}"
+        tracemalloc.start()
+        begun = time.process_time()
+        try:
+            with pytest.raises(BadAnswer, match="more than 1,000,000 values"):
+                parse_page(raw, "assets", "x")
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()
+        assert time.process_time() - begun < 1
+
+    def test_some_thousand_records_are_the_most(self) -> None:
+        raw = b'{"assets":[' + b",".join([b"{}"] * 5_000) + b"]}"
+        assert len(parse_page(raw, "assets", "x")[0]) == 5_000
+        with pytest.raises(BadAnswer, match="5,001 records on a page of the listing, 5,000 at most"):
+            parse_page(raw.replace(b"[", b"[{},", 1), "assets", "x")
+
+
 class TestPages:
     def test_records_and_token(self) -> None:
         raw = as_json({"assets": [{"identity": "x"}], "next_page_token": "t"})
-        assert model.parse_page(raw, "assets", "x") == ([{"identity": "x"}], "t")
+        assert parse_page(raw, "assets", "x") == ([{"identity": "x"}], "t")
 
     @pytest.mark.parametrize("end", [{}, {"next_page_token": ""}, {"next_page_token": None}])
     def test_the_end(self, end: dict[str, object]) -> None:
-        assert model.parse_page(as_json({"assets": [], **end}), "assets", "x") == ([], "")
+        assert parse_page(as_json({"assets": [], **end}), "assets", "x") == ([], "")
 
     @pytest.mark.parametrize(
         "body", [{"assets": None}, {"next_page_token": ""}, {"assets": None, "next_page_token": ""}]
     )
     def test_an_empty_listing_may_leave_its_key_out(self, body: dict[str, object]) -> None:
-        assert model.parse_page(as_json(body), "assets", "x") == ([], "")
+        assert parse_page(as_json(body), "assets", "x") == ([], "")
 
     @pytest.mark.parametrize(
         "body",
@@ -484,7 +538,7 @@ class TestPages:
     )
     def test_a_page_that_is_none_is_never_an_empty_one(self, body: dict[str, object]) -> None:
         with pytest.raises(BadAnswer):
-            model.parse_page(as_json(body), "assets", "x")
+            parse_page(as_json(body), "assets", "x")
 
 
 class TestFlatten:
@@ -594,7 +648,7 @@ class TestAnyJson:
             assert error.reason.isprintable()  # noqa: PT017 - it may be raised, and may not
         for key in ("assets", "events"):
             try:
-                records, token = model.parse_page(raw, key, "x")
+                records, token = parse_page(raw, key, "x")
                 assert isinstance(token, str)
                 assert all(isinstance(record, dict) for record in records)
             except BadAnswer:
@@ -609,7 +663,7 @@ class TestAnyJson:
     def test_any_bytes_are_read_or_are_a_bad_answer(self, raw: bytes) -> None:
         for parse in (
             lambda: model.parse_info(raw, file_ref()),
-            lambda: model.parse_page(raw, "assets", "x"),
+            lambda: parse_page(raw, "assets", "x"),
             lambda: model.flatten(raw, "x"),
         ):
             try:
