@@ -79,7 +79,7 @@ def _measure(options: argparse.Namespace, found: results.Results) -> None:
 
 def _warm(bench: Bench) -> None:
     """Let the origin compute its digests, which nobody should wait for."""
-    for ledger in ("copy", "big", "many"):
+    for ledger in ("copy", "small", "big", "many"):
         ask(bench.near, f"-/warm/{ledger}")
 
 

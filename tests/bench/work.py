@@ -15,7 +15,7 @@ from pathlib import Path
 from attachfs.demo.bulk import BulkLedger
 from tests.bench.origin import Shape
 from tests.bench.processes import Failed, Mount, Ran, ask, drop_caches, mount, run
-from tests.bench.results import ATTACHFS, ROUND_TRIPS, Results
+from tests.bench.results import ATTACHFS, ROUND_TRIPS, Results, loop_ms
 
 _RATTR = "user.hash.sha256"
 _PASSES = 6  # over the known files; the kernel's names are dropped before each
@@ -30,6 +30,7 @@ class Sizes:
     files: int = 500
     file_size: int = 64 * 1024
     walked: int = 1000
+    small: int = 10_000
     big: int = 2**30
     parallel: int = 16
     parallel_size: int = 64 * 2**20
@@ -39,6 +40,7 @@ class Sizes:
         """Return the ledgers that the origin is to serve."""
         return {
             "copy": Shape(1, 1, self.files, self.file_size),
+            "small": Shape(1, self.small // 100, 100, 4096),
             "walk": Shape(self.walked, 2, 1, 4096),
             "big": Shape(1, 1, 1, self.big),
             "many": Shape(1, 1, self.parallel, self.parallel_size),
@@ -46,7 +48,7 @@ class Sizes:
         }
 
 
-QUICK = Sizes(20, 64 * 1024, 20, 64 * 2**20, 4, 4 * 2**20, 2000)
+QUICK = Sizes(20, 64 * 1024, 20, 200, 64 * 2**20, 4, 4 * 2**20, 2000)
 
 
 @dataclass
@@ -116,6 +118,7 @@ class Bench:
         """Note an amount, and how many requests the origin has seen."""
         requests = sum(ask(self.near, "-/counts").values()) if counted else None
         self.results.add(row, contender, amount, requests)
+        self.results.loops.setdefault(row, []).append(loop_ms())
 
     def first_time(self, what: str) -> bool:
         """Whether this is the first run of something slow that is done once."""
@@ -150,20 +153,14 @@ def copy(bench: Bench) -> None:
     """Copy a directory of attachments."""
     where, _ = event_path(bench.sizes.files)
     with bench.attachfs("copy", far=True) as mounted, bench.directory() as target:
+        before = mounted.cpu()
         ran = run(["cp", "-r", mounted.point / where, target])
         bench.add("copy", ATTACHFS, ran.seconds, counted=True)
+        bench.add("copy-cpu", ATTACHFS, mounted.cpu() - before)
         found = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         if found != bench.sizes.files * bench.sizes.file_size:
             raise Failed(f"cp -r brought {found} bytes")
-    paths = ask(bench.near, "-/paths")
-    ask(bench.near, "-/reset")
-    ran = run(
-        [sys.executable, "-m", "tests.bench.clients", "replay", str(bench.far), "32"], feed=json.dumps(paths)
-    )
-    bench.add("copy", "32 connections", float(ran.output), counted=True)
-    bench.results.note(
-        "32 connections: the very requests that attachfs made, by a client that does nothing else"
-    )
+    _replay(bench, "copy")
     if bench.rclone:
         with bench.rclone_mount("copy", far=True) as mounted, bench.directory() as target:
             bench.add(
@@ -176,7 +173,10 @@ def list_long(bench: Bench) -> None:
     """List a directory of attachments with sizes and times."""
     where, _ = event_path(bench.sizes.files)
     with bench.attachfs("copy", far=True) as mounted:
+        before = mounted.cpu()
         bench.add("list", ATTACHFS, run(["ls", "-l", mounted.point / where]).seconds, counted=True)
+        bench.add("list-cpu", ATTACHFS, mounted.cpu() - before)
+    _replay(bench, "list")
     if bench.rclone:
         with bench.rclone_mount("copy", far=True) as mounted:
             bench.add("list", "rclone", run(["ls", "-l", mounted.point / where]).seconds, counted=True)
@@ -187,13 +187,30 @@ def find(bench: Bench) -> None:
     """Walk everything there is."""
     directories = 1 + 4 * bench.sizes.walked
     with bench.attachfs("walk", far=True) as mounted:
+        before = mounted.cpu()
         ran = run(["find", mounted.point / "assets"])
         bench.add("find", ATTACHFS, ran.seconds, counted=True)
+        bench.add("find-cpu", ATTACHFS, mounted.cpu() - before)
         # every directory, and an attachment in each asset and event
         if len(ran.output.splitlines()) != directories + 3 * bench.sizes.walked:
             raise Failed(f"find saw {len(ran.output.splitlines())} names")
+    _replay(bench, "find")
     bench.add("find", ROUND_TRIPS, directories * bench.round_trip)
     _sequential(bench, "find", "walk")
+
+
+def small(bench: Bench) -> None:
+    """Copy many very small attachments, a hundred in each event."""
+    where = f"assets/{BulkLedger(1).asset_id(0)}/events"
+    with bench.attachfs("small", far=True) as mounted, bench.directory() as target:
+        before = mounted.cpu()
+        ran = run(["cp", "-r", mounted.point / where, target])
+        bench.add("small", ATTACHFS, ran.seconds, counted=True)
+        bench.add("small-cpu", ATTACHFS, mounted.cpu() - before)
+        found = sum(1 for path in target.rglob("*") if path.is_file())
+        if found != bench.sizes.small:
+            raise Failed(f"cp -r brought {found} files")
+    _replay(bench, "small")
 
 
 def first(bench: Bench) -> None:
@@ -207,11 +224,24 @@ def first(bench: Bench) -> None:
     bench.add("first", "round trip", bench.round_trip)
 
 
+def _replay(bench: Bench, row: str) -> None:
+    """Have a plain client make the requests that attachfs has just made, 32 at a time."""
+    paths = ask(bench.near, "-/paths")
+    ask(bench.near, "-/reset")
+    command = [sys.executable, "-m", "tests.bench.clients", "replay", str(bench.far), "32"]
+    seconds, cpu = json.loads(run(command, feed=json.dumps(paths)).output)
+    bench.add(row, "32 connections", seconds, counted=True)
+    bench.add(f"{row}-cpu", "32 connections", cpu)
+    bench.results.note(
+        "32 connections: the very requests that attachfs made, by a client that does nothing else"
+    )
+
+
 def _sequential(bench: Bench, row: str, ledger: str) -> None:
     if bench.first_time(f"{row}, {_SEQUENTIAL} (a client like the vendor's SDK)"):
         ask(bench.near, "-/reset")
         command = [sys.executable, "-m", "tests.bench.clients", "sequential", str(bench.far), ledger, row]
-        bench.add(row, _SEQUENTIAL, float(run(command).output), counted=True)
+        bench.add(row, _SEQUENTIAL, json.loads(run(command).output)[0], counted=True)
 
 
 # -- a gigabyte, near ----------------------------------------------------------------------------------
@@ -356,6 +386,7 @@ WORK: dict[str, Callable[[Bench], None]] = {
     "copy": copy,
     "list": list_long,
     "find": find,
+    "small": small,
     "big": big,
     "first": first,
     "stat": stat,

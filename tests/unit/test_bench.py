@@ -55,7 +55,7 @@ def test_the_best_of_each_is_told_too() -> None:
 
 def test_a_goals_line_is_where_attachfs_meets_it() -> None:
     series = filled().series["copy"]
-    assert target(goal("copy", "rclone"), series) == 3.0
+    assert target(goal("copy", "rclone"), series) == 2.5
     assert target(goal("copy", "32 connections"), series) == 1.6
     assert target(goal("idle", ""), {}) == 60
     assert target(goal("copy", "rclone"), {"attachfs": Series([1.0])}) is None
@@ -67,7 +67,7 @@ def test_amounts_read_well() -> None:
     assert amount(1.234, "CPU s") == "1.23 CPU s"
     assert factor(123.4) == f"123 {TIMES}"
     assert goal_text(goal("mount", "")) == "at most 0.8 s"
-    assert goal_text(goal("cold", "curl")) == f"at least 0.6 {TIMES} curl"
+    assert goal_text(goal("cold", "curl")) == f"at least 0.65 {TIMES} curl"
 
 
 def test_the_table_has_rows_then_goals_then_notes() -> None:
