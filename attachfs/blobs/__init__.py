@@ -6,7 +6,8 @@
     download   one of them: its states, and its parts:
                readers (who reads, pauses), receiver (source to disk), read_gate (what may be read by now)
     staged_blob, staging, pins    the bytes on the disk, the room for them, first-seen hashes
-    withholding, range_reads      what is served before verification, in order and out of order
+    withholding    what was served before verification, and which block is not
+    range_reads    what is served out of order: requests (when: range_policy; what came: block_buffer)
 
 Invariants. A byte is served only if it is verified, or if some block of the blob is still served to nobody.
 A blob is admitted to the cache only if digest and length are the recorded ones. What is served has been

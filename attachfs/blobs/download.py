@@ -220,7 +220,7 @@ class Download:
         range_reads = self.gate.range_reads
         range_reads.close()
         wrong = None
-        if range_reads.digests:
+        if range_reads.buffer.digests:
             wrong = await self._staging.in_thread(lambda: self.gate.mismatch(whole.pread))
         if self.expected is not None:
             await self._staging.pin_all(self.refs, self.expected, self.size)

@@ -106,7 +106,7 @@ class ReadGate:
         Returns:
             What readers get instead of reading on, if something else was served.
         """
-        differs_at = self.range_reads.first_difference(read)
+        differs_at = self.range_reads.buffer.first_difference(read)
         if differs_at is None:
             return None
         reason = (

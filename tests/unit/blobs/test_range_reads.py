@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from attachfs.blobs import range_reads as range_reads_module
+from attachfs.blobs import block_buffer
 from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.withholding import WITHHELD
@@ -368,7 +368,7 @@ class TestRefusedParts:
     async def test_other_bytes_the_second_time_are_not_handed_out(
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(range_reads_module, "_KEPT", 1)
+        monkeypatch.setattr(block_buffer, "_KEPT", 1)
         blob, transfer = await opened(world)
         assert await get(blob, 20) == piece(20)
         assert await get(blob, 30) == piece(30)
@@ -522,16 +522,16 @@ class TestWrong:
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else its pages would stand among the wrong ones."""
-        compare, hold = range_reads_module.RangeReads.first_difference, trio.Event()
+        compare, hold = block_buffer.BlockBuffer.first_difference, trio.Event()
         token = trio.lowlevel.current_trio_token()
         comparing = trio.Event()
 
-        def held(self: range_reads_module.RangeReads, read: Callable[[int, int], bytes]) -> int | None:
+        def held(self: block_buffer.BlockBuffer, read: Callable[[int, int], bytes]) -> int | None:
             trio.from_thread.run_sync(comparing.set, trio_token=token)
             trio.from_thread.run(hold.wait, trio_token=token)
             return compare(self, read)
 
-        monkeypatch.setattr(range_reads_module.RangeReads, "first_difference", held)
+        monkeypatch.setattr(block_buffer.BlockBuffer, "first_difference", held)
         world.bytes.parts = flipped(DATA, 20 * WITHHELD)
         blob, transfer = await opened(world)
         assert await get(blob, 20) != piece(20)
@@ -553,16 +553,16 @@ class TestWrong:
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else its record could change until its next open, and nobody would notice."""
-        compare, hold = range_reads_module.RangeReads.first_difference, trio.Event()
+        compare, hold = block_buffer.BlockBuffer.first_difference, trio.Event()
         token = trio.lowlevel.current_trio_token()
         comparing = trio.Event()
 
-        def held(self: range_reads_module.RangeReads, read: Callable[[int, int], bytes]) -> int | None:
+        def held(self: block_buffer.BlockBuffer, read: Callable[[int, int], bytes]) -> int | None:
             trio.from_thread.run_sync(comparing.set, trio_token=token)
             trio.from_thread.run(hold.wait, trio_token=token)
             return compare(self, read)
 
-        monkeypatch.setattr(range_reads_module.RangeReads, "first_difference", held)
+        monkeypatch.setattr(block_buffer.BlockBuffer, "first_difference", held)
         world.record(file_ref(4), DATA)
         blob, transfer = await opened(world)
         assert await get(blob, 20) == piece(20)
@@ -667,11 +667,11 @@ class TestTogether:
         blob.close()
 
     async def test_memory_is_bounded(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(range_reads_module, "_KEPT", 3)
+        monkeypatch.setattr(block_buffer, "_KEPT", 3)
         blob, _ = await opened(world)
         for number in range(NEAR + 1, BLOCKS):
             assert await get(blob, number) == piece(number)
-            assert len(download(world).gate.range_reads._kept) <= 3
+            assert len(download(world).gate.range_reads.buffer._kept) <= 3
         blob.close()
 
     async def test_nothing_stays_once_nobody_has_it_open(
@@ -686,7 +686,7 @@ class TestTogether:
         reading.scope.cancel()
         blob.close()
         await until(lambda: world.bytes.asked[-1].ended)
-        assert not download(world).gate.range_reads._kept
+        assert not download(world).gate.range_reads.buffer._kept
         clock.jump(2)
         await until(lambda: transfer.ended)
         await until(lambda: world.blobs.paused == 1)
@@ -697,7 +697,7 @@ class TestTogether:
         transfer = await world.bytes.next()
         assert transfer.start == WITHHELD
         assert download(world).gate.served.limit == (LAST - 1) * WITHHELD
-        assert set(download(world).gate.range_reads.digests) == {20, LAST}
+        assert set(download(world).gate.range_reads.buffer.digests) == {20, LAST}
         transfer.put(DATA[WITHHELD:], offset=WITHHELD).end()
         await blob.complete()
         assert blob.verified
