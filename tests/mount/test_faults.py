@@ -294,6 +294,13 @@ FRAMES: dict[str, tuple[Callable[[Exchange], bytes], bool, bool]] = {
 }
 
 
+def _asked(name: str, *, right: bool) -> tuple[int, int]:
+    """How often something is asked for: twice, if something stands behind an answer on a used connection."""
+    if name == "more than announced":
+        return (1, 2)
+    return ONCE if right and name != "chunked without an end" else NO_STORM
+
+
 def lengths() -> Iterator[Fault]:
     for name, (change, record_is_right, blob_is_right) in FRAMES.items():
         for on, right in (("info", record_is_right), ("events", record_is_right), ("blob", blob_is_right)):
@@ -303,7 +310,7 @@ def lengths() -> Iterator[Fault]:
                 framed(change),
                 0 if right else errno.EIO,
                 "" if right else "[EIO]",
-                ONCE if right and name != "chunked without an end" else NO_STORM,
+                _asked(name, right=right),
                 # A blob is taken up three times, after pauses of up to 0.5, 1 and 2 s.
                 within=4 if on == "blob" and not right else 0,
             )
@@ -1317,7 +1324,8 @@ def drive(base: Path, faults: list[Fault], outcomes: Outcomes, stop: threading.E
 
 
 def holds_no_more(before: Held, after: Held) -> None:
-    assert after.fds <= before.fds
+    # A connection rests for a moment before it is used again, so a few requests may take more of them.
+    assert after.fds <= before.fds + 3
     for figure in ("inodes", "open_files", "open_directories", "downloading"):
         assert after.status[figure] <= before.status[figure] + 1, figure
     assert after.status["requests"]["in_flight"] == after.status["requests"]["waiting"] == 0

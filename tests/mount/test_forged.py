@@ -1,0 +1,105 @@
+"""A ledger that sends forged answers behind its own, and strangers in its place, on a real mount."""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.mount.faulty import Case, Exchange, Lane, Reply, lane
+
+JSON = (("Content-Type", "application/json"),)
+PAGE = b"<!DOCTYPE html><html><body>Log in</body></html>"
+
+
+def forged(case: Case) -> bytes:
+    """Return a record, an `/info` and a blob that fit each other, for the attachment of `case`, and a 404."""
+    other = Case(case.name)
+    other.content = b"forged".ljust(len(case.content), b"!")
+    other.record["attributes"]["photo"] = other.entry(case.blob)
+    replies = [
+        Reply(200, json.dumps(other.record).encode(), JSON),
+        Reply(200, json.dumps(other.info_of(case.blob)).encode(), JSON),
+        Reply(200, other.content),
+    ]
+    return b"".join(reply.head() + reply.body for reply in replies)
+
+
+MISSING = Reply(404, b'{"code": 5, "message": "not found"}', JSON)
+
+
+def problems_of(point: Path, case: Case) -> list[str]:
+    problems = []
+    for path in (case.path, f"{case.event_path}/{case.event_blob}"):
+        try:
+            if (point / path).read_bytes() != case.content:
+                problems.append(f"{path}: other bytes")
+            if os.getxattr(point / path, "user.attachfs.attested") != b"match":
+                problems.append(f"{path}: not attested")
+        except OSError as error:
+            problems.append(f"{path}: {error}")
+    return problems
+
+
+@pytest.mark.parametrize("after", [0, 0.03], ids=["at once", "30 ms later"])
+@pytest.mark.parametrize("what", ["three answers", "404s"])
+def test_forged_answers_behind_all_answers_change_nothing_that_is_read(
+    tmp_path: Path, what: str, after: float
+) -> None:
+    with lane(tmp_path) as mounted:
+        cases = [mounted.fresh() for _ in range(12)]
+        turn = iter(range(10**6))
+
+        def lie(exchange: Exchange) -> None:
+            victim = cases[next(turn) % len(cases)]
+            behind = forged(victim) if what == "three answers" else 3 * (MISSING.head() + MISSING.body)
+            if after:
+                exchange.serve()
+                time.sleep(after)
+                exchange.send(behind)
+            else:
+                exchange.send(exchange.good.head() + exchange.good.body + behind)
+
+        mounted.ledger.everything = lie
+        with ThreadPoolExecutor(3) as pool:
+            problems = [
+                problem for found in pool.map(partial(problems_of, mounted.point), cases) for problem in found
+            ]
+        assert problems == []
+        assert mounted.mounted.status()["requests"]["unsolicited"] > 0
+        assert len([line for line in mounted.log if "belong to no answer" in line]) == 1
+
+
+@pytest.mark.parametrize("status", [404, 403, 401, 200])
+def test_a_stranger_s_page_makes_nothing_missing_nor_forbidden_and_heals_at_once(
+    tmp_path: Path, status: int
+) -> None:
+    with lane(tmp_path) as mounted:
+        case = mounted.fresh()
+        page = Reply(status, PAGE, (("Content-Type", "text/html"),))
+        mounted.ledger.everything = lambda exchange: exchange.send(page.head() + page.body)
+        for path in (case.path, f"assets/{case.asset}", f"{case.event_path}/{case.event_blob}"):
+            with pytest.raises(OSError, match="No route to host"):
+                (mounted.point / path).stat()
+        mounted.ledger.everything = None
+        assert (mounted.point / case.path).read_bytes() == case.content
+        assert (mounted.point / f"{case.event_path}/{case.event_blob}").read_bytes() == case.content
+
+
+def test_what_is_forged_would_be_believed_if_it_were_the_answer(tmp_path: Path) -> None:
+    """So the tests above can fail."""
+    with lane(tmp_path) as mounted:
+        assert isinstance(mounted, Lane)
+        case = mounted.fresh()
+        other = Case(case.name)
+        other.content = b"forged".ljust(len(case.content), b"!")
+        mounted.ledger.add(
+            case,
+            asset=lambda x: x.json({**other.record, "attributes": {"photo": other.entry(case.blob)}}),
+            info=lambda x: x.json(other.info_of(case.blob)),
+            blob=lambda x: x.reply(200, other.content),
+        )
+        assert (mounted.point / case.path).read_bytes() == other.content
