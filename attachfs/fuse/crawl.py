@@ -109,14 +109,14 @@ class BulkRefresher:
         """Whether the listing of all events is being read."""
         return self._running == "events"
 
-    def consider(self, tour: Crawl) -> None:
+    def consider(self, crawl: Crawl) -> None:
         """Begin what is worth it; called at each step of a walk."""
         now = self._ledger.clock()
-        begins_events = tour.asked >= tour.patience and now >= self._not_before["events"]
-        if self._running or tour.streak < _LONG or (now < self._next_look and not begins_events):
+        begins_events = crawl.asked >= crawl.patience and now >= self._not_before["events"]
+        if self._running or crawl.streak < _LONG or (now < self._next_look and not begins_events):
             return
         self._next_look = now + min(1.0, self._ledger.ttl / 60)
-        soon = tour.soon(self._ledger.ttl)
+        soon = crawl.soon(self._ledger.ttl)
         # What is over first comes first: both take their time, one after the other.
         for left, kind, pages in sorted(
             zip(
@@ -126,26 +126,26 @@ class BulkRefresher:
                 strict=True,
             )
         ):
-            wanted = kind == "assets" or left > 0 or tour.has_read_events or begins_events
+            wanted = kind == "assets" or left > 0 or crawl.has_read_events or begins_events
             if not wanted or left >= self._early(kind) or now < self._not_before[kind]:
                 continue
             if soon > _CHEAPER * pages:
                 self._running = kind  # one at a time: each takes room while it runs
-                self._nursery.start_soon(self._read, kind, tour, int(soon / _CHEAPER) + 1)
+                self._nursery.start_soon(self._read, kind, crawl, int(soon / _CHEAPER) + 1)
                 return
             if begins_events:
-                tour.patience = tour.asked * 2
+                crawl.patience = crawl.asked * 2
 
     def _early(self, kind: str) -> float:
         """Return how many seconds before its time is over a listing is to be read again."""
         needed = self._took[kind] + sum(self._took.values()) + self._ledger.ttl / 10
         return min(needed, self._ledger.ttl / 2)
 
-    async def _read(self, kind: str, tour: Crawl, most: int) -> None:
+    async def _read(self, kind: str, crawl: Crawl, most: int) -> None:
         begun = self._ledger.clock()
 
         def go_on(pages: int) -> bool:
-            return tour.goes_on and pages < most
+            return crawl.goes_on and pages < most
 
         done = False
         try:
@@ -153,7 +153,7 @@ class BulkRefresher:
                 done = await self._ledger.bulk.read_all_events(go_on)
             else:
                 done = await self._ledger.bulk.renew_assets(go_on)
-                if done and tour.directory.node is Place.BY_NAME:
+                if done and crawl.directory.node is Place.BY_NAME:
                     await self._tree.by_name.renew(lambda _: True)
         except AttachfsError as error:
             log.debug("a listing could not be read ahead: %s", error.reason)
@@ -163,7 +163,7 @@ class BulkRefresher:
         self._took[kind] = now - begun
         self._not_before[kind] = now if done else now + self._ledger.ttl
         if kind == "events":
-            tour.patience = _LONG if done else max(tour.asked, _LONG) * _LONGER
-            tour.asked = 0 if done else tour.asked
-            tour.has_read_events = done
+            crawl.patience = _LONG if done else max(crawl.asked, _LONG) * _LONGER
+            crawl.asked = 0 if done else crawl.asked
+            crawl.has_read_events = done
         log.debug("the listing of all %s: %s, %.1f s", kind, "read" if done else "not read", self._took[kind])

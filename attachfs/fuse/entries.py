@@ -108,10 +108,10 @@ class Entries:
         number = self._inodes.number(node)
         live = self._inodes.peek(number)
         if live is not None:
-            live.settle(attributes)
+            live.update_attributes(attributes)
         entry = self.make(number, attributes, attributes.valid_for)
         _, inode = self._inodes.remember(node, number)
-        inode.tell(attributes)
+        inode.returned(attributes)
         if isinstance(node, AttachmentRef):
             self._keep((parent, name), node, (number, attributes, entry))
         return entry
@@ -132,12 +132,12 @@ class Entries:
             if self._inodes.disputed:
                 return None
             _, inode = self._inodes.remember(ready.file, number)
-            inode.tell(attributes)
+            inode.returned(attributes)
         else:
             if inode.node is not ready.file and inode.node != ready.file:
                 return None
             if inode.attributes is not attributes:
-                inode.settle(attributes)
+                inode.update_attributes(attributes)
             inode.lookups += 1
         entry = ready.entry
         entry.entry_timeout = entry.attr_timeout = left

@@ -49,7 +49,7 @@ _KINDS: dict[type[AttachfsError], str] = {
 }
 
 
-class _Told:
+class _Logged:
     __slots__ = ("count", "since")
 
     def __init__(self, since: float) -> None:
@@ -68,7 +68,7 @@ class ErrorLog:
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._wall = wall
-        self._told: OrderedDict[tuple[str, str], _Told] = OrderedDict()
+        self._logged: OrderedDict[tuple[str, str], _Logged] = OrderedDict()
         self.counts = dict.fromkeys(_KINDS.values(), 0)
         self._latest: deque[dict[str, Any]] = deque(maxlen=_LATEST)
 
@@ -81,7 +81,7 @@ class ErrorLog:
         named = "assets/" in path and path in error.reason
         self.counts[_KINDS.get(type(error), "other")] += 1
         key = ("" if "assets/" in error.reason and not named else path, error.reason)
-        told = self._told.get(key)
+        logged = self._logged.get(key)
         now = self._clock()
         self._latest.append(
             {
@@ -92,14 +92,14 @@ class ErrorLog:
                 "errno": errno_of(error),
             }
         )
-        if told is not None and now - told.since < _AGAIN:
-            told.count += 1
+        if logged is not None and now - logged.since < _AGAIN:
+            logged.count += 1
             return
-        repeats = f" (and {told.count} times more before)" if told is not None and told.count else ""
-        self._told[key] = _Told(now)
-        self._told.move_to_end(key)
-        if len(self._told) > _KEPT:
-            (_, reason), oldest = self._told.popitem(last=False)
+        repeats = f" (and {logged.count} times more before)" if logged is not None and logged.count else ""
+        self._logged[key] = _Logged(now)
+        self._logged.move_to_end(key)
+        if len(self._logged) > _KEPT:
+            (_, reason), oldest = self._logged.popitem(last=False)
             if oldest.count:
                 log.warning("%s (%d times more)", reason, oldest.count)
         level = logging.ERROR if isinstance(error, IntegrityError) else logging.WARNING
@@ -121,7 +121,7 @@ class ErrorLog:
 
     def flush(self) -> None:
         """Tell the counts that were not told."""
-        for (path, reason), told in self._told.items():
-            if told.count:
-                log.warning("%s: %s (%d times more)", path, reason, told.count)
-        self._told.clear()
+        for (path, reason), logged in self._logged.items():
+            if logged.count:
+                log.warning("%s: %s (%d times more)", path, reason, logged.count)
+        self._logged.clear()

@@ -35,12 +35,12 @@ class Inode:
         # The kernel may hold pages that were handed out and never verified.
         self.suspect = False
 
-    def tell(self, attributes: Attributes) -> None:
+    def returned(self, attributes: Attributes) -> None:
         """Remember what has been told of a file's size."""
         if attributes.size_known and not attributes.is_dir:
             self.attributes = attributes
 
-    def settle(self, attributes: Attributes, size: int | None = None) -> None:
+    def update_attributes(self, attributes: Attributes, size: int | None = None) -> None:
         """Remember attributes; `size`: what the file really has, if that is known better.
 
         Raises:
@@ -52,7 +52,7 @@ class Inode:
             raise IntegrityError(
                 f"the ledger now records {size} bytes where it recorded {told.size}, and the file is open"
             )
-        self.tell(attributes)
+        self.returned(attributes)
 
     def opened(self, *, verified: bool, content: Digest | None = None) -> bool:
         """Count an open; return whether the kernel may keep the pages it has of this file.

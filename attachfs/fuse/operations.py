@@ -94,7 +94,7 @@ class Filesystem(pyfuse3.Operations):
         blobs: the bytes.
         inodes: what the kernel knows.
         readahead: is told what programs do.
-        waiting: bounds every wait.
+        deadlines: bounds every wait.
         faults: is told what went wrong.
         ownership: uid, gid and umask of everything.
         timeout: seconds an answer about names and attributes may take.
@@ -114,7 +114,7 @@ class Filesystem(pyfuse3.Operations):
         blobs: BlobStore,
         inodes: InodeTable,
         readahead: ReadAhead,
-        waiting: RequestDeadlines,
+        deadlines: RequestDeadlines,
         faults: ErrorLog,
         ownership: Ownership,
         *,
@@ -129,7 +129,7 @@ class Filesystem(pyfuse3.Operations):
         self._tree = tree
         self._blobs = blobs
         self._readahead = readahead
-        self._waiting = waiting
+        self._deadlines = deadlines
         self.faults = faults
         self._timeout = timeout
         self._negative_ttl = negative_ttl
@@ -166,7 +166,7 @@ class Filesystem(pyfuse3.Operations):
             if known is not None:
                 self._readahead.stat(known[0])
             try:
-                with self._waiting.wait(ctx.pid, self._timeout):
+                with self._deadlines.wait(ctx.pid, self._timeout):
                     node, attributes = await self._tree.lookup(parent, text)
             except NotFound:
                 return self.entries.absent(self._negative_ttl)
@@ -178,21 +178,21 @@ class Filesystem(pyfuse3.Operations):
         attributes = self._tree.known_attributes(known.node)
         if not attributes.size_known:
             return None
-        known.settle(attributes)
+        known.update_attributes(attributes)
         return self.entries.make(inode, attributes, attributes.valid_for)
 
     @guard(_path, _known_attributes)
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         known = self.inodes[inode]
         self._readahead.stat(known.node)
-        with self._waiting.wait(ctx.pid, self._timeout):
+        with self._deadlines.wait(ctx.pid, self._timeout):
             attributes = await self._tree.attributes(known.node)
-        known.settle(attributes)
+        known.update_attributes(attributes)
         return self.entries.make(inode, attributes, attributes.valid_for)
 
     @guard(_path)
     async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileNameT:
-        with self._waiting.wait(ctx.pid, self._timeout):
+        with self._deadlines.wait(ctx.pid, self._timeout):
             return FileNameT((await self._tree.link_target(self.inodes[inode].node)).encode())
 
     @guard(_no_path)
@@ -211,7 +211,7 @@ class Filesystem(pyfuse3.Operations):
         text = name.decode("utf-8", "replace")
         if text == STATUS_XATTR and inode == pyfuse3.ROOT_INODE:
             return self._status()
-        with self._waiting.wait(ctx.pid, self._timeout):
+        with self._deadlines.wait(ctx.pid, self._timeout):
             if text.startswith(CLAIM_PREFIX):
                 if not isinstance(node, AttachmentRef):
                     raise NoAttribute(f"{path_of(node)} has no attribute {text}")
@@ -225,7 +225,7 @@ class Filesystem(pyfuse3.Operations):
 
     @guard(_path, _known_xattr_names)
     async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
-        with self._waiting.wait(ctx.pid, self._timeout):
+        with self._deadlines.wait(ctx.pid, self._timeout):
             names = await self._tree.xattr_names(self.inodes[inode].node)
         return [XAttrNameT(name) for name in names]
 
@@ -237,7 +237,7 @@ class Filesystem(pyfuse3.Operations):
         self._readahead.entered(node)
         directory = self._tree.known_directory(node)
         if directory is None:
-            with self._waiting.wait(ctx.pid, self._timeout):
+            with self._deadlines.wait(ctx.pid, self._timeout):
                 directory = await self._tree.open_directory(node)
         return FileHandleT(self.directories.add(OpenDirectory(directory, ctx.pid)))
 
@@ -251,7 +251,7 @@ class Filesystem(pyfuse3.Operations):
         # being fetched. Only an empty reply means the end.
         if first >= directory.available and start_id >= _DOTS and not directory.complete:
             try:
-                with self._waiting.wait(pid, self._timeout):
+                with self._deadlines.wait(pid, self._timeout):
                     await directory.reach(first)
             except NotFound as error:
                 # To readdir(3), ENOENT is the end of the directory: what is missing would never be missed.
@@ -285,7 +285,7 @@ class Filesystem(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, FileNameT(name.encode()), entry, index + _DOTS):
                 break
             _, inode = self.inodes.remember(node, number)
-            inode.tell(attributes)
+            inode.returned(attributes)
 
     def _reply_dots(self, node: Node, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
         """Reply with "." and ".."; of these the kernel takes numbers and nothing else."""
@@ -315,14 +315,14 @@ class Filesystem(pyfuse3.Operations):
         self._readahead.opened(known.node)
         # No total deadline: fetching a large blob takes what it takes. Its progress is watched below.
         try:
-            with self._waiting.wait(ctx.pid):
+            with self._deadlines.wait(ctx.pid):
                 blob = await self._blobs.open(known.node)
         except AttachfsError as error:
             await self._observe(ctx, known.node, None, error)
             raise
         try:
             await self._observe(ctx, known.node, blob, None)
-            known.settle(self._tree.known_attributes(known.node), size=blob.size)
+            known.update_attributes(self._tree.known_attributes(known.node), size=blob.size)
             keep = known.opened(verified=blob.verified, content=blob.digest)
         except BaseException:
             blob.close()

@@ -95,8 +95,8 @@ class ReadAhead:
         self._number = number
         self._budget = min(_BUDGET, room // 4)
         self._directories: OrderedDict[Node, _Files] = OrderedDict()
-        self._renewal = BulkRefresher(ledger, tree, nursery)
-        self._tours: dict[Node, Crawl] = {}  # by the directory of assets
+        self._refresher = BulkRefresher(ledger, tree, nursery)
+        self._crawls: dict[Node, Crawl] = {}  # by the directory of assets
         self._does = _LISTS
         self._walking: AssetRef | None = None
         self._fetched: OrderedDict[AttachmentRef, int] = OrderedDict()  # ahead, and not opened yet
@@ -106,9 +106,9 @@ class ReadAhead:
     def listed(self, directory: Directory) -> None:
         """Take note of a directory whose entries have been read."""
         if directory.node in (Place.ASSETS, Place.BY_NAME):
-            tour = self._tours.get(directory.node)
-            if tour is None or tour.directory.names is not directory.names:
-                self._tours[directory.node] = Crawl(
+            crawl = self._crawls.get(directory.node)
+            if crawl is None or crawl.directory.names is not directory.names:
+                self._crawls[directory.node] = Crawl(
                     directory, self._number, self._ledger.clock, self._in_thread
                 )
             return
@@ -154,36 +154,36 @@ class ReadAhead:
     def entered(self, node: Node) -> None:
         """Take note of a directory that is being opened."""
         if isinstance(node, EventsDir) and node.realm == "assets":
-            tour, name = self._tours.get(Place.ASSETS), node.asset
+            crawl, name = self._crawls.get(Place.ASSETS), node.asset
         elif isinstance(node, ByNameNode) and node.is_events:
-            tour, name = self._tours.get(Place.BY_NAME), node.parts[0]
+            crawl, name = self._crawls.get(Place.BY_NAME), node.parts[0]
         else:
             return
-        if tour is None:
+        if crawl is None:
             return
-        streak = tour.step(name)
+        streak = crawl.step(name)
         if not streak:
             self._does = _LISTS
         self._walking = self._tree.known_asset(node)
         if self._does == _LISTS and self._walking is not None:
-            tour.asked += not self._ledger.has_events(self._walking)
-        for ahead in tour.walk.ahead(2 ** min(streak, _DOUBLINGS)):
-            asset = self._tree.known_asset(tour.directory.child(ahead))
+            crawl.asked += not self._ledger.has_events(self._walking)
+        for ahead in crawl.walk.ahead(2 ** min(streak, _DOUBLINGS)):
+            asset = self._tree.known_asset(crawl.directory.child(ahead))
             if asset is not None:
-                self._ask_ahead(asset, tour)
-        if tour.done:
-            del self._tours[tour.directory.node]  # with all that it knows of the order
+                self._ask_ahead(asset, crawl)
+        if crawl.done:
+            del self._crawls[crawl.directory.node]  # with all that it knows of the order
         else:
-            self._renewal.consider(tour)
+            self._refresher.consider(crawl)
 
     # -- what is asked ahead -----------------------------------------------------------------------
 
-    def _ask_ahead(self, asset: AssetRef, tour: Crawl) -> None:
+    def _ask_ahead(self, asset: AssetRef, crawl: Crawl) -> None:
         """Ask for what a walk will want of an asset, unless it is known or about to be."""
         known = self._ledger.has_events(asset)
-        if self._does == _LISTS and (known or self._renewal.reads_events):
+        if self._does == _LISTS and (known or self._refresher.reads_events):
             return
-        tour.asked += not known
+        crawl.asked += not known
         self._start(self._asset, asset)
 
     def _on_the_way(self, file: AttachmentRef, does: int) -> None:

@@ -30,6 +30,8 @@ from attachfs.ledger.view import Ledger
 from attachfs.mount.custody import CustodyRecorder
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
 from attachfs.mount.origin import of_archive, of_service, pins_of
+from attachfs.mount.reload import Reloader
+from attachfs.mount.service_status import ServiceStatus
 from attachfs.mount.sharing import open_shared_cache, share
 from attachfs.mount.signals import SignalHandler
 from attachfs.mount.status import status_json
@@ -159,8 +161,8 @@ async def _filesystem(
             local=origin.local,
             on_admitted=sharing.on_admitted,
         )
-        waiting = RequestDeadlines()
-        tasks.keep_running("looking for killed callers", waiting.watch)
+        deadlines = RequestDeadlines()
+        tasks.keep_running("looking for killed callers", deadlines.watch)
         if custody is not None:
             tasks.keep_running("bringing the custody log to the disk", custody.keep_synced)
 
@@ -168,7 +170,7 @@ async def _filesystem(
             uptime = round((time.time_ns() - born) / 1e9, 1)
             about = {"mountpoint": str(mountpoint), "uptime_s": uptime, "log": log_place}
             return status_json(
-                control.config, about, origin, ledger, blobs, cache, filesystem, sharing.shared
+                reloader.config, about, origin, ledger, blobs, cache, filesystem, sharing.shared
             )
 
         inodes = InodeTable()
@@ -185,7 +187,7 @@ async def _filesystem(
                 inodes.number,
                 config.cache_size,
             ),
-            waiting,
+            deadlines,
             ErrorLog(trio.current_time),
             Ownership(config.uid, config.gid, config.umask),
             timeout=config.timeout,
@@ -194,7 +196,7 @@ async def _filesystem(
             space=lambda: (0, 0) if config.archive is not None else cache.space(),
             observer=custody,
         )
-        control = SignalHandler(
+        reloader = Reloader(
             config,
             mountpoint,
             reload,
@@ -203,17 +205,14 @@ async def _filesystem(
             ledger=ledger,
             blobs=blobs,
             filesystem=filesystem,
-            notifier=Notifier(),
-            tasks=tasks,
-            figures=figures,
             custody=custody,
         )
+        status = ServiceStatus(Notifier(), mountpoint, lambda: reloader.config, figures)
+        control = SignalHandler(mountpoint, reloader, status, tasks, figures)
         if origin.connected is not None:
-            with trio.move_on_after(
-                _TRYING
-            ) as waiting_for_it:  # the first answer is a round trip nearer then
+            with trio.move_on_after(_TRYING) as trying:
                 await origin.connected.wait()
-            if waiting_for_it.cancelled_caught:
+            if trying.cancelled_caught:
                 log.warning("mounting all the same: %s has not answered yet", origin.url)
         try:
             yield filesystem, control, tasks

@@ -47,7 +47,7 @@ def watched(tmp_path: Path, scripted: ScriptedLedger) -> Watched:
 
 
 @pytest.mark.parametrize(
-    "blocks", ["time.sleep(0.3)", "sum(range(30_000_000))", "__import__('zlib').compress(b'x' * 10**8)"]
+    "blocks", ["time.sleep(0.6)", "sum(range(30_000_000))", "__import__('zlib').compress(b'x' * 10**8)"]
 )
 def test_the_watchdog_sees_a_step_that_sleeps_or_computes(watched: Watched, blocks: str) -> None:
     prelude = f"""

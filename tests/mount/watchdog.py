@@ -2,7 +2,7 @@
 
 This machine may be busy: a step can take long because nobody let it run. So what counts of a step is the
 processor time that it used; or, if that is more, the time it took less what it spent waiting for a processor
-(schedstat) and less what a thread beside it that does nothing had to wait meanwhile.
+(schedstat) and less what a thread beside it that does nothing had to wait for the interpreter meanwhile.
 """
 
 import os
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import trio
 
-LIMIT = 0.1  # seconds; 50 ms on a machine of one's own
+COMPUTED = 0.1  # seconds of processor; 50 ms on a machine of one's own
+WAITED = 0.25  # seconds asleep; a busy machine's disk holds up who only touches a page of the program
+_SUSPECT = min(COMPUTED, WAITED)
 _TICK = 0.005
 
 
@@ -35,35 +37,37 @@ class Watchdog(trio.abc.Instrument):
 
     def before_task_step(self, _task: trio.lowlevel.Task) -> None:
         self._lag, self._stack = 0.0, ""
-        self._queued, self._cpu = self._queue_time(), time.thread_time()
+        self._queued, self._cpu = self._queue_time(self._schedstat), time.thread_time()
         self._began = time.perf_counter()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         took = time.perf_counter() - self._began
         began, self._began = self._began, 0.0
-        if took < LIMIT or not began:
+        if took < _SUSPECT or not began:
             return
         cpu = time.thread_time() - self._cpu
-        waited = took - (self._queue_time() - self._queued) - self._lag
-        if max(cpu, waited) >= LIMIT:
+        queued = self._queue_time(self._schedstat) - self._queued
+        time.sleep(4 * _TICK)  # for the idle thread, which may not have been awake since
+        waited = took - queued - self._lag
+        if cpu >= COMPUTED or waited >= WAITED:
             with self._report.open("a") as report:
                 report.write(f"{task.name}: {cpu:.3f} s of processor, {waited:.3f} s in all\n{self._stack}\n")
 
-    def _queue_time(self) -> float:
-        return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
+    @staticmethod
+    def _queue_time(schedstat: int) -> float:
+        return int(os.pread(schedstat, 100, 0).split()[1]) / 1e9
 
     def _idle(self) -> None:
-        before = time.perf_counter()
+        own = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        before, queued_before = time.perf_counter(), self._queue_time(own)
         while True:
             time.sleep(_TICK)
-            now = time.perf_counter()
-            began = self._began
-            if began:
-                self._lag += max(0.0, now - max(before, began) - _TICK)
-                frame = sys._current_frames().get(self._loop)
-                if now - began > LIMIT / 2 and frame is not None:
-                    self._stack = "".join(traceback.format_stack(frame)[-6:])
-            before = now
+            now, queued = time.perf_counter(), self._queue_time(own)
+            self._lag += max(0.0, now - before - _TICK - (queued - queued_before))
+            before, queued_before = now, queued
+            began, frame = self._began, sys._current_frames().get(self._loop)
+            if began and now - began > _SUSPECT / 2 and frame is not None:
+                self._stack = "".join(traceback.format_stack(frame)[-6:])
 
 
 def watch(report: Path) -> None:

@@ -212,7 +212,7 @@ class TestRecordsThatChange:
     ) -> None:
         number = await world.look_up()
         inode = world.inodes[number]
-        inode.tell(Attributes(False, 9, TIME, 1.0))
+        inode.returned(Attributes(False, 9, TIME, 1.0))
         inode.opened(verified=True)
         with pytest.raises(IntegrityError):
             world.again()

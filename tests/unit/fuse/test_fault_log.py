@@ -104,7 +104,7 @@ def test_at_the_end_the_counts_are_told(faults: ErrorLog, caplog: pytest.LogCapt
 def test_memory_is_bounded(faults: ErrorLog) -> None:
     for number in range(_KEPT + 100):
         faults.record("open", str(number), TimedOut("slow"))
-    assert len(faults._told) == _KEPT
+    assert len(faults._logged) == _KEPT
 
 
 def test_a_path_that_the_reason_names_is_there_once(

@@ -1,0 +1,83 @@
+"""How the mount is, in one line, for the service manager: when it is ready, when it changes, when it ends."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from attachfs.config.settings import Config
+from attachfs.mount.systemd import Notifier
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY = 5.0  # seconds
+
+
+class ServiceStatus:
+    """Reports a mount's state to the service manager, if there is one.
+
+    Args:
+        notifier: the service manager.
+        mountpoint: where it is mounted.
+        config: returns the settings in use.
+        figures: returns the mount's figures as JSON.
+    """
+
+    def __init__(
+        self,
+        notifier: Notifier,
+        mountpoint: Path,
+        config: Callable[[], Config],
+        figures: Callable[[], bytes],
+    ) -> None:
+        self._notifier = notifier
+        self._mountpoint = mountpoint
+        self._config = config
+        self._figures = figures
+        self._reloading = trio.Lock()
+
+    @property
+    def listening(self) -> bool:
+        """Whether there is anybody to report to."""
+        return self._notifier.listening
+
+    def ready(self) -> None:
+        """Report that the mount answers."""
+        self._notifier.ready(self._state())
+
+    def stopping(self) -> None:
+        """Report that the mount is being taken down."""
+        self._notifier.stopping("unmounting")
+
+    @asynccontextmanager
+    async def reloading(self) -> AsyncIterator[None]:
+        """Report that the configuration is being read again, and the end of that, however it ends."""
+        async with self._reloading:
+            self._notifier.reloading()
+            try:
+                yield
+            finally:
+                self.ready()
+
+    async def keep_reporting(self) -> None:
+        """Report changes, for as long as this runs."""
+        while True:
+            await trio.sleep(_REPORT_EVERY)
+            if not self._reloading.locked():
+                self._notifier.status(self._state())
+
+    def _state(self) -> str:
+        state = f"{self._mountpoint}: {self._config().url}"
+        try:
+            figures = json.loads(self._figures())
+            if figures["offline"]:
+                return f"{state}, offline"
+            if figures["requests"].get("unreachable_since") is not None:
+                return f"{state}, out of reach ({figures['requests']['unreachable_reason']})"
+            return f"{state}, {figures['open_files']} open files, {figures['downloading']} downloads"
+        except Exception:  # a statistic ends nothing
+            log.exception("the service manager is not told how the mount is")
+            return state
