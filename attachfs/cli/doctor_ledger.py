@@ -17,6 +17,7 @@ from attachfs.errors import (
     BadAnswer,
     NotFound,
     RateLimited,
+    Unreachable,
     UsageError,
     causes_of,
     first_of,
@@ -126,7 +127,8 @@ def _trouble(error: BaseException, url: str) -> tuple[State, str]:
     if isinstance(error, BadAnswer) and re.search("answered 5[0-9][0-9]", error.reason):
         return State.UNKNOWN, "the service is unwell: try again later, or ask its operator"
     remedy = "check the host and port in --url, the network, its proxies and firewalls"
-    if isinstance(error, NotFound | BadAnswer):
+    stranger = isinstance(error, Unreachable) and re.search("in (its )?place", error.reason) is not None
+    if stranger or isinstance(error, NotFound | BadAnswer):
         remedy = "something else than a ledger answers there: check --url"
         remedy += "; is it https:// ?" if url.startswith("http:") else ""
     return State.WRONG, remedy
