@@ -5,9 +5,10 @@ from collections.abc import Callable
 from attachfs import model
 from attachfs.ledger.all_events import BulkEvents
 from attachfs.ledger.lifetimes import Lifetimes
-from attachfs.ledger.listing_cache import ListingCache, parse_in_slices
+from attachfs.ledger.listing_cache import ListingCache
 from attachfs.ledger.listings import Source
 from attachfs.ledger.outage import Outage
+from attachfs.ledger.record_pages import parse_in_slices
 from attachfs.ledger.records import note_for
 from attachfs.model import Event
 

@@ -421,7 +421,7 @@ class TestListings:
 
 class TestBounds:
     async def test_every_table_is_bounded(self, ledger: Ledger) -> None:
-        parts = (ledger.records, ledger.listings)
+        parts = (ledger.records, ledger.listings, ledger.listings._finder)
         tables = [value for part in parts for value in vars(part).values() if isinstance(value, TTLCache)]
         assert len(tables) == 5
         assert all(table.size <= 32_768 for table in tables)

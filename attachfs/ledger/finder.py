@@ -1,0 +1,139 @@
+"""Finds assets by name and events by time, by filtered requests whose outcomes are kept."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from attachfs import model
+from attachfs.background import TaskStarter
+from attachfs.errors import NotFound, Unreachable
+from attachfs.ledger.lifetimes import Lifetimes
+from attachfs.ledger.listings import Listing
+from attachfs.ledger.outage import Outage
+from attachfs.ledger.record_pages import PageReader, RecordPager, RecordsPage
+from attachfs.ledger.refresher import Refresher
+from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
+from attachfs.model import Asset, AssetRef, Event
+
+_FOUND = 16_384  # outcomes kept; most are one id
+
+R = TypeVar("R", bound=Asset | Event)
+FindKey = str | tuple[AssetRef, str, str]
+
+
+class Finder:
+    """Asks the service which records pass a filter.
+
+    Args:
+        pages: reads the pages of an answer.
+        nursery: where shared requests run.
+        lifetimes: says for how long an outcome is good.
+        outage: knows whether the service answers.
+        is_complete: whether an asset's events, or all assets (None), are known by a listing that is complete.
+    """
+
+    def __init__(
+        self,
+        pages: PageReader,
+        nursery: TaskStarter,
+        lifetimes: Lifetimes,
+        outage: Outage,
+        is_complete: Callable[[AssetRef | None], bool],
+    ) -> None:
+        self._pages = pages
+        self._lifetimes = lifetimes
+        self._outage = outage
+        self._is_complete = is_complete
+        self._found: TTLCache[FindKey, tuple[str, ...]] = TTLCache(_FOUND, lifetimes.clock)
+        self._finds: Refresher[FindKey, CacheEntry[tuple[str, ...]]] = Refresher(nursery, lifetimes, outage)
+
+    def forget(self) -> None:
+        """Drop everything that is remembered. What is being asked for is not kept either."""
+        self._finds.forget()
+        self._found.clear()
+
+    async def find_assets(self, display_name: str) -> tuple[str, ...]:
+        """Return the ids of the assets that have exactly this name, by a filtered request.
+
+        Raises:
+            NotFound: there are none.
+            AttachfsError: the service could not be asked.
+        """
+
+        async def page(token: str) -> RecordsPage[Asset]:
+            return await self._pages.assets_on_page(token, {"attributes.arc_display_name": display_name})
+
+        return await self._find(
+            display_name, page, lambda asset: asset.display_name == display_name, self._knows_assets
+        )
+
+    async def find_events(self, asset: AssetRef, since: str, before: str) -> tuple[str, ...]:
+        """Return the ids of an asset's events that were accepted between two times (RFC 3339).
+
+        Raises:
+            NotFound: there are none.
+            AttachfsError: the service could not be asked.
+        """
+
+        async def page(token: str) -> RecordsPage[Event]:
+            times = {"timestamp_accepted_since": since, "timestamp_accepted_before": before}
+            return await self._pages.events_on_page(asset, token, times)
+
+        async def known() -> bool:
+            return await self._knows_events(asset)
+
+        first, last = model.parse_time_ns(since), model.parse_time_ns(before)
+        return await self._find(
+            (asset, since, before), page, lambda event: first <= event.time_ns < last, known
+        )
+
+    async def _find(
+        self,
+        key: FindKey,
+        page: Callable[[str], Awaitable[RecordsPage[R]]],
+        fits: Callable[[R], bool],
+        listing_known: Callable[[], Awaitable[bool]],
+    ) -> tuple[str, ...]:
+        async def read(token: str) -> RecordsPage[R]:
+            found = await page(token)
+            # A service may compare more loosely than we do, or not know the filter.
+            return found._replace(records=[one for one in found.records if fits(one)])
+
+        async def fetch() -> CacheEntry[tuple[str, ...]]:
+            generation = self._lifetimes.generation
+            pager = RecordPager(read, self._lifetimes.clock)
+            listing = Listing(pager, f"those with {key!a}")
+            while await listing.reach(len(listing.ids)):
+                pass
+            known = self._outcome(key, listing)
+            if generation == self._lifetimes.generation:
+                self._found.put(key, known)
+            return known
+
+        async def fallback() -> CacheEntry[tuple[str, ...]] | None:
+            old = self._found.get(key)
+            if old is not None:
+                self._outage.served(old.learned)
+                return self._lifetimes.stale(old)
+            if await listing_known():
+                error = Unreachable(f"the service cannot be asked what has {key!a}; look in the listing")
+                return CacheEntry(error, 0.0)
+            return None
+
+        known = self._found.fresh(key)
+        if known is None:
+            known = await self._finds.get(key, fetch, fallback)
+        return known.get()
+
+    def _outcome(self, key: FindKey, listing: Listing) -> CacheEntry[tuple[str, ...]]:
+        known: CacheEntry[tuple[str, ...]]
+        if listing.ids:
+            known = self._lifetimes.entry(tuple(listing.ids))
+        else:
+            known = self._lifetimes.absence(NotFound(f"the ledger has nothing with {key!a}"))
+        return known._replace(expires=min(known.expires, listing.retry_at))
+
+    async def _knows_assets(self) -> bool:
+        return self._is_complete(None) or await self._pages.is_kept(lambda stored: stored.assets_page())
+
+    async def _knows_events(self, asset: AssetRef) -> bool:
+        return self._is_complete(asset) or await self._pages.is_kept(lambda stored: stored.events_page(asset))
