@@ -49,8 +49,10 @@ def problems_of(point: Path, case: Case) -> list[str]:
 def test_forged_answers_behind_all_answers_change_nothing_that_is_read(
     tmp_path: Path, what: str, after: float
 ) -> None:
-    """Promise 37: "What a service, or anything between, sends behind an answer is never taken for the answer to
-    another question."
+    """Three readers, three files after each other, every answer followed by forged ones.
+
+    Promise 37: "What a service, or anything between, sends behind an answer is never taken for the answer
+    to another question."
     """
     with lane(tmp_path) as mounted:
         cases = [mounted.fresh() for _ in range(12)]
@@ -80,7 +82,9 @@ def test_forged_answers_behind_all_answers_change_nothing_that_is_read(
 def test_a_stranger_s_page_makes_nothing_missing_nor_forbidden_and_heals_at_once(
     tmp_path: Path, status: int
 ) -> None:
-    """Promise 38: "What a gateway or the login page of a network answers in place of the ledger makes nothing
+    """Both for the asset's record and for the attachments'.
+
+    Promise 38: "What a gateway or the login page of a network answers in place of the ledger makes nothing
     absent or forbidden, and is forgotten at once."
     """
     with lane(tmp_path) as mounted:
