@@ -78,7 +78,7 @@ class ErrorLog:
             log.debug("%s %s: %s", operation, path, error.reason)
             return
         # A reason that names another thing (a record that cannot be read) is one for all that it concerns.
-        named = "assets/" in path and path in error.reason
+        named = _names(error.reason, path)
         self.counts[_KINDS.get(type(error), "other")] += 1
         key = ("" if "assets/" in error.reason and not named else path, error.reason)
         logged = self._logged.get(key)
@@ -95,13 +95,13 @@ class ErrorLog:
         if logged is not None and now - logged.since < _AGAIN:
             logged.count += 1
             return
-        repeats = f" (and {logged.count} times more before)" if logged is not None and logged.count else ""
+        repeats = f" (and {_times(logged.count)} more before)" if logged is not None and logged.count else ""
         self._logged[key] = _Logged(now)
         self._logged.move_to_end(key)
         if len(self._logged) > _KEPT:
             (_, reason), oldest = self._logged.popitem(last=False)
             if oldest.count:
-                log.warning("%s (%d times more)", reason, oldest.count)
+                log.warning("%s (%s more)", reason, _times(oldest.count))
         level = logging.ERROR if isinstance(error, IntegrityError) else logging.WARNING
         number = errno_of(error)
         log.log(
@@ -120,8 +120,18 @@ class ErrorLog:
         return list(self._latest)
 
     def flush(self) -> None:
-        """Tell the counts that were not told."""
+        """Log the counts that were not logged."""
         for (path, reason), logged in self._logged.items():
             if logged.count:
-                log.warning("%s: %s (%d times more)", path, reason, logged.count)
+                where = "" if not path or _names(reason, path) else f"{path}: "
+                log.warning("%s%s (%s more)", where, reason, _times(logged.count))
         self._logged.clear()
+
+
+def _names(reason: str, path: str) -> bool:
+    """Whether a reason names the path itself."""
+    return "assets/" in path and path in reason
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

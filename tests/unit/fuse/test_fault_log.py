@@ -120,3 +120,10 @@ def test_a_bad_record_is_told_once_however_many_files_it_concerns(
     for number in range(12_000):
         faults.record("lookup", f"assets/x/{number}", errors.BadAnswer("assets/x: the record is no JSON"))
     assert told(caplog) == ["lookup assets/x/0: assets/x: the record is no JSON [EIO]"]
+
+
+def test_a_count_names_a_path_once_too(faults: ErrorLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        faults.record("open", "assets/x", TimedOut("assets/x: no answer"))
+    faults.flush()
+    assert told(caplog)[1:] == ["assets/x: no answer (once more)"]
