@@ -61,8 +61,9 @@ def reason_of(error: OSError) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Return a number with its noun: `1 file`, `2 files`, `2 directories`."""
+    many = f"{noun[:-1]}ies" if noun.endswith("ory") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else many}"
 
 
 def moment(seconds: float) -> str:

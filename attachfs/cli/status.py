@@ -150,7 +150,8 @@ def _facts(figures: dict[str, Any]) -> Table:
             "open",
             (
                 f"{output.count(figures.get('open_files', 0), 'file')}, "
-                f"{figures.get('open_directories', 0)} directories, {figures.get('inodes', 0):,} inodes"
+                f"{output.count(figures.get('open_directories', 0), 'directory')}, "
+                f"{output.count(figures.get('inodes', 0), 'inode')}"
             ),
             "",
         ),

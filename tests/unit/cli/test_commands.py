@@ -698,3 +698,12 @@ def test_a_variable_that_names_no_authorities_is_told(
 @pytest.mark.parametrize("seconds", [1e30, -1e30, float("inf"), float("nan"), 253402300800.0, -62135596801.0])
 def test_times_beyond_the_calendar_are_told_all_the_same(seconds: float) -> None:
     assert "since 1970" in output.moment(seconds)
+
+
+def test_numbers_agree_with_their_nouns() -> None:
+    assert [output.count(n, "file") for n in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]
+    assert [output.count(n, "directory") for n in (0, 1, 2)] == [
+        "0 directories",
+        "1 directory",
+        "2 directories",
+    ]
