@@ -1,13 +1,14 @@
 """Tables of what is known: values with their times, and records in a form that takes little room. Sync.
 
-A table holds so many values, and the one that was learnt first goes first: as all are good for the same
-time, that is the one which would be asked for again soonest. The assets that pages of listings bring are
-kept packed beside it, some 300 bytes each with an attachment: a walk over a ledger comes back for each
-of them long after they were listed, and in an order of its own.
+A table holds so many values, and the one that was used least lately goes first. The assets that pages of
+listings bring are kept packed beside it, some 300 bytes each with an attachment: a walk over a ledger comes
+back for each of them long after they were listed, and in an order of its own.
 """
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from cachetools import TLRUCache
 
 from attachfs.errors import AttachfsError
 
@@ -44,7 +45,8 @@ class TTLCache(Generic[K, T]):
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self.size = size
         self._clock = clock
-        self._known: dict[K, CacheEntry[T]] = {}
+        # Drops what may not be served any more, and of the rest what was used least lately.
+        self._known: TLRUCache[K, CacheEntry[T]] = TLRUCache(size, _last_use, timer=clock)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -58,10 +60,7 @@ class TTLCache(Generic[K, T]):
             if other is not None and (known is None or other.expires > known.expires):
                 self._keep(key, other)
                 known = other
-        if known is None or now < known.expires or now < known.stale_until:
-            return known
-        self._known.pop(key, None)
-        return None
+        return known
 
     def fresh(self, key: K) -> CacheEntry[T] | None:
         """Return what is known and need not be asked again."""
@@ -87,12 +86,12 @@ class TTLCache(Generic[K, T]):
     def _keep(self, key: K, known: CacheEntry[T]) -> None:
         self._known.pop(key, None)
         self._known[key] = known
-        if len(self._known) > self.size:
-            del self._known[next(iter(self._known))]
 
     def _otherwise(self, _key: K, /) -> CacheEntry[T] | None:
         """Return what is known of a value that is not in the table, or old."""
         return None
 
 
-# -- packed records ----------------------------------------------------------------------------------------
+def _last_use(_key: object, known: CacheEntry[Any], _now: float) -> float:
+    """Return until when an entry may be served at all."""
+    return max(known.expires, known.stale_until)

@@ -64,7 +64,7 @@ KNOWS = {
     "pyfuse3": {"fuse", "mount/serve.py"},
     "httptools": {"service"},
     "httpx": {"service", "shared_cache"},
-    "cachetools": {"cache/index.py"},
+    "cachetools": {"cache/index.py", "ledger/ttl_cache.py"},
 }
 
 
