@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import ScriptedLedger, serve
+from tests.mount.scripted import Handler, ScriptedLedger, send, serve
 
 ROOT = Path(__file__).parents[2]
 Watched = Callable[..., contextlib.AbstractContextManager[Mounted]]
@@ -97,3 +97,17 @@ def test_a_database_that_another_process_has_locked_blocks_nothing(
                 mounted.sh(f"cat {file}")
             assert json.loads(os.getxattr(mounted.point, "user.attachfs.status"))
             other.execute("ROLLBACK")
+
+
+def test_an_absurd_page_blocks_nothing(watched: Watched, scripted: ScriptedLedger) -> None:
+    page = b'{"assets":[' + b"{}," * 10_000_000 + b'{}],"next_page_token":""}'
+
+    def absurd(request: Handler) -> bool:
+        send(request, 200, page)
+        return True
+
+    file = scripted.add("file", b"content")
+    with watched("--timeout=30") as mounted:
+        scripted.bend["assets"] = absurd
+        mounted.sh("ls assets", check=False)
+        assert mounted.sh(f"cat {file}").stdout == "content"
