@@ -158,4 +158,8 @@ def mount_helper() -> None:
     from attachfs.cli import mount_helper as cli_mount_helper
 
     streams.prepare()
-    sys.exit(cli_mount_helper.main())
+    try:
+        with streams.output_failures_told(), _interruption_told():
+            sys.exit(cli_mount_helper.main())
+    finally:
+        streams.finish()

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import click
-
 from attachfs import __version__
+from attachfs.cli import output
 from attachfs.config import directories
 from attachfs.config import settings as config_settings
 from attachfs.config.settings import Config
@@ -46,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Mount as mount(8) asks; return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) in (["-h"], ["--help"]):
-        click.echo(_SYNOPSIS)
+        output.say(_SYNOPSIS)
         return DONE
     if list(arguments) in (["-V"], ["--version"]):
-        click.echo(f"mount.attachfs {__version__}")
+        output.say(f"mount.attachfs {__version__}")
         return DONE
     try:
         call = parse(arguments)
@@ -111,4 +110,4 @@ def _mount(call: Call, settings: Config) -> int:
 
 
 def _say(text: str) -> None:
-    click.echo(f"mount.attachfs: {text}", err=True)
+    output.note(f"mount.attachfs: {text}")

@@ -3,10 +3,9 @@
 import logging
 import os
 import select
+import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import click
 
 from attachfs.cache import lock_file
 from attachfs.config.settings import Config
@@ -43,7 +42,7 @@ def run_foreground(
         place = mount_log.set_up(config, background=False, mountpoint=mountpoint)
         _serve(config, mountpoint, ready, reload, place)
     except AttachfsError as error:
-        click.echo(f"attachfs: {error.reason}", err=True)
+        _complain(error.reason)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
@@ -59,12 +58,16 @@ def run_background(config: Config, mountpoint: Path, reload: Reload | None = Non
     with os.fdopen(reading, "rb") as pipe:
         *warnings, said = pipe.read().split(b"\n")
     for warning in warnings:
-        click.echo(f"attachfs: warning: {warning.decode('utf-8', 'replace')}", err=True)
+        _complain(f"warning: {warning.decode('utf-8', 'replace')}")
     if said == _READY:
         return 0
     code, _, reason = said.decode("utf-8", "replace").partition(" ")
-    click.echo(f"attachfs: {reason or 'the mount process ended without a word; try -f'}", err=True)
+    _complain(reason or "the mount process ended without a word; try -f")
     return int(code) if code.isdigit() else 1
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"attachfs: {text}\n")
 
 
 def _serve(

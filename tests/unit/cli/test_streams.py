@@ -159,3 +159,13 @@ def test_help_lists_each_command_that_there_is_and_loads_none() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"trio", "httpx", "rich", "attachfs.cli.doctor"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("stream", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_the_mount_helper_tells_it_too(stream: str, word: str) -> None:
+    code = "from attachfs import __main__ as it; it.mount_helper()"
+    done = run(f'"{sys.executable}" -c "{code}" {word} {stream}')
+    assert done.returncode == 1
+    assert b"standard output cannot be written" in done.stderr
+    assert b"Traceback" not in done.stderr
