@@ -12,7 +12,7 @@ from attachfs.blobs.download import NO_PAUSE, WITHHELD, PausePolicy
 from attachfs.blobs.handle import BlobHandle
 from attachfs.errors import BadAnswer, IntegrityError, Unreachable
 from attachfs.model import AttachmentRef
-from tests.unit.blobs.test_store import World, descriptors, digest_of, flipped
+from tests.unit.blobs.world import World, descriptors, digest_of, flipped
 from tests.unit.fakes import Piece, Transfer, file_ref
 
 FILE = file_ref(3)

@@ -14,7 +14,7 @@ from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.withholding import WITHHELD
 from attachfs.errors import AttachfsError, IntegrityError, Unreachable
-from tests.unit.blobs.test_store import World, digest_of, flipped
+from tests.unit.blobs.world import World, digest_of, flipped
 from tests.unit.fakes import Transfer, file_ref
 
 FILE = file_ref(3)
