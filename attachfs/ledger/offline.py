@@ -5,7 +5,7 @@ and `OfflineSource` answers from them and from nothing else. Nothing here is bel
 verified against the records in any case.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -61,17 +61,19 @@ class RecordingSource:
         page = await self._source.events_page(asset, token, filters)
         return await self._kept_page(_page_key(_events(asset), token, filters), page, generation)
 
-    async def asset(self, ref: AssetRef) -> bytes:
+    # Not coroutines of their own: a request's stack is resumed frame by frame at each of its task switches.
+
+    def asset(self, ref: AssetRef) -> Coroutine[Any, Any, bytes]:
         """Return an asset's record."""
-        return await self._kept(ref.path, self._source.asset(ref))
+        return self._kept(ref.path, self._source.asset(ref))
 
-    async def event(self, ref: EventRef) -> bytes:
+    def event(self, ref: EventRef) -> Coroutine[Any, Any, bytes]:
         """Return an event's record."""
-        return await self._kept(ref.path, self._source.event(ref))
+        return self._kept(ref.path, self._source.event(ref))
 
-    async def info(self, ref: AttachmentRef) -> bytes:
+    def info(self, ref: AttachmentRef) -> Coroutine[Any, Any, bytes]:
         """Return an attachment's `/info`."""
-        return await self._kept(f"{ref.path}/info", self._source.info(ref))
+        return self._kept(f"{ref.path}/info", self._source.info(ref))
 
     async def _kept(self, key: str, answer: Awaitable[bytes]) -> bytes:
         generation = self._store.generation

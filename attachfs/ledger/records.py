@@ -5,8 +5,8 @@ does not answer, what was known (`stale_ttl`) goes on being served, from memory 
 """
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar, overload
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar, overload
 
 from attachfs import model
 from attachfs.background import TaskStarter
@@ -192,13 +192,13 @@ class RecordCache:
             table.clear()
         self.revision += 1
 
-    async def info(self, ref: AttachmentRef, *, anew: bool = False) -> Info:
+    def info(self, ref: AttachmentRef, *, anew: bool = False) -> Coroutine[Any, Any, Info]:
         """Return an attachment's `/info`; `anew`: ask even if it is known and need not be asked.
 
         Raises:
             AttachfsError: as the service answered; 404 and refusals are remembered for `negative_ttl`.
         """
-        return await self._infos.get(ref, anew=anew)
+        return self._infos.get(ref, anew=anew)
 
     def known_info(self, ref: AttachmentRef) -> CacheEntry[Info] | None:
         """Return what is remembered of an attachment's `/info`, without asking."""
