@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from attachfs.demo.spawn import DemoServer
+from attachfs.demo.spawn import DemoServer, spawn_server
 from tests.mount.conftest import Mount
 from tests.mount.test_commands import Program, attachfs
 
@@ -83,3 +83,27 @@ def test_login_stores_what_the_ledger_accepts_and_nothing_else(
         assert list((point / "assets").iterdir())
     finally:
         attachfs("umount", point, check=0)
+
+
+def test_login_stores_an_applications_secret_and_has_mounts_use_it(attachfs: Program, tmp_path: Path) -> None:
+    with spawn_server(["--empty", "--client-id", "me", "--client-secret", "hush-hush"]) as server:
+        refused = log_in(attachfs, server.url, "wrong-one", "--client-id", "me")
+        assert refused.returncode == 1
+        assert "nothing was stored" in refused.stderr
+        done = log_in(attachfs, server.url, "hush-hush\n", "--client-id", "me")
+        assert done.returncode == 0, done.stderr
+        [stored] = (tmp_path / "config" / "attachfs").glob("*.secret")
+        assert stored.read_text().strip() == "hush-hush"
+        assert stat.S_IMODE(stored.stat().st_mode) == 0o600
+        config = tmp_path / "config" / "attachfs" / "config.toml"
+        assert stat.S_IMODE(config.stat().st_mode) == 0o600
+        point = tmp_path / "mnt"
+        point.mkdir()
+        attachfs("mount", point, check=0)  # address, application and secret are in the file now
+        try:
+            assert (point / "assets").is_dir()
+            assert list((point / "assets").iterdir()) == []
+        finally:
+            attachfs("umount", point, check=0)
+        again = log_in(attachfs, server.url, "hush-hush", "--client-id", "me")
+        assert again.returncode == 0
