@@ -56,6 +56,10 @@ class AssetRef(NamedTuple):
         """The path below the mount, without a leading slash."""
         return f"{self.realm}/{self.asset}"
 
+    def attachment(self, identity: str) -> "AttachmentRef":
+        """Return the place of an attachment on this asset."""
+        return AttachmentRef(self.realm, self.asset, None, identity)
+
 
 class EventRef(NamedTuple):
     """An event's place: its asset's and its own lower-case UUID."""
@@ -68,6 +72,10 @@ class EventRef(NamedTuple):
     def path(self) -> str:
         """The path below the mount, without a leading slash."""
         return f"{self.realm}/{self.asset}/events/{self.event}"
+
+    def attachment(self, identity: str) -> "AttachmentRef":
+        """Return the place of an attachment on this event."""
+        return AttachmentRef(self.realm, self.asset, self.event, identity)
 
 
 class AttachmentRef(NamedTuple):

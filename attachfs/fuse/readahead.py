@@ -246,8 +246,4 @@ class ReadAhead:
 
 
 def _refs(owner: AssetRef | EventRef, attachments: tuple[Attachment, ...]) -> list[AttachmentRef]:
-    event = owner.event if isinstance(owner, EventRef) else None
-    return [
-        AttachmentRef(owner.realm, owner.asset, event, one)
-        for one in dict.fromkeys(attachment.id for attachment in attachments)
-    ]
+    return [owner.attachment(one) for one in dict.fromkeys(attachment.id for attachment in attachments)]

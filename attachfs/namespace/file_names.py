@@ -71,10 +71,7 @@ class FileNames:
         self, owner: AssetRef | EventRef, wanted: str | None
     ) -> tuple[dict[str, AttachmentRef], BadAnswer | None]:
         """Return the links, and an `/info` that was not usable. `wanted`: only that name need be right."""
-        if isinstance(owner, AssetRef):
-            attachments = (await self._ledger.asset(owner)).attachments
-        else:
-            attachments = (await self._ledger.event(owner)).attachments
+        attachments = (await self._ledger.record(owner)).attachments
         mentioned = {(_file_base(one), one.id) for one in attachments}
         if wanted is not None:
             # Who has an extension already, or may come to be called so, or have the same with a suffix.
@@ -84,7 +81,7 @@ class FileNames:
                 if safe_names.extension(base) or wanted.startswith(safe_names.beginning(base, _ALIKE))
             }
         bare = sorted({one for base, one in mentioned if not safe_names.extension(base)})
-        types = await self._mime_types([_attached(owner, one) for one in bare])
+        types = await self._mime_types([owner.attachment(one) for one in bare])
         named = []
         for base, one in mentioned:
             # A file may be mentioned with an extension by one attribute, and without one by another.
@@ -116,12 +113,7 @@ class FileNames:
 
 def _distinct(owner: AssetRef | EventRef, named: list[tuple[str, str]]) -> Files:
     reserved = (EVENTS,) if isinstance(owner, AssetRef) else ()
-    return {name: _attached(owner, one) for name, one in safe_names.distinct(named, reserved).items()}
-
-
-def _attached(owner: AssetRef | EventRef, attachment: str) -> AttachmentRef:
-    event = owner.event if isinstance(owner, EventRef) else None
-    return AttachmentRef(owner.realm, owner.asset, event, attachment)
+    return {name: owner.attachment(one) for name, one in safe_names.distinct(named, reserved).items()}
 
 
 def _file_base(attachment: Attachment) -> str:

@@ -109,10 +109,8 @@ def child_of(parent: Node, name: str) -> Node:
             return AssetRef("publicassets", name)
         case EventsDir():
             return EventRef(parent.realm, parent.asset, name)
-        case AssetRef():
-            return AttachmentRef(parent.realm, parent.asset, None, name)
-        case EventRef():
-            return AttachmentRef(parent.realm, parent.asset, parent.event, name)
+        case AssetRef() | EventRef():
+            return parent.attachment(name)
         case Place.BY_NAME | ByNameNode():
             return ByNameNode((*(parent.parts if isinstance(parent, ByNameNode) else ()), name))
     raise NotFound(f"{path_of(parent)}/{name}")

@@ -16,7 +16,7 @@ from attachfs.errors import AccessDenied, AttachfsError, NoAttribute, NotDirecto
 from attachfs.ledger.listings import Listing
 from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.ledger.view import Ledger
-from attachfs.model import EVENTS, Asset, AssetRef, AttachmentRef, Event, EventRef, Info, is_uuid
+from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Info, is_uuid
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
 from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
@@ -85,7 +85,7 @@ class Tree:
             # Policies work per attribute: an attachment below may be readable although its owner's record is
             # not. As with a directory without r, one can pass through but not list it.
             with suppress(AccessDenied):
-                await self._record(node)
+                await self._ledger.record(node)
         return node, self.known_attributes(node)
 
     def known_asset(self, node: Node) -> AssetRef | None:
@@ -159,7 +159,7 @@ class Tree:
             return known
         match node:
             case AssetRef() | EventRef():
-                return directory_of_record(node, (await self._record(node)).attachments)
+                return directory_of_record(node, (await self._ledger.record(node)).attachments)
             case AttachmentRef():
                 raise NotDirectory(f"{node.path} is a file")
             case ByNameNode():
@@ -185,7 +185,7 @@ class Tree:
             info = await self._ledger.info(node)
             if not info.time_ns:
                 with suppress(AttachfsError):  # what is readable without its owner stays so
-                    await self._record(node.owner)
+                    await self._ledger.record(node.owner)
             known = self._ledger.known_info(node)
             time_ns = self._time_of(node, info)
             expires = 0 if known is None or time_ns is None else known.expires
@@ -332,9 +332,6 @@ class Tree:
         if parent is ROOT or not is_uuid(name):
             raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
         return child_of(parent, name)
-
-    async def _record(self, ref: AssetRef | EventRef) -> Asset | Event:
-        return await (self._ledger.asset(ref) if isinstance(ref, AssetRef) else self._ledger.event(ref))
 
 
 def _record_prefix(node: Node) -> str | None:
