@@ -263,13 +263,7 @@ OPTIONS: tuple[Option, ...] = (
         "60",
         metavar="SECONDS",
     ),
-    Option(
-        "metadata-ttl",
-        _seconds,
-        "Seconds for which names and attributes are remembered.",
-        "60",
-        metavar="SECONDS",
-    ),
+    Option("metadata-ttl", _seconds, "Seconds that names and attributes are kept.", "60", metavar="SECONDS"),
     Option(
         "stale-ttl",
         _seconds,
