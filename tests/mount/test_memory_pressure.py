@@ -8,7 +8,10 @@ from pathlib import Path
 from attachfs.demo.spawn import spawn_server
 
 ASSETS = 600
-FEW = f"import attachfs.fuse.operations as fs; fs._MANY = {ASSETS}; from attachfs.cli import main; main()"
+FEW = (
+    f"import attachfs.fuse.kernel_cache as kept; kept._MANY = {ASSETS}; "
+    "from attachfs.cli.main import main; main()"
+)
 
 
 def test_find_counts_every_entry_while_inodes_are_let_go(tmp_path: Path) -> None:
