@@ -249,7 +249,9 @@ def _errors(errors: list[dict[str, Any]]) -> Table:
     table.add_column("last errors", no_wrap=True)
     table.add_column("", overflow="fold")
     for one in errors:
-        reason = f"{one['operation']} {one['path']}: {one['reason']}"
+        path, reason = one["path"], one["reason"]
+        where = "" if path and path in reason else f" {path}"  # most reasons begin with it
+        reason = f"{one['operation']}{where}: {reason}"
         table.add_row(output.moment(one["time"]), Text(printable(reason)))
     return table
 
