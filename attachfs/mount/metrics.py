@@ -75,6 +75,7 @@ class _Collector:
         yield from self._refused()
         yield from self._ledger()
         yield from self._cache()
+        yield from self._shared_cache()
         yield self._gauge("open_files", "Files that programs have open.", lambda one: one["open_files"])
         yield self._gauge(
             "descriptors_open", "Open file descriptors.", lambda one: one["descriptors"]["open"]
@@ -161,6 +162,31 @@ class _Collector:
             ("cache_spills", "Files read through a temporary file for want of room.", "spills"),
         ):
             yield self._counter(name, text, lambda one, key=key: one["cache"][key])
+
+    def _shared_cache(self) -> Iterator[Metric]:
+        errors = CounterMetricFamily(
+            "attachfs_shared_cache_errors",
+            "Times that the shared cache could not be used, by kind; wrong: its bytes differed.",
+            labels=["mountpoint", "kind"],
+        )
+        for one in self._alive():
+            for kind, count in ((one.get("shared_cache") or {}).get("errors") or {}).items():
+                errors.add_metric([_point(one), kind], count)
+        yield errors
+        for name, text, key in (
+            ("hits", "Blobs that came from the shared cache.", "hits"),
+            ("misses", "Blobs that it did not have.", "misses"),
+            ("received_bytes", "Bytes of blobs that came from it.", "bytes"),
+            ("uploaded", "Blobs that this mount added to it.", "uploaded"),
+        ):
+            yield self._counter(
+                f"shared_cache_{name}", text, lambda one, key=key: (one.get("shared_cache") or {})[key]
+            )
+        yield self._gauge(
+            "shared_cache_used",
+            "Whether the shared cache is asked (1), or left alone after failures (0).",
+            lambda one: not (one.get("shared_cache") or {})["off"],
+        )
 
     # -- families with one value a mount -----------------------------------------------------------
 

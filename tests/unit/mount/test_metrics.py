@@ -51,6 +51,16 @@ def test_requests_are_counted_by_kind_and_status_with_a_histogram() -> None:
     assert found["attachfs_request_duration_seconds_count", "info"] == 3
 
 
+def test_a_shared_cache_has_its_errors_apart_from_its_misses() -> None:
+    shared = {"hits": 5, "misses": 2, "bytes": 70, "uploaded": 1, "off": True, "errors": {"wrong": 3}}
+    found = values(figures(shared_cache=shared))
+    assert found["attachfs_shared_cache_hits_total", ""] == 5
+    assert found["attachfs_shared_cache_misses_total", ""] == 2
+    assert found["attachfs_shared_cache_errors_total", "wrong"] == 3
+    assert found["attachfs_shared_cache_used", ""] == 0
+    assert ("attachfs_shared_cache_used", "") not in values(figures(shared_cache=None))
+
+
 def test_an_outage_is_told_with_its_length() -> None:
     found = values(figures(requests={"requests": {}, "unreachable_since": 400}))
     assert found["attachfs_ledger_reachable", ""] == 0
