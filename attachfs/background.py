@@ -91,11 +91,11 @@ async def _guarded(work: Callable[[], Awaitable[object]], what: str, lost: str) 
         _report(error, what, lost)
         return False
     except BaseExceptionGroup as group:
-        foreign, rest = group.split(Exception)
+        foreign, failures = group.split(Exception)
         if foreign is not None:
             _report(foreign, what, lost)
-        if rest is not None:
-            raise rest from None
+        if failures is not None:
+            raise failures from None
         return False
     return True
 

@@ -73,7 +73,7 @@ class IntegrityError(AttachfsError):
     """Bytes differ from the record, or two records of one attachment differ."""
 
 
-class NoRoom(AttachfsError):
+class NoSpace(AttachfsError):
     """Neither the cache nor a temporary file has room."""
 
 
@@ -111,7 +111,7 @@ ERRNO: dict[type[AttachfsError], int] = {
     Unreachable: errno.EHOSTUNREACH,
     BadAnswer: errno.EIO,
     IntegrityError: errno.EBADMSG,
-    NoRoom: errno.ENOSPC,
+    NoSpace: errno.ENOSPC,
     TooManyFiles: errno.EMFILE,
     NoAttribute: errno.ENODATA,
     IsDirectory: errno.EISDIR,

@@ -85,15 +85,15 @@ MUTANTS = (
     Mutant(
         "a connection is not used again if anything is left behind an answer",
         "service/http1.py",
-        "left = behind or self._wire.unread()",
-        "left = None",
+        "unread = behind or self._wire.unread()",
+        "unread = None",
         "unit/service/test_framing.py",
     ),
     Mutant(
         "what came behind an answer on a used connection casts doubt on the answer itself",
         "service/http1.py",
-        "if left and used:",
-        "if left and not used:",
+        "if unread and used:",
+        "if unread and not used:",
         "unit/service/test_framing.py",
     ),
     Mutant(
@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant(
         "a part is the part that was asked for",
         "service/blob_stream.py",
-        "wrong = first != asked or not first <= last < total",
+        "wrong = first != requested or not first <= last < total",
         "wrong = not first <= last < total",
         "unit/service/test_client.py",
     ),

@@ -80,20 +80,20 @@ class BagCheck:
     def check_payload(self, path: str, sha256: str, progress: Progress) -> Checked:
         """Compare an attachment with the manifest, its record, and its owner's record."""
         ref = layout.parse_place(path.removeprefix(f"{layout.PAYLOAD}/"))
-        info, anchors, trouble = None, set[Digest](), "it is no attachment, and has no record"
+        info, anchors, reason = None, set[Digest](), "it is no attachment, and has no record"
         if isinstance(ref, AttachmentRef):
             try:
                 info = model.parse_info(self._folder.read(layout.record_path(ref), _RECORD_LIMIT), ref)
                 anchors = self._anchors(ref)
-                trouble = info.digest_problem
+                reason = info.digest_problem
             except (AttachfsError, OSError) as error:
-                trouble = f"its record cannot be read: {_reason(error)}"
+                reason = f"its record cannot be read: {_reason(error)}"
         digest = None if info is None else info.digest
         checked, hashes = self._compared(path, sha256, digest.alg if digest else "sha256", progress)
         if checked.problem:
             return checked
-        if info is None or digest is None or trouble:
-            return checked._replace(problem=trouble, unknown=True)
+        if info is None or digest is None or reason:
+            return checked._replace(problem=reason, unknown=True)
         found = Digest(digest.alg, hashes[digest.alg])
         problem = ""
         if checked.size != info.size:

@@ -66,8 +66,8 @@ class Journal:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"another export into {bag} is running") from None
-            for left in (self.work / "tmp").iterdir():
-                left.unlink()
+            for leftover in (self.work / "tmp").iterdir():
+                leftover.unlink()
             self._db = sqlite3.connect(self.work / "journal.sqlite", isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")

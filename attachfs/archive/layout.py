@@ -97,8 +97,8 @@ def encode_name(path: str) -> str:
 
 def decode_name(text: str) -> str:
     """Return the path that a manifest's line names."""
-    known = {"25": "%", "0d": "\r", "0a": "\n"}
-    return re.sub("%(25|0[DdAa])", lambda found: known[found[1].lower()], text)
+    escapes = {"25": "%", "0d": "\r", "0a": "\n"}
+    return re.sub("%(25|0[DdAa])", lambda found: escapes[found[1].lower()], text)
 
 
 def is_inside(path: str) -> bool:

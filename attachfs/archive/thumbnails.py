@@ -36,7 +36,7 @@ class Thumbnails:
 
     def __init__(self, folder: BagFolder) -> None:
         self._folder = folder
-        self._left = _ALL
+        self._remaining = _ALL
 
     def of(self, path: str, mime_type: str, size: int) -> str:
         """Return a picture's thumbnail as a `data:` URI, "" if it is no picture or cannot be shown.
@@ -47,7 +47,7 @@ class Thumbnails:
             size: of the file, in bytes.
         """
         kind = _TYPES.get(mime_type.partition(";")[0].strip().lower())
-        if kind is None or size > _FILE_LIMIT or self._left <= 0:
+        if kind is None or size > _FILE_LIMIT or self._remaining <= 0:
             return ""
         try:
             with os.fdopen(self._folder.open(path), "rb") as file:
@@ -55,8 +55,8 @@ class Thumbnails:
         except (AttachfsError, OSError):
             return ""
         uri = "data:image/jpeg;base64," + base64.b64encode(found).decode("ascii") if found else ""
-        self._left -= len(uri)
-        return uri if self._left > 0 else ""
+        self._remaining -= len(uri)
+        return uri if self._remaining > 0 else ""
 
 
 def _thumbnail(file: io.BufferedReader, kind: str) -> bytes:

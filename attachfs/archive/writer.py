@@ -22,7 +22,7 @@ from attachfs.archive import html, layout, report
 from attachfs.archive.folder import BagFolder
 from attachfs.archive.journal import DONE, REFUSED, Journal, sync_filesystem
 from attachfs.archive.thumbnails import Thumbnails
-from attachfs.errors import AttachfsError, NoRoom, Unexpected
+from attachfs.errors import AttachfsError, NoSpace, Unexpected
 from attachfs.text import printable
 from attachfs.units import format_size
 
@@ -34,7 +34,7 @@ _NAMED_PATHS = 10  # what was exported, as told to people; report.json has all
 
 def cannot_write(bag: Path, error: OSError | sqlite3.Error) -> AttachfsError:
     """Return the exception that tells that a bag cannot be written to."""
-    kind = NoRoom if isinstance(error, OSError) and error.errno in _NO_ROOM else Unexpected
+    kind = NoSpace if isinstance(error, OSError) and error.errno in _NO_ROOM else Unexpected
     reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
     return kind(f"{bag} cannot be written to ({reason}): once that is settled, run it again to go on")
 

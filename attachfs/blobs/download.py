@@ -109,7 +109,7 @@ class Download:
     @property
     def joinable(self) -> bool:
         """Whether another reader may be added."""
-        return not self._readers.abandoned
+        return not self._readers.cancelled
 
     @property
     def has_readers(self) -> bool:
@@ -205,13 +205,13 @@ class Download:
             self.gate.notify()
             self._close_if_idle()
 
-    async def dismiss(self) -> None:
+    async def discard(self) -> None:
         """Have a paused download give up what came, and wait until its room is free."""
-        self._readers.dismiss()
+        self._readers.discard()
         await self.ended.wait()
 
     @property
-    def dismissable(self) -> bool:
+    def discardable(self) -> bool:
         """Whether nobody reads what is paused."""
         return self.state is State.PAUSED and not self._readers.count
 
@@ -235,8 +235,8 @@ class Download:
         self.gate.verified = self.expected is not None  # nobody vouches for bytes without a digest
 
     async def _wanted_again(self) -> bool:
-        self._readers.forget_wants()  # before the first wait: what is wanted from here on counts
-        if self._readers.abandoned:
+        self._readers.clear_wanted()  # before the first wait: what is wanted from here on counts
+        if self._readers.cancelled:
             return False
         if self._readers.count or self.staged.written == self.size:
             return True
@@ -245,7 +245,7 @@ class Download:
         try:
             return await self._readers.wanted_again()
         finally:
-            self._staging.forget(self)
+            self._staging.drop_paused(self)
 
     @property
     def worth_keeping(self) -> bool:
@@ -257,7 +257,7 @@ class Download:
     def _fail(self, error: AttachfsError) -> None:
         self.state = State.FAILED
         self.gate.error = error
-        self._readers.abandoned = True
+        self._readers.cancelled = True
         if self._cached is None:
             self.staged.abort()
 

@@ -105,7 +105,7 @@ class PinDatabase:
         except sqlite3.Error as error:
             self.close()
             if type(error) is sqlite3.DatabaseError:  # its subclasses tell of anything but damage
-                raise self._move_aside(error) from error
+                raise self._set_damaged_aside(error) from error
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error}") from error
         except OSError as error:
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error.strerror}") from error
@@ -231,16 +231,16 @@ class PinDatabase:
         if version < _SCHEMA_VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
 
-    def _move_aside(self, error: Exception) -> Unexpected:
+    def _set_damaged_aside(self, error: Exception) -> Unexpected:
         """Move a damaged database out of the way, loudly, and return what to raise."""
         moment = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = self.path.with_name(f"{self.path.name}.damaged-{moment}")
+        moved_to = self.path.with_name(f"{self.path.name}.damaged-{moment}")
         try:
-            self.path.rename(aside)
+            self.path.rename(moved_to)
             for suffix in ("-wal", "-shm"):
                 side = self.path.with_name(self.path.name + suffix)
                 with suppress(FileNotFoundError):
-                    side.rename(aside.with_name(aside.name + suffix))
+                    side.rename(moved_to.with_name(moved_to.name + suffix))
         except OSError as problem:
             return Unexpected(f"the pinned hashes in {self.path} are damaged ({error}), {problem.strerror}")
         _log.error(
@@ -248,7 +248,7 @@ class PinDatabase:
             "confirmed do not open until a backup is restored as %s and the damaged file moved away, "
             "or that file is deleted",
             error,
-            aside,
+            moved_to,
             self.path,
         )
-        return Unexpected(f"the pinned hashes were damaged ({error}) and moved to {aside}")
+        return Unexpected(f"the pinned hashes were damaged ({error}) and moved to {moved_to}")

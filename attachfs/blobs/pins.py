@@ -111,9 +111,9 @@ class Pins:
         Raises:
             Unexpected: the pins cannot be read or written; nothing may be served on the strength of this.
         """
-        known = self._confirmed.get(key)
-        if known is not None and known.digest == digest and known.size == size:
-            return PinResult(PinStatus.SAME, known)
+        pinned = self._confirmed.get(key)
+        if pinned is not None and pinned.digest == digest and pinned.size == size:
+            return PinResult(PinStatus.SAME, pinned)
         request = _Request(key, digest, size)
         with self._queue_lock:
             self._queue.append(request)

@@ -225,9 +225,9 @@ class RangeReads:
 
     def _etags_differ(self, etag: str | None = None) -> bool:
         """Whether the stream or an earlier part is known to be of another version; `etag`: a new part's."""
-        known = {self._etag, etag, self._stream.etag if self._stream is not None else None} - {None}
+        etags = {self._etag, etag, self._stream.etag if self._stream is not None else None} - {None}
         self._etag = self._etag or etag
-        return len(known) > 1
+        return len(etags) > 1
 
     def _stop(self, reason: str) -> None:
         if self._context is not None:

@@ -37,7 +37,7 @@ class Readers:
     def __init__(self, policy: PausePolicy) -> None:
         self._policy = policy
         self.count = 0
-        self.abandoned = False  # it is not to be joined again
+        self.cancelled = False  # it is not to be joined again
         self._stop_at = math.inf  # bytes stored; does not count while there are readers
         self._wanted = trio.Event()  # somebody waits for more than is there
         self._paused = False
@@ -55,7 +55,7 @@ class Readers:
         if self.count:
             return False
         if self._policy == NO_PAUSE:
-            self.abandoned = True
+            self.cancelled = True
             self._scope.cancel()
         elif self._paused:
             self._scope.deadline = trio.current_time() + self._policy.keep
@@ -72,13 +72,13 @@ class Readers:
         """Have a paused download go on."""
         self._wanted.set()
 
-    def forget_wants(self) -> None:
+    def clear_wanted(self) -> None:
         """Forget what was wanted until now: the download has stopped, and only later wants have it go on."""
         self._wanted = trio.Event()
 
-    def dismiss(self) -> None:
+    def discard(self) -> None:
         """Tell a paused download that nobody reads to give up what came. Its task does so."""
-        self.abandoned = True
+        self.cancelled = True
         self._wanted.set()
 
     def stored(self, written: int, size: int) -> None:
@@ -103,7 +103,7 @@ class Readers:
                     return False
         finally:
             self._paused = False
-        return not self.abandoned
+        return not self.cancelled
 
     @contextmanager
     def _limited(self, alone: float) -> Iterator[trio.CancelScope]:

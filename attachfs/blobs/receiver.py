@@ -15,7 +15,7 @@ from attachfs.blobs.source import BlobSource, Chunk
 from attachfs.blobs.staged_blob import StagedBlob
 from attachfs.blobs.staging import Staging
 from attachfs.cache.disk_cache import CachedBlob, Writer
-from attachfs.errors import NoRoom, Unexpected
+from attachfs.errors import NoSpace, Unexpected
 from attachfs.model import AttachmentRef, Digest
 
 _BACKLOG = 4 * 2**20  # bytes received and not stored yet, above which the service has to wait
@@ -113,7 +113,7 @@ class Receiver:
 
         try:
             return await self._staging.in_thread(store)
-        except NoRoom:
+        except NoSpace:
             if self._staged.begun:
                 raise
             # Something has to be given up or waited for, which takes more than this thread.

@@ -16,7 +16,7 @@ from attachfs.errors import (
     AttachfsError,
     BadAnswer,
     IntegrityError,
-    NoRoom,
+    NoSpace,
     Unexpected,
 )
 from attachfs.model import AttachmentRef, Digest
@@ -82,7 +82,7 @@ class StagedBlob:
         self._hash.update(data)
         try:
             self._writer.write(data, offset)
-        except NoRoom as error:
+        except NoSpace as error:
             self._relocate(error, spill)
             self._writer.write(data, offset)
         self.written = offset + len(data)
@@ -114,7 +114,7 @@ class StagedBlob:
             raise IntegrityError(f"{self._ref.path}: {reason}")
         try:
             return self._writer.admit(expected)
-        except (NoRoom, Unexpected) as error:
+        except (NoSpace, Unexpected) as error:
             # Not on the disk for good: what was kept is copied, and kept only if it is right again.
             self._relocate(error, spill)
             if self._digest_again(expected.alg) != expected.hex:

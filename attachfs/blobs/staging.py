@@ -14,7 +14,7 @@ import trio
 from attachfs.blobs.pins import Pins, PinStatus
 from attachfs.blobs.source import LocalBlobs
 from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
-from attachfs.errors import IntegrityError, NoRoom, Unexpected
+from attachfs.errors import IntegrityError, NoSpace, Unexpected
 from attachfs.model import AttachmentRef, Digest
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ class PausedDownload(Protocol):
         ...
 
     @property
-    def dismissable(self) -> bool:
+    def discardable(self) -> bool:
         """Whether nobody reads it."""
         ...
 
-    async def dismiss(self) -> None:
+    async def discard(self) -> None:
         """Give up what came; returns once the room is free."""
         ...
 
@@ -66,7 +66,7 @@ class Staging:
         self._namespace = namespace
         self._kept: list[PausedDownload] = []  # paused longest first
         self._threads = trio.CapacityLimiter(_THREADS)
-        self._waiting = trio.CapacityLimiter(1)
+        self._turn = trio.CapacityLimiter(1)
         self._pins_failed = False
         self._spilled = False
 
@@ -150,11 +150,11 @@ class Staging:
     async def pin_all(self, refs: set[AttachmentRef], digest: Digest, size: int) -> None:
         """Pin every attachment that is read through a download, those that join meanwhile too."""
         pinned = set[AttachmentRef]()
-        while waiting := refs - pinned:
-            for ref in waiting:
+        while unpinned := refs - pinned:
+            for ref in unpinned:
                 if not self.confirmed(ref, digest, size):
                     await self.in_thread(functools.partial(self.pin, ref, digest, size))
-            pinned |= waiting
+            pinned |= unpinned
 
     def _key(self, ref: AttachmentRef) -> str:
         return f"{self._namespace}/{ref.attachment}"
@@ -172,18 +172,18 @@ class Staging:
         if not self._cache.indexed.is_set():  # how much room there is, is known once it is
             # Each waits in turn for a thread of their own: all together they would take everybody's.
             await trio.to_thread.run_sync(
-                self._cache.indexed.wait, abandon_on_cancel=True, limiter=self._waiting
+                self._cache.indexed.wait, abandon_on_cancel=True, limiter=self._turn
             )
         # What is kept of paused downloads goes before any verified blob does.
-        await self._dismiss_until(lambda: self._cache.may_fit(size))
+        await self._discard_until(lambda: self._cache.may_fit(size))
         try:
             try:
                 return await self.in_thread(lambda: self._cache.reserve(size))
-            except NoRoom:
-                if not await self._dismiss_until(lambda: False):
+            except NoSpace:
+                if not await self._discard_until(lambda: False):
                     raise
                 return await self.in_thread(lambda: self._cache.reserve(size))
-        except NoRoom as error:
+        except NoSpace as error:
             reason = error.reason
             return await self.in_thread(lambda: self.spill(ref, size, reason))
 
@@ -194,7 +194,7 @@ class Staging:
             NoRoom: something has to be.
         """
         if not self._cache.indexed.is_set() or self._kept:
-            raise NoRoom("room has to be made")
+            raise NoSpace("room has to be made")
         return self._cache.reserve(size)
 
     def spill(self, ref: AttachmentRef, size: int, reason: str) -> Writer:
@@ -225,25 +225,25 @@ class Staging:
 
         if download.size > budget:
             return False
-        await self._dismiss_until(enough)
+        await self._discard_until(enough)
         if not enough():
             return False
         self._kept.append(download)
         return True
 
-    def forget(self, download: PausedDownload) -> None:
+    def drop_paused(self, download: PausedDownload) -> None:
         """Keep a download no longer: it goes on, or is given up."""
         if download in self._kept:
             self._kept.remove(download)
 
-    async def _dismiss_until(self, enough: Callable[[], bool]) -> bool:
+    async def _discard_until(self, enough: Callable[[], bool]) -> bool:
         """Dismiss what is paused, longest first, until it is enough. Return whether anything was."""
-        dismissed = False
+        discarded = False
         for one in list(self._kept):
             if enough():
                 break
-            if one.dismissable:
-                self.forget(one)
-                await one.dismiss()
-                dismissed = True
-        return dismissed
+            if one.discardable:
+                self.drop_paused(one)
+                await one.discard()
+                discarded = True
+        return discarded

@@ -32,27 +32,27 @@ class CacheDir:
         trouble: called with what is wrong but can be lived with, as (kind, sentence).
     """
 
-    def __init__(self, root: Path, trouble: Callable[[str, str], None]) -> None:
+    def __init__(self, root: Path, warn: Callable[[str, str], None]) -> None:
         self.root = Path(os.path.realpath(root))
         self.writable = False
         self.exclusive = True
         self.closed = False
-        self._trouble = trouble
+        self._warn = warn
         self._root_fd = -1
         self._lock_fd = -1
         self._number = threading.Lock()  # held while the number of _root_fd is used or changed
-        self._holder = ""
+        self._owner = ""
         self._run = secrets.token_hex(4)
         self._serial = itertools.count()
 
-    def attach(self, holder: str, *, exclusive: bool) -> None:
+    def attach(self, owner: str, *, exclusive: bool) -> None:
         """Make or check the directory; where `exclusive`, take its lock, on which `holder` says who has it.
 
         Raises:
             UsageError: the directory is not ours to use, a newer version's, or held by another process.
             OSError: it cannot be had at all. One that cannot be written is attached, and not `writable`.
         """
-        self._holder, self.exclusive, self.closed = holder, exclusive, False
+        self._owner, self.exclusive, self.closed = owner, exclusive, False
         self.attach_again()
 
     def attach_again(self) -> None:
@@ -68,7 +68,7 @@ class CacheDir:
                         return
                     self._let_go()
             if self._root_fd >= 0:
-                self._trouble("deleted", f"the cache directory {self.root} was deleted or replaced")
+                self._warn("deleted", f"the cache directory {self.root} was deleted or replaced")
                 self._let_go()
         if self.closed:
             raise FileNotFoundError(errno.ENOENT, "the cache is closed")
@@ -85,7 +85,7 @@ class CacheDir:
                 self._let_go()
                 raise
             reason = f"cannot be written ({error.strerror}): only read for now"
-            self._trouble("directory", f"the cache directory {self.root} {reason}")
+            self._warn("directory", f"the cache directory {self.root} {reason}")
         except AttachfsError:
             self._let_go()
             raise
@@ -153,7 +153,7 @@ class CacheDir:
                     pass
                 except OSError as error:
                     text = f"{name!a} in the cache's tmp/ cannot be removed: {error.strerror}"
-                    self._trouble("sweep", text)
+                    self._warn("sweep", text)
 
     def _prepare(self) -> None:
         self._check_root()
@@ -222,7 +222,7 @@ class CacheDir:
                     named = os.stat("lock", dir_fd=self._root_fd, follow_symlinks=False)
                     if named.st_ino == os.fstat(fd).st_ino:
                         os.ftruncate(fd, 0)
-                        files.write_all(fd, lock_file.text_of(self._holder).encode(), 0)
+                        files.write_all(fd, lock_file.text_of(self._owner).encode(), 0)
                         self._lock_fd = fd
                         return
             except BlockingIOError:

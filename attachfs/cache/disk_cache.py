@@ -33,7 +33,7 @@ from attachfs.cache.scan import Indexer
 from attachfs.cache.store import CacheSpace
 from attachfs.cache.warn_once import WarnOnce
 from attachfs.cache.writer import Writer
-from attachfs.errors import NoRoom, UsageError
+from attachfs.errors import NoSpace, UsageError
 from attachfs.model import Digest
 from attachfs.units import MinFree
 
@@ -83,15 +83,15 @@ class DiskCache:
     """
 
     def __init__(self, root: Path, max_bytes: int, min_free: MinFree) -> None:
-        self._troubles = WarnOnce(_log, "the cache")
-        self._home = CacheDir(root, self._troubles.warn)
-        self._store = CacheSpace(self._home, self._troubles, max_bytes, min_free)
+        self._warnings = WarnOnce(_log, "the cache")
+        self._home = CacheDir(root, self._warnings.warn)
+        self._store = CacheSpace(self._home, self._warnings, max_bytes, min_free)
         self._indexer = Indexer(self._store)
         self._reader = Reader(self._store)
         self.root = self._home.root
         self.indexed = self._store.indexed
 
-    def start(self, holder: str = "", *, exclusive: bool = True) -> None:
+    def start(self, owner: str = "", *, exclusive: bool = True) -> None:
         """Make or check the directory and take its lock. Call it in the process that stays.
 
         Args:
@@ -103,12 +103,12 @@ class DiskCache:
                 held by another process. A directory that cannot be written only costs a warning.
         """
         try:
-            self._store.attach(holder, exclusive=exclusive)
+            self._store.attach(owner, exclusive=exclusive)
         except OSError as error:
             reason = f"the cache directory {self.root} cannot be used ({error.strerror})"
             if error.errno not in DEGRADED:
                 raise UsageError(f"{reason}: choose another with --cache-dir") from error
-            self._troubles.warn("directory", reason)
+            self._warnings.warn("directory", reason)
 
     def index(self) -> None:
         """Walk the directory: remove left-over temporary files, learn what there is, hold it to the bound."""
@@ -124,7 +124,7 @@ class DiskCache:
         self._store.finish()
         with self._store.lock:
             self._home.detach()
-        self._troubles.flush()
+        self._warnings.flush()
 
     # ---- reading
 
@@ -193,8 +193,8 @@ class DiskCache:
             if error.errno in cache_files.TOO_MANY_FILES:  # a spill would need one as well
                 raise cache_files.translate(error, "cannot store a blob") from error
             reason = f"the cache in {self.root} cannot be written: {error.strerror}"
-            self._troubles.warn(kind, reason)
-            raise NoRoom(reason) from error
+            self._warnings.warn(kind, reason)
+            raise NoSpace(reason) from error
         return Writer(self._store, self._reader, file, fd, name)
 
     def spill(self, size: int) -> Writer:
@@ -262,6 +262,6 @@ class DiskCache:
             open_files=len(store.index.open_files),
             indexed=self.indexed.is_set(),
             writable=self._home.writable,
-            troubles=self._troubles.counts(),
+            troubles=self._warnings.counts(),
             **store.counts,
         )

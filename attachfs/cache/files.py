@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from attachfs.errors import AttachfsError, NoRoom, TooManyFiles, Unexpected
+from attachfs.errors import AttachfsError, NoSpace, TooManyFiles, Unexpected
 from attachfs.model import Digest
 
 BLOCK = 4096  # bytes; the unit in which files and folders take room on common filesystems
@@ -80,14 +80,14 @@ def folder_of(digest: Digest) -> tuple[str, str]:
     return digest.alg, digest.hex[:2]
 
 
-def charge_of(size: int) -> int:
+def disk_usage_of(size: int) -> int:
     """Return the room that a file of `size` bytes takes on disk."""
     return -(-size // BLOCK) * BLOCK
 
 
-def charge_stat(st: os.stat_result) -> int:
+def disk_usage_of_stat(st: os.stat_result) -> int:
     """Return the room that a file or folder takes, whichever is more: by its length or by its blocks."""
-    return max(0 if stat.S_ISDIR(st.st_mode) else charge_of(st.st_size), st.st_blocks * 512)
+    return max(0 if stat.S_ISDIR(st.st_mode) else disk_usage_of(st.st_size), st.st_blocks * 512)
 
 
 def translate(error: OSError, what: str) -> AttachfsError:
@@ -95,7 +95,7 @@ def translate(error: OSError, what: str) -> AttachfsError:
     if error.errno in TOO_MANY_FILES:
         limit = "raise it with ulimit -n, or LimitNOFILE= in a unit"
         return TooManyFiles(f"{what}: the limit of open files is reached: {limit}")
-    kind = NoRoom if error.errno in _NO_ROOM else Unexpected
+    kind = NoSpace if error.errno in _NO_ROOM else Unexpected
     return kind(f"{what}: {error.strerror or error}")
 
 
@@ -245,7 +245,7 @@ def set_atime(fd: int, ns: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def settled_stat(fd: int) -> os.stat_result | None:
+def stable_stat(fd: int) -> os.stat_result | None:
     """Return the file's stat at a moment from which on each write gives it another time.
 
     File times move in ticks: a write within the tick of the one before leaves mtime and ctime as they are.

@@ -22,8 +22,8 @@ class File:
     """A blob's file, with or without a name: what it takes, and how many descriptors hold it."""
 
     __slots__ = (
-        "charge",
         "digest",
+        "disk_usage",
         "hashing",
         "inode",
         "named",
@@ -39,7 +39,7 @@ class File:
         self.size = size
         self.written = written  # bytes; less than size while it is being written
         self.spill = spill  # outside the bound
-        self.charge = cache_files.charge_of(size) + (0 if spill else SLACK)
+        self.disk_usage = cache_files.disk_usage_of(size) + (0 if spill else SLACK)
         self.digest: Digest | None = None
         self.named = False  # in blobs/ and in the index
         self.opens = 0
@@ -58,17 +58,17 @@ class File:
 
     def measure(self, st: os.stat_result) -> None:
         """Count what the file really takes."""
-        self.charge = cache_files.charge_stat(st)
+        self.disk_usage = cache_files.disk_usage_of_stat(st)
         self.inode = st.st_ino
 
 
-class _FolderRoom:
+class _FolderUsage:
     """One folder of blobs: how many it holds and the room it takes itself."""
 
-    __slots__ = ("charge", "count")
+    __slots__ = ("count", "disk_usage")
 
     def __init__(self) -> None:
-        self.charge = 0
+        self.disk_usage = 0
         self.count = 0
 
 
@@ -76,9 +76,9 @@ class BlobStore:
     """The blobs that have a name, least recently opened first, and their folders."""
 
     def __init__(self) -> None:
-        self.folders: dict[Folder, _FolderRoom] = {}
+        self.folders: dict[Folder, _FolderUsage] = {}
         self.folder_bytes = 0
-        self._files: LRUCache[Digest, File] = LRUCache(2**63 - 1, getsizeof=lambda file: file.charge)
+        self._files: LRUCache[Digest, File] = LRUCache(2**63 - 1, getsizeof=lambda file: file.disk_usage)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -104,7 +104,7 @@ class BlobStore:
         file.digest = digest
         file.named = True
         self._files[digest] = file
-        self.folders.setdefault(cache_files.folder_of(digest), _FolderRoom()).count += 1
+        self.folders.setdefault(cache_files.folder_of(digest), _FolderUsage()).count += 1
 
     def pop(self, digest: Digest) -> File | None:
         """Remove and return a blob's file, if it is there."""
@@ -135,21 +135,21 @@ class BlobStore:
         self._files.update(met)
         return found
 
-    def measure(self, folder: Folder, charge: int) -> int:
+    def measure(self, folder: Folder, disk_usage: int) -> int:
         """Set what a folder takes itself; return how many blobs it holds."""
-        room = self.folders.setdefault(folder, _FolderRoom())
-        self.folder_bytes += charge - room.charge
-        room.charge = charge
-        return room.count
+        usage = self.folders.setdefault(folder, _FolderUsage())
+        self.folder_bytes += disk_usage - usage.disk_usage
+        usage.disk_usage = disk_usage
+        return usage.count
 
     def is_empty(self, folder: Folder) -> bool:
         """Whether a folder is known and holds no blob."""
-        room = self.folders.get(folder)
-        return room is not None and room.count <= 0
+        usage = self.folders.get(folder)
+        return usage is not None and usage.count <= 0
 
     def drop(self, folder: Folder) -> None:
         """Forget an empty folder that has been removed."""
-        self.folder_bytes -= self.folders.pop(folder).charge
+        self.folder_bytes -= self.folders.pop(folder).disk_usage
 
 
 class Index:
@@ -172,8 +172,8 @@ class Index:
         """Return the room that would be free if everything went that nobody has open."""
         held = [file for file in self.open_files.values() if file.named]
         kept = {cache_files.folder_of(file.digest) for file in held if file.digest is not None}
-        room = self.blobs.file_bytes - sum(file.charge for file in held)
-        return room + self.blobs.folder_bytes - sum(self.blobs.folders[folder].charge for folder in kept)
+        usage = self.blobs.file_bytes - sum(file.disk_usage for file in held)
+        return usage + self.blobs.folder_bytes - sum(self.blobs.folders[folder].disk_usage for folder in kept)
 
     def promised(self) -> int:
         """Return how much is yet to be written to files that were reserved."""
@@ -186,7 +186,7 @@ class Index:
         """Count one more descriptor; the first of a file without a name takes its room."""
         if not file.opens:
             self.open_files[id(file)] = file
-            self._take(file, file.charge)
+            self._take(file, file.disk_usage)
         file.opens += 1
 
     def release(self, file: File) -> bool:
@@ -195,25 +195,25 @@ class Index:
         if file.opens:
             return False
         del self.open_files[id(file)]
-        self._take(file, -file.charge)
+        self._take(file, -file.disk_usage)
         return True
 
-    def _take(self, file: File, room: int) -> None:
+    def _take(self, file: File, usage: int) -> None:
         if file.spill:
-            self.spilled += room
+            self.spilled += usage
         elif not file.named:
-            self.loose += room
+            self.loose += usage
 
     # ---- files that have a name
 
     def insert(self, digest: Digest, file: File, st: os.stat_result) -> None:
         """Put a file that has its name into the index, as the most recent."""
         if file.opens:
-            self._take(file, -file.charge)
+            self._take(file, -file.disk_usage)
         file.measure(st)
         self.blobs.add(digest, file)
 
-    def forget(self, digest: Digest) -> None:
+    def discard_entry(self, digest: Digest) -> None:
         """Take a blob that has lost its name out of the index."""
         if self._gone is not None:
             self._gone.add(digest)
@@ -222,7 +222,7 @@ class Index:
     def _unname(self, digest: Digest) -> None:
         file = self.blobs.pop(digest)
         if file is not None and file.opens:
-            self._take(file, file.charge)
+            self._take(file, file.disk_usage)
 
     def clear(self) -> None:
         """Forget all blobs: their directory is not there any more."""
@@ -233,7 +233,7 @@ class Index:
 
     # ---- while the directory is walked, without the lock
 
-    def begin_walk(self) -> None:
+    def begin_scan(self) -> None:
         """Note from now on what goes."""
         self._gone = set()
 
@@ -245,9 +245,11 @@ class Index:
             folder = cache_files.folder_of(digest)
             fresh.pop(digest)
             fresh.add(digest, file)
-            fresh.measure(folder, max(fresh.folders[folder].charge, self.blobs.folders[folder].charge))
+            fresh.measure(
+                folder, max(fresh.folders[folder].disk_usage, self.blobs.folders[folder].disk_usage)
+            )
         self.blobs, self.root = fresh, root
 
-    def end_walk(self) -> None:
+    def end_scan(self) -> None:
         """Stop noting."""
         self._gone = None

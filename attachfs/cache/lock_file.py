@@ -13,7 +13,7 @@ from attachfs.text import printable
 NAME = "lock"
 
 
-class Holder(NamedTuple):
+class LockHolder(NamedTuple):
     """The process that has a cache directory to itself, and what it does, in its own words."""
 
     pid: int
@@ -25,13 +25,13 @@ def text_of(doing: str) -> str:
     return f"{os.getpid()}\n{printable(doing)}\n"
 
 
-def parse(text: str) -> Holder | None:
+def parse(text: str) -> LockHolder | None:
     """Return whom a lock file names; None if nobody has written it yet, or it is no lock file."""
     pid, _, doing = text.partition("\n")
-    return Holder(int(pid), doing.strip()) if pid.isascii() and pid.isdigit() and len(pid) < 12 else None
+    return LockHolder(int(pid), doing.strip()) if pid.isascii() and pid.isdigit() and len(pid) < 12 else None
 
 
-def named_in(root: Path) -> Holder | None:
+def named_in(root: Path) -> LockHolder | None:
     """Return whom the lock file in a cache directory names, whether or not that process still holds it."""
     try:
         return parse((Path(os.path.realpath(root)) / NAME).read_text(encoding="utf-8", errors="replace"))
@@ -39,7 +39,7 @@ def named_in(root: Path) -> Holder | None:
         return None
 
 
-def holder_of(root: Path) -> Holder | None:
+def lock_holder(root: Path) -> LockHolder | None:
     """Return who holds the directory's lock, as far as we may see other processes; None: nobody.
 
     It is looked up rather than tried: trying would, for an instant, keep a mount from starting.

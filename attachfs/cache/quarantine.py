@@ -19,7 +19,7 @@ from attachfs.errors import Unexpected
 from attachfs.model import Digest
 
 _MODE = 0o400
-_NOTE_ROOM = 2 * files.BLOCK  # a note's block, and one by which the folder may grow
+_NOTE_SPACE = 2 * files.BLOCK  # a note's block, and one by which the folder may grow
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Quarantine:
         """Measure the folder and, if `trim`, drop what is beyond the bound."""
         with self._lock, suppress(FileNotFoundError), self._folder() as dir_fd:
             if trim:
-                self._make_room(dir_fd, 0)
+                self._make_space(dir_fd, 0)
             else:
                 self._used = self._measure(dir_fd)[0]
 
@@ -81,11 +81,11 @@ class Quarantine:
         """
         size = os.fstat(fd).st_size
         moment = datetime.fromtimestamp(note.time, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        room = files.charge_of(size) + _NOTE_ROOM
-        keep = room <= self.max_bytes
+        space = files.disk_usage_of(size) + _NOTE_SPACE
+        keep = space <= self.max_bytes
         try:
             with self._lock, self._folder(create=True) as dir_fd:
-                self._make_room(dir_fd, room if keep else _NOTE_ROOM)
+                self._make_space(dir_fd, space if keep else _NOTE_SPACE)
                 try:
                     stem = self._write_note(dir_fd, f"{moment}-{note.got.hex}", note, kept=keep)
                     if keep:
@@ -119,7 +119,7 @@ class Quarantine:
 
     def _measure(self, dir_fd: int) -> tuple[int, dict[str, dict[str, int]]]:
         """Return the room taken and, by stem, each item's files with theirs. Foreign names are left alone."""
-        total = files.charge_stat(os.fstat(dir_fd))
+        total = files.disk_usage_of_stat(os.fstat(dir_fd))
         items: dict[str, dict[str, int]] = {}
         with os.scandir(dir_fd) as entries:
             for entry in entries:
@@ -127,22 +127,22 @@ class Quarantine:
                     st = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                charge = files.charge_stat(st)
-                total += charge
+                disk_usage = files.disk_usage_of_stat(st)
+                total += disk_usage
                 stem, dot, kind = entry.name.rpartition(".")
                 if dot and kind in {"blob", "json"} and stat.S_ISREG(st.st_mode):
-                    items.setdefault(stem, {})[entry.name] = charge
+                    items.setdefault(stem, {})[entry.name] = disk_usage
         return total, items
 
-    def _make_room(self, dir_fd: int, room: int) -> None:
+    def _make_space(self, dir_fd: int, space: int) -> None:
         used, items = self._measure(dir_fd)
         for stem in sorted(items):
-            if used + room <= self.max_bytes:
+            if used + space <= self.max_bytes:
                 break
-            for name, charge in items[stem].items():
+            for name, disk_usage in items[stem].items():
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=dir_fd)
-                used -= charge
+                used -= disk_usage
         self._used = used
 
     @staticmethod

@@ -82,7 +82,7 @@ class Reader:
             if error.errno in files.TOO_MANY_FILES:  # a miss would only be downloaded, with more descriptors
                 raise files.translate(error, f"cannot open the cached blob {digest}") from error
             kind = "planted" if files.is_planted(error) else "read"
-            self._store.trouble(kind, f"the cached blob {digest} cannot be opened: {error.strerror}")
+            self._store.warn(kind, f"the cached blob {digest} cannot be opened: {error.strerror}")
             return None
         if opened is None:
             return None
@@ -93,7 +93,7 @@ class Reader:
             if stamp is not None:
                 return CachedBlob(size, descriptor, stamp)
         except OSError as error:
-            self._store.trouble("read", f"the cached blob {digest} cannot be read: {error.strerror}")
+            self._store.warn("read", f"the cached blob {digest} cannot be read: {error.strerror}")
         except BaseException:
             descriptor.close()
             raise
@@ -107,18 +107,18 @@ class Reader:
             with self._home.below("blobs", *files.folder_of(digest)) as folder_fd:
                 fd = files.open_read(digest.hex, folder_fd)
         except FileNotFoundError:
-            index.forget(digest)
+            index.discard_entry(digest)
             return None
         try:
             st = os.fstat(fd)
             problem = files.foreign(st)
             if problem:
                 os.close(fd)
-                self._store.trouble("planted", f"the cached blob {digest} is not used: {problem}")
+                self._store.warn("planted", f"the cached blob {digest} is not used: {problem}")
                 return None
             file = index.blobs.get(digest)
             if file is not None and (file.inode, file.size) != (st.st_ino, st.st_size):
-                index.forget(digest)  # replaced behind our back
+                index.discard_entry(digest)  # replaced behind our back
                 file = None
             if file is None:
                 file = File.found(st)
@@ -152,7 +152,7 @@ class Reader:
     def _hashed(self, fd: int, digest: Digest, size: int) -> Stamp | None:
         """Return the state in which hashing found the bytes right, None if it did not."""
         self._store.count("rehashed")
-        before = files.settled_stat(fd)
+        before = files.stable_stat(fd)
         if before is None:
             return None
         found, length = files.hash_file(fd, digest.alg)
@@ -185,7 +185,7 @@ class Reader:
                     if named.st_ino != os.fstat(fd).st_ino:
                         return None  # a good one has taken its place
                     os.rename(digest.hex, name, src_dir_fd=folder_fd, dst_dir_fd=tmp_fd)
-                    store.index.forget(digest)
+                    store.index.discard_entry(digest)
                     store.counts["mismatched"] += 1
                     store.index.hold(moved)
                 try:
@@ -197,9 +197,9 @@ class Reader:
         except FileNotFoundError:
             return None  # evicted meanwhile
         except OSError as error:
-            store.trouble("quarantine", f"{digest} cannot be quarantined: {error.strerror}")
+            store.warn("quarantine", f"{digest} cannot be quarantined: {error.strerror}")
         except AttachfsError as error:
-            store.trouble("quarantine", error.reason)
+            store.warn("quarantine", error.reason)
         store.shrink()
         return path
 

@@ -16,22 +16,22 @@ from attachfs.cache import files
 from attachfs.cache.directory import CacheDir
 from attachfs.cache.index import BlobStore, File, Folder
 from attachfs.cache.store import CacheSpace
-from attachfs.errors import NoRoom, Unexpected, UsageError
+from attachfs.errors import NoSpace, Unexpected, UsageError
 from attachfs.model import Digest
 
 _WAIT = 10.0  # seconds that a writer waits for the index before it goes without the cache
 _FOLDER_RE = re.compile("[0-9a-f]{2}")
 
 
-class Walked(NamedTuple):
+class Scanned(NamedTuple):
     """One folder of blobs as it lies on the disk; `charge` is the room it takes itself."""
 
     folder: Folder
-    charge: int
+    disk_usage: int
     blobs: list[tuple[Digest, os.stat_result]]
 
 
-def walk(home: CacheDir) -> Iterator[Walked]:
+def scan_blobs(home: CacheDir) -> Iterator[Scanned]:
     """Yield the folders of blobs on disk; whatever else lies there is passed over.
 
     Raises:
@@ -41,7 +41,7 @@ def walk(home: CacheDir) -> Iterator[Walked]:
         for alg in files.ALGORITHMS:
             for name in _names(blobs_fd, alg):
                 if _FOLDER_RE.fullmatch(name):
-                    yield from _walk_folder(blobs_fd, (alg, name))
+                    yield from _scan_folder(blobs_fd, (alg, name))
 
 
 def listed(home: CacheDir) -> list[tuple[Digest, os.stat_result]]:
@@ -51,7 +51,7 @@ def listed(home: CacheDir) -> list[tuple[Digest, os.stat_result]]:
         Unexpected: the directory cannot be listed.
     """
     try:
-        return [blob for walked in walk(home) for blob in walked.blobs]
+        return [blob for walked in scan_blobs(home) for blob in walked.blobs]
     except OSError as error:
         raise Unexpected(f"the cache in {home.root} cannot be listed: {error.strerror}") from error
 
@@ -66,13 +66,13 @@ def _names(blobs_fd: int, alg: str) -> list[str]:
         raise
 
 
-def _walk_folder(blobs_fd: int, folder: Folder) -> Iterator[Walked]:
+def _scan_folder(blobs_fd: int, folder: Folder) -> Iterator[Scanned]:
     """Yield the folder if it is one, and is still there."""
     alg, start = folder
     blobs = []
     try:
         with files.folder(blobs_fd, *folder) as fd:
-            charge = files.charge_stat(os.fstat(fd))
+            disk_usage = files.disk_usage_of_stat(os.fstat(fd))
             with os.scandir(fd) as entries:
                 for entry in entries:
                     digest = Digest(alg, entry.name)
@@ -86,7 +86,7 @@ def _walk_folder(blobs_fd: int, folder: Folder) -> Iterator[Walked]:
         if files.is_planted(error) or isinstance(error, FileNotFoundError):
             return
         raise
-    yield Walked(folder, charge, blobs)
+    yield Scanned(folder, disk_usage, blobs)
 
 
 class Indexer:
@@ -95,27 +95,27 @@ class Indexer:
     def __init__(self, store: CacheSpace) -> None:
         self._store = store
         self._home = store.home
-        self._walking = threading.Lock()
+        self._scanning = threading.Lock()
 
     def run(self) -> None:
         """Remove left-over temporary files, learn what there is, hold it to the bound; once."""
         store, home = self._store, self._home
-        with self._walking:
+        with self._scanning:
             with store.lock:
                 root = home.identity()
                 if store.indexed.is_set() and root == store.index.root:
                     return
-                store.index.begin_walk()
+                store.index.begin_scan()
             try:
                 if home.exclusive:
                     home.sweep()
                 store.quarantine.scan(trim=home.exclusive)
                 self._learn(root)
             except OSError as error:
-                store.trouble("directory", f"the cache in {home.root} cannot be listed: {error.strerror}")
+                store.warn("directory", f"the cache in {home.root} cannot be listed: {error.strerror}")
             finally:
                 with store.lock:
-                    store.index.end_walk()
+                    store.index.end_scan()
                 store.indexed.set()
         store.shrink()
 
@@ -127,11 +127,11 @@ class Indexer:
         """
         if self._store.indexed.is_set():
             return
-        if self._walking.acquire(blocking=False):
-            self._walking.release()
+        if self._scanning.acquire(blocking=False):
+            self._scanning.release()
             self.run()  # nobody has begun
         elif not self._store.indexed.wait(_WAIT):
-            raise NoRoom(f"the cache in {self._home.root} is still being indexed")
+            raise NoSpace(f"the cache in {self._home.root} is still being indexed")
 
     def attach_again(self) -> None:
         """Have a directory that can be written to, made again if it was deleted, and its index.
@@ -144,20 +144,20 @@ class Indexer:
             with self._store.lock:
                 same = self._attach_again()
         except UsageError as error:
-            self._store.trouble("directory", error.reason)
-            raise NoRoom(error.reason) from error
+            self._store.warn("directory", error.reason)
+            raise NoSpace(error.reason) from error
         if not same:
             self.run()  # another directory than before, or one that could not be listed
             if self._store.index.root is None:
-                raise NoRoom(f"the cache in {self._home.root} cannot be listed")
+                raise NoSpace(f"the cache in {self._home.root} cannot be listed")
 
     def _attach_again(self) -> bool:
         """Return whether the directory is the one that was walked; if not, empty the index."""
         if not self._home.exclusive:
-            raise NoRoom("this cache was opened to look at, not to write")
+            raise NoSpace("this cache was opened to look at, not to write")
         self._home.attach_again()
         if not self._home.writable:
-            raise NoRoom(f"the cache directory {self._home.root} cannot be written")
+            raise NoSpace(f"the cache directory {self._home.root} cannot be written")
         if self._home.identity() == self._store.index.root:
             return True
         self._store.index.clear()
@@ -166,8 +166,8 @@ class Indexer:
     def _learn(self, root: tuple[int, int] | None) -> None:
         fresh = BlobStore()
         found: list[tuple[Digest, os.stat_result]] = []
-        for walked in walk(self._home):
-            fresh.measure(walked.folder, walked.charge)
+        for walked in scan_blobs(self._home):
+            fresh.measure(walked.folder, walked.disk_usage)
             found += walked.blobs
         for digest, st in sorted(found, key=lambda blob: blob[1].st_atime_ns):
             fresh.add(digest, File.found(st))

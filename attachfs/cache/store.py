@@ -19,7 +19,7 @@ from attachfs.cache.files import BLOCK
 from attachfs.cache.index import SLACK, File, Folder, Index
 from attachfs.cache.quarantine import Quarantine
 from attachfs.cache.warn_once import WarnOnce
-from attachfs.errors import AttachfsError, NoRoom
+from attachfs.errors import AttachfsError, NoSpace
 from attachfs.model import Digest
 from attachfs.units import MinFree, format_size
 
@@ -37,9 +37,9 @@ class CacheSpace:
     `index` and `counts` belong to whoever holds `lock`.
     """
 
-    def __init__(self, home: CacheDir, troubles: WarnOnce, max_bytes: int, min_free: MinFree) -> None:
+    def __init__(self, home: CacheDir, warnings: WarnOnce, max_bytes: int, min_free: MinFree) -> None:
         self.home = home
-        self.trouble = troubles.warn
+        self.warn = warnings.warn
         self.quarantine = Quarantine(home.root / "quarantine", _quarantine_bound(max_bytes))
         self.max_bytes = max_bytes
         self.lock = threading.Lock()
@@ -53,12 +53,12 @@ class CacheSpace:
         self._sync_now = threading.Event()
         self._min_free = min_free
 
-    def attach(self, holder: str, *, exclusive: bool) -> None:
+    def attach(self, owner: str, *, exclusive: bool) -> None:
         """Attach the directory, as `CacheDirectory.attach` does. Not `exclusive`: the bound is another's."""
         if not exclusive:
             self.quarantine.max_bytes = _QUARANTINE_MAX  # what the mount's bound is, it alone knows
         with self.lock:
-            self.home.attach(holder, exclusive=exclusive)
+            self.home.attach(owner, exclusive=exclusive)
 
     def count(self, what: str) -> None:
         """Count one more of what `stats` tells. The caller does not hold the lock."""
@@ -73,8 +73,8 @@ class CacheSpace:
 
     def check_size(self, file: File) -> None:
         """Refuse what would not fit into an empty cache."""
-        if file.size < 0 or file.charge + _FIXED > self.max_bytes:
-            raise NoRoom(f"a blob of {format_size(file.size)} is larger than the cache")
+        if file.size < 0 or file.disk_usage + _FIXED > self.max_bytes:
+            raise NoSpace(f"a blob of {format_size(file.size)} is larger than the cache")
 
     def reserve(self, file: File) -> None:
         """Make room for a file that is to be written, and hold it.
@@ -85,19 +85,19 @@ class CacheSpace:
         """
         try:
             self._hold_if_possible(file)
-        except NoRoom:
+        except NoSpace:
             if not self.closer.wait():
                 raise
             self._hold_if_possible(file)  # what was waiting to be closed has given its room back
         try:
-            self._make_room(min_free=True)
+            self._make_space(min_free=True)
         except BaseException:
             self.release(file)
             raise
 
     def _hold_if_possible(self, file: File) -> None:
         with self.lock:
-            self._check_room(file)
+            self._check_space(file)
             self.index.hold(file)
 
     def reserve_over_limit(self, file: File) -> None:
@@ -108,7 +108,7 @@ class CacheSpace:
         """
         with self.lock:
             self.index.hold(file)
-        self._make_room()
+        self._make_space()
 
     def open_spill(self, size: int) -> tuple[File, int]:
         """Open and hold an unlinked file outside the bound.
@@ -132,7 +132,7 @@ class CacheSpace:
             return file, fd
         if problem is not None:
             raise files.translate(problem, "cannot make a temporary file") from problem
-        raise NoRoom(f"no room for a temporary file of {format_size(size)}")
+        raise NoSpace(f"no room for a temporary file of {format_size(size)}")
 
     def descriptor(self, file: File, fd: int) -> Descriptor:
         """Return an open file that has been held as one that is released when it is closed."""
@@ -177,11 +177,11 @@ class CacheSpace:
         """Evict until the bound holds, if that can be done."""
         if not self.home.exclusive or self.home.closed:
             return  # the bound is another process's business
-        with suppress(NoRoom):
+        with suppress(NoSpace):
             try:
-                self._make_room()
+                self._make_space()
             except OSError as error:
-                self.trouble("remove", f"nothing can be removed from the cache: {error.strerror}")
+                self.warn("remove", f"nothing can be removed from the cache: {error.strerror}")
 
     def surely_missing(self, digest: Digest) -> bool:
         """Whether a blob is not in the index, which is complete. Never waits; the disk is not asked."""
@@ -215,7 +215,7 @@ class CacheSpace:
             try:
                 os.fsync(fd)
             except OSError as error:
-                self.trouble("sync", f"the cache's folders cannot be synced: {error.strerror}")
+                self.warn("sync", f"the cache's folders cannot be synced: {error.strerror}")
             finally:
                 os.close(fd)
 
@@ -229,7 +229,7 @@ class CacheSpace:
             try:
                 return self._unlink(digest)
             except OSError as error:
-                self.trouble("remove", f"{digest} cannot be removed from the cache: {error.strerror}")
+                self.warn("remove", f"{digest} cannot be removed from the cache: {error.strerror}")
                 return False
 
     def drop_folder(self, folder: Folder, alg_fd: int) -> None:
@@ -253,18 +253,18 @@ class CacheSpace:
                     found = True
                 except (FileNotFoundError, IsADirectoryError):
                     pass
-            self.index.forget(digest)
+            self.index.discard_entry(digest)
             self.drop_folder(folder, alg_fd)
-        self.index.forget(digest)
+        self.index.discard_entry(digest)
         return found
 
-    def _check_room(self, file: File) -> None:
+    def _check_space(self, file: File) -> None:
         """Refuse before anything is evicted what evicting everything would not make possible."""
         evictable = self.index.evictable()
-        if self.used() - evictable + file.charge > self.max_bytes:
-            raise NoRoom("everything in the cache is in use")
-        if self._lacking_free(file.charge) > evictable:
-            raise NoRoom("the cache's filesystem has too little room left")
+        if self.used() - evictable + file.disk_usage > self.max_bytes:
+            raise NoSpace("everything in the cache is in use")
+        if self._lacking_free(file.disk_usage) > evictable:
+            raise NoSpace("the cache's filesystem has too little room left")
 
     def _lacking_free(self, need: int) -> int:
         """Return how many bytes must go so that `min_free` holds once `need` and the rest is written."""
@@ -274,7 +274,7 @@ class CacheSpace:
         kept_free = self._min_free.of(vfs.f_blocks * vfs.f_frsize)
         return need + self.index.promised() + kept_free - vfs.f_bavail * vfs.f_frsize
 
-    def _make_room(self, *, min_free: bool = False) -> None:
+    def _make_space(self, *, min_free: bool = False) -> None:
         """Evict until the bound holds, which already counts the reservation that this is for."""
         lacking = None
         while True:
@@ -294,7 +294,7 @@ class CacheSpace:
         """Remove the least recently opened blob and return the room that gave. The caller holds the lock."""
         digest = self.index.blobs.lru_candidate()
         if digest is None:
-            raise NoRoom("everything in the cache is in use")
+            raise NoSpace("everything in the cache is in use")
         before = self.used()
         self._unlink(digest)
         self.counts["evicted"] += 1
@@ -304,7 +304,7 @@ class CacheSpace:
 
     def _spill_places(self, size: int) -> list[Callable[[], AbstractContextManager[int]]]:
         """Return where a spill may go: first where `min_free` stays free, then where it fits at all."""
-        good: list[Callable[[], AbstractContextManager[int]]] = []
+        with_min_free: list[Callable[[], AbstractContextManager[int]]] = []
         fits: list[Callable[[], AbstractContextManager[int]]] = []
         for place in (self._spill_folder, _temporary_folder):
             try:
@@ -316,10 +316,10 @@ class CacheSpace:
                 continue
             free = vfs.f_bavail * vfs.f_frsize - size
             if free >= self._min_free.of(vfs.f_blocks * vfs.f_frsize):
-                good.append(place)
+                with_min_free.append(place)
             elif free >= 0:
                 fits.append(place)
-        return good + fits
+        return with_min_free + fits
 
     def _spill_folder(self) -> AbstractContextManager[int]:
         return self.home.below("tmp", create=True)

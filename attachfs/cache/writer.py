@@ -142,7 +142,7 @@ class Writer:
                 stamp = self._file.stamp = files.stamp_of(st)
         except OSError as error:
             self._drop()
-            self._store.trouble("write", f"the cache's disk did not take a blob: {error.strerror}")
+            self._store.warn("write", f"the cache's disk did not take a blob: {error.strerror}")
             raise files.translate(error, "the cache's disk did not take a blob") from error
         except BaseException:
             self._drop()
@@ -152,7 +152,7 @@ class Writer:
                 self._give_name(self._name, digest, st)
             except OSError as error:
                 self._home.remove_temporary(self._name)
-                self._store.trouble("admit", f"{digest} cannot be kept in the cache: {error.strerror}")
+                self._store.warn("admit", f"{digest} cannot be kept in the cache: {error.strerror}")
         return CachedBlob(self.size, self._descriptor, stamp)
 
     def quarantine(self, note: QuarantineNote) -> Path | None:
@@ -165,9 +165,9 @@ class Writer:
             with self._descriptor.use() as fd:
                 path = self._quarantine_blob(fd, note)
         except OSError as error:
-            self._store.trouble("quarantine", f"mismatching bytes cannot be quarantined: {error.strerror}")
+            self._store.warn("quarantine", f"mismatching bytes cannot be quarantined: {error.strerror}")
         except AttachfsError as error:
-            self._store.trouble("quarantine", error.reason)
+            self._store.warn("quarantine", error.reason)
         self._drop()
         self._store.shrink()
         return path
@@ -208,11 +208,11 @@ class Writer:
             # Under the lock, as removing the last blob of a folder removes the folder.
             with store.lock, self._home.below("blobs", *folder, create=True) as folder_fd:
                 os.rename(name, digest.hex, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
-                index.forget(digest)
+                index.discard_entry(digest)
                 self._file.used_ns = time.time_ns()
                 index.insert(digest, self._file, st)
                 store.counts["admitted"] += 1
-                count = index.blobs.measure(folder, files.charge_stat(os.fstat(folder_fd)))
+                count = index.blobs.measure(folder, files.disk_usage_of_stat(os.fstat(folder_fd)))
                 new[folder] = os.dup(folder_fd)
             if count == 1:  # the folder may be new, and so those above it
                 for names in (("blobs", folder[0]), ("blobs",)):
@@ -230,9 +230,9 @@ class Writer:
         size = os.fstat(fd).st_size
         if size > quarantine.max_bytes:
             size = 0  # only the note is kept
-        room = File(size, written=size)
+        reservation = File(size, written=size)
         try:
-            self._store.reserve_over_limit(room)
+            self._store.reserve_over_limit(reservation)
             return quarantine.add(fd, note)
         finally:
-            self._store.release(room)
+            self._store.release(reservation)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import click
 
 from attachfs.cache.disk_cache import DiskCache, Entry
-from attachfs.cache.lock_file import holder_of
+from attachfs.cache.lock_file import lock_holder
 from attachfs.cache.quarantine import Quarantine
 from attachfs.cli import arguments, output, shared_cache
 from attachfs.cli.groups import Group
@@ -47,9 +47,9 @@ def stat(config: Config, *, as_json: bool) -> int:
         items = Quarantine(cache.root / "quarantine", 0).list()
     vfs = os.statvfs(cache.root)
     free = vfs.f_bavail * vfs.f_frsize
-    held = holder_of(cache.root)
+    held = lock_holder(cache.root)
     size = sum(entry.size for entry in entries)
-    aside = sum(item.size for item in items)
+    in_quarantine = sum(item.size for item in items)
     times = [entry.last_opened_ns / 1e9 for entry in entries]
     if as_json:
         output.say_json(
@@ -62,7 +62,7 @@ def stat(config: Config, *, as_json: bool) -> int:
                 "least_recently_opened": output.moment(min(times)) if times else None,
                 "most_recently_opened": output.moment(max(times)) if times else None,
                 "quarantined": len(items),
-                "quarantined_bytes": aside,
+                "quarantined_bytes": in_quarantine,
                 "free_bytes": free,
                 "min_free_bytes": config.cache_min_free.of(vfs.f_blocks * vfs.f_frsize),
             }
@@ -73,7 +73,7 @@ def stat(config: Config, *, as_json: bool) -> int:
         ("in use by", "nobody" if held is None else f"process {held.pid}, {held.doing}"),
         ("blobs", f"{len(entries):,}, {format_size(size)}"),
         ("bound", f"{format_size(config.cache_size)} (as configured here; a mount may have another)"),
-        ("quarantined", f"{len(items):,}, {format_size(aside)}"),
+        ("quarantined", f"{len(items):,}, {format_size(in_quarantine)}"),
         ("free on the disk", f"{format_size(free)}, of which {config.cache_min_free} are left alone"),
     ]
     if times:
@@ -161,7 +161,7 @@ def evict(config: Config, digests: Sequence[str], *, older_than: float | None, t
         output.complain(
             f"{output.count(len(chosen) - len(gone), 'blob')} could not be removed, or went by themselves"
         )
-    _tell_removed(gone)
+    _report_removed(gone)
     return code
 
 
@@ -174,7 +174,7 @@ def clear(config: Config, *, sure: bool) -> int:
             what = f"{output.count(len(entries), 'blob')} ({size}) from {printable(cache.root)}"
             click.confirm(f"Remove {what}?", abort=True, err=True)
         gone = [entry for entry in entries if cache.remove(entry.digest)]
-    _tell_removed(gone)
+    _report_removed(gone)
     if len(gone) < len(entries):
         output.complain(
             f"{output.count(len(entries) - len(gone), 'blob')} could not be removed, or went by themselves"
@@ -183,7 +183,7 @@ def clear(config: Config, *, sure: bool) -> int:
     return output.OK
 
 
-def _tell_removed(gone: Sequence[Entry]) -> None:
+def _report_removed(gone: Sequence[Entry]) -> None:
     size = format_size(sum(entry.size for entry in gone))
     output.note(
         f"removed {output.count(len(gone), 'blob')}, {size}; what a program has open stays readable to it, "
@@ -215,10 +215,10 @@ def _beyond(entries: Sequence[Entry], to: int | None, chosen: dict[Digest, Entry
     """Return the least recently opened that have to go, besides those chosen already."""
     if to is None:
         return []
-    left = [entry for entry in entries if entry.digest not in chosen]
-    size = sum(entry.size for entry in left)
+    remaining = [entry for entry in entries if entry.digest not in chosen]
+    size = sum(entry.size for entry in remaining)
     more = []
-    for entry in left:
+    for entry in remaining:
         if size <= to:
             break
         more.append(entry)

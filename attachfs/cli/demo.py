@@ -52,22 +52,22 @@ def run(mountpoint: Path | None, *, guided: bool) -> int:
             "config": os.devnull,
         }
         settings = dataclasses.replace(config_settings.load(given, environ={}), state_dir=kept / "state")
-        ready = _guide if guided else tour.show
+        ready = _guide if guided else tour.present
         code = daemon.run_foreground(settings, point, lambda: ready(point, log_key))
         output.say(f"\nUnmounted {point}; the demo ledger has ended and its files are gone.")
         return code
 
 
 def _guide(point: Path, log_key: Path) -> None:
-    def walk() -> None:
+    def present() -> None:
         try:
-            tour.walk(point, log_key)
+            tour.present(point, log_key)
         except click.Abort:
             pass  # Ctrl-C or the input's end at a prompt
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=walk, daemon=True).start()
+    threading.Thread(target=present, daemon=True).start()
 
 
 def _remove(directory: Path) -> None:

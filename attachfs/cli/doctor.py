@@ -22,7 +22,7 @@ from attachfs.archive.manifest import check_declaration
 from attachfs.archive.report import Report
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
-from attachfs.cache.lock_file import holder_of
+from attachfs.cache.lock_file import lock_holder
 from attachfs.cli import arguments, doctor_ledger, output, shared_cache
 from attachfs.cli.findings import Finding, State, usage_finding
 from attachfs.cli.pins import DATABASE, stands
@@ -158,13 +158,13 @@ def device(path: Path) -> Finding:
 def helper(path: str | None, *, root: bool | None = None) -> Finding:
     """Check fusermount3, with which users other than root mount and unmount."""
     root = os.getuid() == 0 if root is None else root
-    trouble = State.NOTE if root else State.WRONG
+    severity = State.NOTE if root else State.WRONG
     if path is None:
-        return Finding("fusermount3", trouble, "it is not there; only root can mount", "apt install fuse3")
+        return Finding("fusermount3", severity, "it is not there; only root can mount", "apt install fuse3")
     mode = Path(path).stat()
     if not mode.st_mode & stat.S_ISUID or mode.st_uid != 0:
         remedy = f"sudo chown root {path} && sudo chmod u+s {path}"
-        return Finding("fusermount3", trouble, f"{path} is not set-uid root; only root can mount", remedy)
+        return Finding("fusermount3", severity, f"{path} is not set-uid root; only root can mount", remedy)
     return Finding("fusermount3", State.OK, path)
 
 
@@ -215,7 +215,7 @@ def _cache_directory(config: Config, root: Path, elsewhere: str) -> Finding:
         )
         remedy = f"make room there, lower --cache-min-free, or {elsewhere}"
         return Finding("cache", State.WRONG, detail, remedy)
-    held = holder_of(root)
+    held = lock_holder(root)
     if held is None:
         return Finding("cache", State.OK, f"{root}, {format_size(free)} free")
     detail = f"{root} is in use by process {held.pid}, {held.doing}"
@@ -254,17 +254,17 @@ def pins(config: Config) -> Finding:
 # -- mounts --------------------------------------------------------------------------------------------
 
 
-def running(found: list[Mount], patience: float = _MOUNT_ANSWERS) -> Iterator[Finding]:
+def running(found: list[Mount], timeout: float = _MOUNT_ANSWERS) -> Iterator[Finding]:
     """Check each attachfs mount: alive, dead, or without an answer."""
     ours = [mount for mount in found if mount.is_ours]
     if not ours:
         yield Finding("mounts", State.OK, "none")
     for mount in ours:
-        yield _running(mount, patience)
+        yield _running(mount, timeout)
 
 
-def _running(mount: Mount, patience: float) -> Finding:
-    state, _ = probe.ask(mount.point, patience)
+def _running(mount: Mount, timeout: float) -> Finding:
+    state, _ = probe.probe(mount.point, timeout)
     where = f"{mount.source} on {mount.point}"
     if state is probe.State.HUNG:
         abort = f"/sys/fs/fuse/connections/{mount.device_minor}/abort"

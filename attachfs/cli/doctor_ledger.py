@@ -48,8 +48,8 @@ async def check(config: Config) -> list[Finding]:
         auth, problem = await _credentials(
             config, lambda client_id, secret: ClientCredentials(client_id, secret, config.url, http)
         )
-        patience = min(config.timeout, _PATIENCE)
-        client = Client(http, config.url, auth, timeout=patience, max_connections=1, page_size=1)
+        limit = min(config.timeout, _PATIENCE)
+        client = Client(http, config.url, auth, timeout=limit, max_connections=1, page_size=1)
         answer: BaseException | None = None
         try:
             await client.assets_page()
@@ -97,7 +97,7 @@ def explain(error: BaseException | None, url: str, *, anonymous: bool = False) -
         return Finding("ledger", State.OK, f"{url} answers"), Finding("credentials", State.OK, accepted)
     if isinstance(error, AccessDenied):
         return Finding("ledger", State.OK, f"{url} answers"), _denied(error, anonymous=anonymous)
-    state, remedy = _trouble(error, url)
+    state, remedy = _diagnose(error, url)
     reason = error.reason if isinstance(error, AttachfsError) else f"{type(error).__name__}: {error}"
     unasked = Finding(
         "credentials", State.UNKNOWN, "they could not be tried", "see what is said of the ledger"
@@ -117,7 +117,7 @@ def _denied(error: AccessDenied, *, anonymous: bool) -> Finding:
     return Finding("credentials", State.WRONG, error.reason, remedy)
 
 
-def _trouble(error: BaseException, url: str) -> tuple[State, str]:
+def _diagnose(error: BaseException, url: str) -> tuple[State, str]:
     """Return how bad it is that the ledger did not answer as it should, and the remedy."""
     remedy = next(filter(None, map(_connection_remedy, causes_of(error))), "")
     if remedy:
@@ -157,8 +157,8 @@ def _missing_authorities(environ: Mapping[str, str] = os.environ) -> str:
 def _connection_remedy(cause: BaseException) -> str:
     match cause:
         case ssl.SSLCertVerificationError():
-            told = "the certificate is refused: check --url and --ca-file"
-            return _CERTIFICATE.get(cause.verify_code, told) + _missing_authorities()
+            message = "the certificate is refused: check --url and --ca-file"
+            return _CERTIFICATE.get(cause.verify_code, message) + _missing_authorities()
         case ssl.SSLError():
             return "the port does not speak TLS: check the port in --url; is it http:// ?"
         case socket.gaierror():

@@ -170,7 +170,7 @@ def _export(
     cache = status.get("cache_dir")
     copier = Copier(source, bag, journal.work, Path(cache) if isinstance(cache, str) else None)
     _reopen_changed(journal, copier)
-    _check_room(journal, bag)
+    _check_space(journal, bag)
     _copy(journal, copier, progress, jobs)
     journal.clear_proofs()
     logs = add_logs(journal, bag, config, status)
@@ -216,7 +216,7 @@ def _reopen_changed(journal: Journal, copier: Copier) -> None:
             journal.reopen(entry.path)
 
 
-def _check_room(journal: Journal, bag: Path) -> None:
+def _check_space(journal: Journal, bag: Path) -> None:
     count, size = journal.count(TODO)
     needed, free = size + count * _PER_FILE, shutil.disk_usage(bag).free
     if needed > free:

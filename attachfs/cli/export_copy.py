@@ -91,7 +91,7 @@ class Copier:
         except OSError as error:
             raise cannot_write(self._bag, error) from error
         try:
-            attested = _claim(fd, "attested")
+            attested = _mount_attribute(fd, "attested")
             hashes = self._share(entry, fd, out)
             size = entry.size
             if hashes is None:
@@ -141,7 +141,12 @@ class Copier:
         They are hashed where they have come to lie; if they are not right, the mount is read instead.
         """
         digest = entry.digest
-        if self._cache is None or digest is None or entry.size < _SHARED or _claim(fd, "cached") != "yes":
+        if (
+            self._cache is None
+            or digest is None
+            or entry.size < _SHARED
+            or _mount_attribute(fd, "cached") != "yes"
+        ):
             return None
         path = self._cache / "blobs" / Path(*folder_of(digest)) / digest.hex
         try:
@@ -163,7 +168,7 @@ class Copier:
 
     def _done(self, entry: Exported, target: Path, hashes: dict[str, str]) -> tuple[Exported, str]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        attested = entry.attested or _claim(self._point / entry.path, "attested")
+        attested = entry.attested or _mount_attribute(self._point / entry.path, "attested")
         done = msgspec.structs.replace(
             entry, sha256=hashes["sha256"], attested=attested, exported=now, errno="", reason=""
         )
@@ -222,7 +227,7 @@ def _share_bytes(source: int, out: int, size: int) -> bool:
     return done == size
 
 
-def _claim(path: Path | int, name: str) -> str:
+def _mount_attribute(path: Path | int, name: str) -> str:
     try:
         return os.getxattr(path, f"user.attachfs.{name}").decode("ascii", "replace")
     except OSError:

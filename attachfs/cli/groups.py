@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import click
 
 
-def no_such_command(name: str, known: Iterable[str]) -> str:
+def no_such_command(name: str, names: Iterable[str]) -> str:
     """Return the complaint about a word that is no command."""
-    close = difflib.get_close_matches(name, list(known), 1)
+    close = difflib.get_close_matches(name, list(names), 1)
     return f"No such command {name!r}." + (f" Did you mean {close[0]!r}?" if close else "")
 
 

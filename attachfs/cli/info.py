@@ -55,14 +55,16 @@ def describe(path: Path) -> dict[str, Any]:
             if error.errno in _NO_SUCH:
                 continue
             raise
-        claims = {claim: _claim(path, claim) for claim in _CLAIMS} if is_file else {}
-        return {"path": str(path), "kind": kind, **claims, "record": record}
+        attributes = (
+            {attribute: _mount_attribute(path, attribute) for attribute in _CLAIMS} if is_file else {}
+        )
+        return {"path": str(path), "kind": kind, **attributes, "record": record}
     raise OSError(0, "not an attachment, asset or event of an attachfs mount")
 
 
-def _claim(path: Path, claim: str) -> str:
+def _mount_attribute(path: Path, attribute: str) -> str:
     try:
-        return os.getxattr(path, f"user.attachfs.{claim}").decode()
+        return os.getxattr(path, f"user.attachfs.{attribute}").decode()
     except OSError as error:
         return f"unknown ({output.reason_of(error)})"
 

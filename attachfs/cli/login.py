@@ -28,7 +28,7 @@ def run(config: Config) -> int:
     is_client = config.client_id is not None
     what = f"Secret of client {config.client_id}" if is_client else "Bearer token"
     target = _secret_file(config) if is_client else config.token_file
-    secret = _ask(f"{what} for {config.url}")
+    secret = _prompt(f"{what} for {config.url}")
     with _beside(target, secret) as written:
         trial = dataclasses.replace(
             config,
@@ -45,11 +45,11 @@ def run(config: Config) -> int:
         written.replace(target)
     output.note(f"the ledger accepts it; stored in {target}, readable by you only")
     if is_client:
-        _settle(config, target)
+        _configure(config, target)
     return output.OK
 
 
-def _ask(what: str) -> str:
+def _prompt(what: str) -> str:
     if sys.stdin.isatty():
         secret = str(click.prompt(what, hide_input=True, err=True))
     else:
@@ -84,7 +84,7 @@ def _beside(target: Path, secret: str) -> Iterator[Path]:
         written.unlink(missing_ok=True)
 
 
-def _settle(config: Config, secret_file: Path) -> None:
+def _configure(config: Config, secret_file: Path) -> None:
     """Have later mounts use the application: in a new configuration file, or say what belongs into it."""
     lines = [] if config.profile is None else [f"[profile.{config.profile}]"]
     lines += [f'client-id = "{config.client_id}"', f'client-secret-file = "{secret_file}"']

@@ -22,7 +22,7 @@ def command(mountpoint: Path) -> None:
     from attachfs.mount import log_place, probe
 
     point = absolute(mountpoint)
-    said = probe.ask(point)[1]
+    said = probe.probe(point)[1]
     status = json.loads(said) if said else None
     found = log_place.command_for(status, user_directory("STATE"), point)
     if isinstance(found, list):

@@ -48,7 +48,7 @@ def run(paths: Sequence[Path], *, as_json: bool, recursive: bool) -> int:
     code = output.OK
     files = [path for path in paths if not path.is_dir()]
     blocks: Iterator[tuple[Path | None, list[Line]]] = iter(
-        [(None, list(in_order(files, lambda path: _look(path, str(path)), _JOBS)))] if files else []
+        [(None, list(in_order(files, lambda path: _inspect(path, str(path)), _JOBS)))] if files else []
     )
     several = recursive or len(paths) > 1
     first = True
@@ -84,14 +84,14 @@ def _list(directory: Path, *, recursive: bool) -> Iterator[tuple[Path, list[Line
     except OSError as error:
         yield directory, [Line(directory.name, directory, "unknown", problem=output.reason_of(error))]
         return
-    yield directory, list(in_order(inside, lambda one: _look(directory / one.name, one.name), _JOBS))
+    yield directory, list(in_order(inside, lambda one: _inspect(directory / one.name, one.name), _JOBS))
     if recursive:
         for entry in inside:
             if entry.is_dir(follow_symlinks=False):
                 yield from _list(directory / entry.name, recursive=True)
 
 
-def _look(path: Path, name: str) -> Line:
+def _inspect(path: Path, name: str) -> Line:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

@@ -82,13 +82,13 @@ class _Commands(Group):
             sys.exit(output.USAGE)
         extra.setdefault("prog_name", "attachfs")  # also as `python -m attachfs`
         try:
-            with streams.output_failures_told():
+            with streams.output_failures_reported():
                 return super().main(*args, **extra)
         finally:
             streams.finish()
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        with streams.output_failures_told(), _interruption_told():
+        with streams.output_failures_reported(), _interruption_reported():
             return super().make_context(*args, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -100,7 +100,7 @@ class _Commands(Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with streams.output_failures_told(), _interruption_told():
+        with streams.output_failures_reported(), _interruption_reported():
             try:
                 return super().invoke(ctx)
             except UsageError as error:
@@ -136,7 +136,7 @@ def _why(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def _interruption_told() -> Iterator[None]:
+def _interruption_reported() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -159,7 +159,7 @@ def mount_helper() -> None:
 
     streams.prepare()
     try:
-        with streams.output_failures_told(), _interruption_told():
+        with streams.output_failures_reported(), _interruption_reported():
             sys.exit(cli_mount_helper.main())
     finally:
         streams.finish()

@@ -35,7 +35,7 @@ def run(paths: Sequence[Path], *, as_json: bool) -> int:
         for path in paths:
             base = path if path.is_dir() else path.parent
             before = lines
-            for line in in_order(places.walk([path]), _look, _JOBS):
+            for line in in_order(places.walk([path]), _inspect, _JOBS):
                 lines += 1
                 if not _say(line, base, as_json=as_json):
                     code = output.UNKNOWN
@@ -49,7 +49,7 @@ def run(paths: Sequence[Path], *, as_json: bool) -> int:
     )
 
 
-def _look(file: Found) -> _Line:
+def _inspect(file: Found) -> _Line:
     try:
         if file.problem is not None:
             raise file.problem

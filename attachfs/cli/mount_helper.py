@@ -19,7 +19,7 @@ from attachfs.config import settings as config_settings
 from attachfs.config.settings import Config
 from attachfs.errors import UsageError
 from attachfs.mount.mountinfo import mount_at
-from attachfs.mount.probe import State, ask
+from attachfs.mount.probe import State, probe
 
 # Exit codes of mount(8).
 DONE = 0
@@ -95,7 +95,7 @@ def _mount(call: Call, settings: Config) -> int:
 
     there = mount_at(call.point)
     mounted = there is not None and there.is_ours and there.source == settings.source
-    if mounted and ask(call.point)[0] is not State.DEAD:
+    if mounted and probe(call.point)[0] is not State.DEAD:
         _say(f"{call.point} is mounted already")
         return DONE
     cwd = directories.here()

@@ -34,7 +34,7 @@ class Progress:
         self._size = size
         self._files = files
         self._clock = clock
-        self._began = self._told = clock()
+        self._began = self._reported_at = clock()
         self._lock = threading.Lock()
         self.bytes_done = 0
         self.files_done = 0
@@ -46,7 +46,7 @@ class Progress:
     def of(self, size: int, files: int) -> Self:
         """Set how much it is in all, once that is known, and begin to count the time."""
         self._size, self._files = size, files
-        self._began = self._told = self._clock()
+        self._began = self._reported_at = self._clock()
         if self._bar is not None:
             self._bar.update(self._task, total=size, files=self._of_files())
         return self
@@ -78,17 +78,17 @@ class Progress:
             self.files_done += files
             if self._bar is not None:
                 self._bar.update(self._task, advance=size, files=self._of_files())
-            elif self._clock() - self._told >= _EVERY:
-                self._told = self._clock()
+            elif self._clock() - self._reported_at >= _EVERY:
+                self._reported_at = self._clock()
                 output.note(f"{self._what}: {self.line()}")
 
     def line(self) -> str:
         """Return where it stands in words: `3 of 7 files, 1 MiB of 9 MiB, 500 KiB/s, 16 s left`."""
         rate = self.bytes_done / max(self.seconds, 1e-9)
-        left = f", {(self._size - self.bytes_done) / rate:.0f} s left" if rate else ""
+        remaining = f", {(self._size - self.bytes_done) / rate:.0f} s left" if rate else ""
         return (
             f"{self._of_files()}, {format_size(self.bytes_done)} of {format_size(self._size)}, "
-            f"{format_size(int(rate))}/s{left}"
+            f"{format_size(int(rate))}/s{remaining}"
         )
 
     def _of_files(self) -> str:
@@ -106,7 +106,7 @@ class Counter:
     def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
         self._clock = clock
-        self._told = clock()
+        self._reported_at = clock()
         self._status = _status(what) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
@@ -122,8 +122,8 @@ class Counter:
         """Show how many they are."""
         if self._status is not None:
             self._status.update(f"{self._what}: {text}")
-        elif self._clock() - self._told >= _EVERY:
-            self._told = self._clock()
+        elif self._clock() - self._reported_at >= _EVERY:
+            self._reported_at = self._clock()
             output.note(f"{self._what}: {text}")
 
 

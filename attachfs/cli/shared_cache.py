@@ -21,7 +21,7 @@ from attachfs.config.settings import Config
 from attachfs.errors import UsageError
 from attachfs.model import Digest
 from attachfs.mount.sharing import open_shared_cache
-from attachfs.shared_cache.objects import Listed, Missing, Trouble
+from attachfs.shared_cache.objects import Listed, Missing, StoreError
 from attachfs.shared_cache.policy import SharedCache
 from attachfs.shared_cache.uploads import add
 from attachfs.text import printable
@@ -71,8 +71,8 @@ async def _stat(shared: SharedCache, *, as_json: bool) -> int:
             async for one in listed:
                 objects += 1
                 size += one.size
-    except Trouble as trouble:
-        output.complain(shared.store.name, trouble.reason)
+    except StoreError as failure:
+        output.complain(shared.store.name, failure.reason)
         return output.UNKNOWN
     if as_json:
         output.say_json({"store": shared.store.name, "objects": objects, "bytes": size})
@@ -97,8 +97,8 @@ async def _chosen(shared: SharedCache, cache: DiskCache, sample: int | None) -> 
     try:
         async with shared.store.listed() as listed:
             found = [one async for one in listed]
-    except Trouble as trouble:
-        if trouble.kind != "refused":
+    except StoreError as failure:
+        if failure.kind != "refused":
             raise
         found = [Listed(one.digest, one.size) for one in cache.entries() if one.digest.alg == "sha256"]
     if sample is not None and len(found) > sample:
@@ -120,10 +120,10 @@ async def _check(shared: SharedCache, cache: DiskCache, one: Listed, *, replace:
         reason = f"its bytes hash to {digest.hexdigest()}"
     except Missing:
         return _Check(one.digest, "missing")
-    except Trouble as trouble:
-        if trouble.kind not in ("wrong", "broken"):
-            return _Check(one.digest, "unread", trouble.reason)
-        reason = trouble.reason
+    except StoreError as failure:
+        if failure.kind not in ("wrong", "broken"):
+            return _Check(one.digest, "unread", failure.reason)
+        reason = failure.reason
     if replace and await _replace(shared, cache, one.digest):
         return _Check(one.digest, "replaced", reason)
     return _Check(one.digest, "wrong", reason)
@@ -138,7 +138,7 @@ async def _replace(shared: SharedCache, cache: DiskCache, digest: Digest) -> boo
     with blob:
         try:
             return await shared.store.put(digest, size, blob.pread, overwrite=True)
-        except Trouble:
+        except StoreError:
             return False
 
 
@@ -157,8 +157,8 @@ async def _verify(shared: SharedCache, config: Config, *, as_json: bool, sample:
                     output.say_json({"digest": str(one.digest), "state": check.state, "reason": check.reason})
                 elif check.state not in ("right", "missing"):
                     output.say(printable(f"{one.digest}: {check.state.upper()}: {check.reason}"))
-    except Trouble as trouble:
-        output.complain(shared.store.name, trouble.reason)
+    except StoreError as failure:
+        output.complain(shared.store.name, failure.reason)
         return output.UNKNOWN
     finally:
         cache.close()
@@ -218,8 +218,8 @@ async def _add(shared: SharedCache, found: places.Found) -> str:
     except OSError as error:
         output.complain(found.path, output.reason_of(error))
         return "failed"
-    except Trouble as trouble:
-        output.complain(found.path, f"the shared cache: {trouble.reason}")
+    except StoreError as failure:
+        output.complain(found.path, f"the shared cache: {failure.reason}")
         return "failed"
     return "added" if sent else "there"
 
@@ -258,8 +258,8 @@ async def probe(config: Config) -> AsyncIterator[tuple[str, str]]:
                 yield "ok" if right else "wrong", f"{name} gives {'it' if right else 'something else'} back"
         except Missing:
             yield "wrong", f"{name} took a test object and does not have it"
-        except Trouble as trouble:
-            yield "wrong", f"{name}: {trouble.reason}"
+        except StoreError as failure:
+            yield "wrong", f"{name}: {failure.reason}"
 
 
 # -- commands ------------------------------------------------------------------------------------------

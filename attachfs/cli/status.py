@@ -40,28 +40,28 @@ def run(point: Path | None, *, as_json: bool = False, watch: bool = False, openm
         if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise UsageError("--watch needs a terminal, and no --json")
         return _watch(point)
-    told = [(mount, *_ask(mount)) for mount in _chosen(point)]
+    answers = [(mount, *_query(mount)) for mount in _chosen(point)]
     if openmetrics:
         from attachfs.mount.metrics import exposition
 
-        text = exposition({"mountpoint": str(mount.point), **figures} for mount, _, figures in told)
+        text = exposition({"mountpoint": str(mount.point), **stats} for mount, _, stats in answers)
         output.say(text.decode().rstrip("\n"))
     elif as_json:
-        for mount, state, figures in told:
+        for mount, state, stats in answers:
             about = {"mountpoint": str(mount.point), "source": mount.source, "state": state.value}
-            output.say_json(about | figures)
+            output.say_json(about | stats)
     else:
         piped = None if sys.stdout.isatty() else io.StringIO()
         console = Console(highlight=False, file=piped, width=None if piped is None else _WIDTH)
-        for number, (mount, state, figures) in enumerate(told):
+        for number, (mount, state, stats) in enumerate(answers):
             if number:
                 console.print()
-            console.print(picture(mount, state, figures))
-        if piped is not None and told:
+            console.print(picture(mount, state, stats))
+        if piped is not None and answers:
             output.say("\n".join(line.rstrip() for line in piped.getvalue().splitlines()))
-    if not told and not openmetrics:
+    if not answers and not openmetrics:
         output.note("no attachfs mount is running here")
-    return output.DIFFERS if any(state is not State.ALIVE for _, state, _ in told) else output.OK
+    return output.DIFFERS if any(state is not State.ALIVE for _, state, _ in answers) else output.OK
 
 
 def _chosen(point: Path | None) -> list[Mount]:
@@ -73,13 +73,13 @@ def _chosen(point: Path | None) -> list[Mount]:
     return [whole(there)]
 
 
-def _ask(mount: Mount) -> tuple[State, dict[str, Any]]:
-    state, said = probe.ask(mount.point)
+def _query(mount: Mount) -> tuple[State, dict[str, Any]]:
+    state, said = probe.probe(mount.point)
     try:
-        figures = json.loads(said)
+        stats = json.loads(said)
     except ValueError:
         return state, {}
-    return state, figures if isinstance(figures, dict) else {}
+    return state, stats if isinstance(stats, dict) else {}
 
 
 def _watch(point: Path | None) -> int:
@@ -91,7 +91,7 @@ def _watch(point: Path | None) -> int:
         while True:
             pictures: list[RenderableType] = []
             for mount in _chosen(point):
-                pictures += [picture(mount, *_ask(mount)), ""]
+                pictures += [picture(mount, *_query(mount)), ""]
             pictures.append(
                 Text("q ends this" if pictures else "no attachfs mount is running here; q ends this")
             )
@@ -112,46 +112,46 @@ def _keys() -> Iterator[Any]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def picture(mount: Mount, state: State, figures: dict[str, Any]) -> RenderableType:
+def picture(mount: Mount, state: State, stats: dict[str, Any]) -> RenderableType:
     """Return a mount's figures, to be printed."""
     title = Text.assemble((printable(mount.point), "bold"), "  ", printable(mount.source))
     if state is not State.ALIVE:
         remedy = f"attachfs umount {'--lazy ' if state is State.HUNG else ''}{mount.point}"
         what = "its process is gone" if state is State.DEAD else "it does not answer"
         return Group(title, Text(f"  {what}; clear it with: {printable(remedy)}", "red"))
-    if not figures:
+    if not stats:
         return Group(title, Text("  another user's, who alone can see its figures"))
-    parts: list[RenderableType] = [title, _facts(figures), _requests(figures)]
-    if figures.get("last_errors"):
-        parts.append(_errors(figures["last_errors"]))
+    parts: list[RenderableType] = [title, _facts(stats), _requests(stats)]
+    if stats.get("last_errors"):
+        parts.append(_errors(stats["last_errors"]))
     return Group(*parts)
 
 
-def _facts(figures: dict[str, Any]) -> Table:
+def _facts(stats: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    colour, health = _health(figures)
-    cache = figures.get("cache", {})
-    requests = _kinds(figures)
-    opened, hits = figures.get("opened", 0), figures.get("cache_hits", 0)
+    colour, health = _health(stats)
+    cache = stats.get("cache", {})
+    requests = _kinds(stats)
+    opened, hits = stats.get("opened", 0), stats.get("cache_hits", 0)
     rate = f", {100 * hits // opened} % from the cache" if opened else ""
     blobs = requests.get("blob", {})
-    room = f"{format_size(cache.get('used_bytes', 0))} of {format_size(cache.get('max_bytes', 0))}"
+    usage = f"{format_size(cache.get('used_bytes', 0))} of {format_size(cache.get('max_bytes', 0))}"
     rows: list[tuple[str, str, str]] = [
         (
             "up",
-            f"{_span(figures.get('uptime_s', 0))}, process {figures.get('pid')}, {figures.get('version')}",
+            f"{_span(stats.get('uptime_s', 0))}, process {stats.get('pid')}, {stats.get('version')}",
             "",
         ),
-        ("account", str(figures.get("credentials", "")), ""),
-        ("server", f"{figures.get('url')}: {health}", colour),
+        ("account", str(stats.get("credentials", "")), ""),
+        ("server", f"{stats.get('url')}: {health}", colour),
         (
             "open",
             (
-                f"{output.count(figures.get('open_files', 0), 'file')}, "
-                f"{output.count(figures.get('open_directories', 0), 'directory')}, "
-                f"{output.count(figures.get('inodes', 0), 'inode')}"
+                f"{output.count(stats.get('open_files', 0), 'file')}, "
+                f"{output.count(stats.get('open_directories', 0), 'directory')}, "
+                f"{output.count(stats.get('inodes', 0), 'inode')}"
             ),
             "",
         ),
@@ -159,21 +159,21 @@ def _facts(figures: dict[str, Any]) -> Table:
         (
             "downloads",
             (
-                f"{figures.get('downloading', 0)} under way, {format_size(int(blobs.get('bytes', 0)))} "
-                f"in all, {format_size(figures.get('verified_bytes', 0))} verified"
+                f"{stats.get('downloading', 0)} under way, {format_size(int(blobs.get('bytes', 0)))} "
+                f"in all, {format_size(stats.get('verified_bytes', 0))} verified"
             ),
             "",
         ),
         (
             "cache",
             (
-                f"{room} in {output.count(cache.get('blobs', 0), 'blob')}, {cache.get('evicted', 0)} evicted"
+                f"{usage} in {output.count(cache.get('blobs', 0), 'blob')}, {cache.get('evicted', 0)} evicted"
                 f"{'' if cache.get('writable', True) else ', NOT WRITABLE'}"
             ),
             "",
         ),
     ]
-    shared = figures.get("shared_cache")
+    shared = stats.get("shared_cache")
     if shared:
         off = shared.get("off")
         words = (
@@ -181,29 +181,29 @@ def _facts(figures: dict[str, Any]) -> Table:
             f"{sum(shared.get('errors', {}).values()):,} errors, {format_size(shared.get('bytes', 0))} saved"
         )
         rows.append(("shared cache", words + (", NOT USED at present" if off else ""), "red" if off else ""))
-    memory = figures.get("memory", {})
+    memory = stats.get("memory", {})
     if memory.get("answers"):
         ages = f"{_span(memory['newest_s'])} to {_span(memory['oldest_s'])} old"
         rows.append(("kept for --offline", f"{output.count(memory['answers'], 'answer')}, {ages}", ""))
-    of_a_service = {"account", "downloads", "cache"} if figures.get("archive") else set()
+    of_a_service = {"account", "downloads", "cache"} if stats.get("archive") else set()
     for name, value, style in (row for row in rows if row[0] not in of_a_service):
         table.add_row(Text(name), Text(printable(value), style))
     return table
 
 
-def _health(figures: dict[str, Any]) -> tuple[str, str]:
-    requests = figures.get("requests", {})
-    if figures.get("archive"):
+def _health(stats: dict[str, Any]) -> tuple[str, str]:
+    requests = stats.get("requests", {})
+    if stats.get("archive"):
         return "green", "an archive, nobody is asked"
-    if figures.get("offline"):
+    if stats.get("offline"):
         return "yellow", "offline, not asked"
     if requests.get("unreachable_since") is not None:
         since = output.moment(requests["unreachable_since"])
         return "red", f"out of reach since {since} ({requests.get('unreachable_reason')})"
     if requests.get("rate_limited_for_s"):
         return "yellow", f"limits the rate, asked again in {requests['rate_limited_for_s']} s"
-    if figures.get("stale"):
-        return "yellow", _silence(figures.get("outage", {}))
+    if stats.get("stale"):
+        return "yellow", _silence(stats.get("outage", {}))
     return "green", "answers"
 
 
@@ -215,13 +215,13 @@ def _silence(outage: dict[str, Any]) -> str:
     return f"silent since {output.moment(outage['since'])}: metadata up to {oldest} old is served"
 
 
-def _kinds(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
-    kinds = figures.get("requests", {}).get("requests", {})
+def _kinds(stats: dict[str, Any]) -> dict[str, dict[str, float]]:
+    kinds = stats.get("requests", {}).get("requests", {})
     return kinds if isinstance(kinds, dict) else {}
 
 
-def _requests(figures: dict[str, Any]) -> RenderableType:
-    kinds = _kinds(figures)
+def _requests(stats: dict[str, Any]) -> RenderableType:
+    kinds = _kinds(stats)
     if not kinds:
         return Text("no requests yet", "dim")
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -257,14 +257,14 @@ def _errors(errors: list[dict[str, Any]]) -> Table:
 
 
 def _span(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, remainder = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
         return f"{days} d {hours} h"
     if hours:
         return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min {remainder} s" if minutes else f"{remainder} s"
 
 
 @click.command("status")

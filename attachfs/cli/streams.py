@@ -63,11 +63,11 @@ def finish() -> None:
             stream.flush()
         except (OSError, ValueError):
             with contextlib.suppress(OSError, ValueError):
-                _forget(stream.fileno())
+                _discard(stream.fileno())
 
 
 @contextlib.contextmanager
-def output_failures_told() -> Iterator[None]:
+def output_failures_reported() -> Iterator[None]:
     """End the program as others end, if standard output cannot be written.
 
     A reader that has gone (`| head`) ends it by SIGPIPE, without a word; anything else (a full disk) is told,
@@ -77,7 +77,7 @@ def output_failures_told() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except SystemExit:
-        with output_failures_told():
+        with output_failures_reported():
             sys.stdout.flush()
         raise
     except BrokenPipeError:
@@ -85,7 +85,7 @@ def output_failures_told() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None or error.errno not in _OF_WRITING:
             raise
-        _forget(1)
+        _discard(1)
         output.complain("standard output cannot be written", output.reason_of(error))
         raise SystemExit(output.DIFFERS) from None
 
@@ -94,13 +94,13 @@ _OF_WRITING = (errno.ENOSPC, errno.EBADF, errno.EIO, errno.EDQUOT, errno.EFBIG, 
 
 
 def _end_by(number: signal.Signals) -> NoReturn:
-    _forget(1)
+    _discard(1)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # it is blocked
 
 
-def _forget(number: int) -> None:
+def _discard(number: int) -> None:
     """Have what is left in the buffer go nowhere, so that nothing fails once more at the end."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, number)

@@ -73,7 +73,7 @@ def show(point: Path, log_key: Path) -> None:
     output.say("Ctrl-C here unmounts and cleans up.")
 
 
-def walk(point: Path, log_key: Path) -> None:
+def present(point: Path, log_key: Path) -> None:
     """Go through the tour, a step for each Enter; without a terminal, without waiting."""
     output.say(f"\nThe demo ledger is mounted on {point}.")
     for number, step in enumerate(steps(program()), 1):

@@ -36,14 +36,14 @@ def tasks(path: Path) -> Iterator[Task]:
     """
     check = BagCheck(BagFolder(path))
     for problem in check.structure():
-        yield Task(0, functools.partial(_known, path, problem))
+        yield Task(0, functools.partial(_already_found, path, problem))
     for name, sha256 in check.tags:
         yield Task(check.size(name), functools.partial(_check_tag, path, check, name, sha256))
     for name, sha256 in check.payload:
         yield Task(check.size(name), functools.partial(_check_payload, path, check, name, sha256))
 
 
-def _known(bag: Path, found: Checked, _: Progress) -> Result:
+def _already_found(bag: Path, found: Checked, _: Progress) -> Result:
     return _result(bag, found)
 
 

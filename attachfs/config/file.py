@@ -95,7 +95,7 @@ class ConfigFile:
         name = self._tables.get("profile")
         return Given(name, self._at("profile")) if isinstance(name, str) else None
 
-    def layer(self, profile: str | None, known: Collection[str]) -> dict[str, Given]:
+    def layer(self, profile: str | None, option_keys: Collection[str]) -> dict[str, Given]:
         """Return the values of a profile over those at the top level, by key with `_`.
 
         Args:
@@ -109,7 +109,7 @@ class ConfigFile:
         values: dict[str, Given] = {}
         for key, value in self._tables.items():
             if key != "profile" or not isinstance(value, dict | str):
-                self._take(values, (key,), value, known)
+                self._take(values, (key,), value, option_keys)
         profiles = self._tables.get("profile")
         chosen: dict[str, Given] = {}
         for name, table in profiles.items() if isinstance(profiles, dict) else ():
@@ -117,7 +117,7 @@ class ConfigFile:
                 raise UsageError(f"{self._at('profile', name)}: a profile is a table: [profile.NAME]")
             found: dict[str, Given] = {}
             for key, value in table.items():
-                self._take(found, ("profile", name, key), value, known)
+                self._take(found, ("profile", name, key), value, option_keys)
             if name == profile:
                 chosen = found
         if profile is not None and profile not in self.profiles:
@@ -133,12 +133,12 @@ class ConfigFile:
         return f"; make one with a table [profile.{profile}]"
 
     def _take(
-        self, values: dict[str, Given], path: tuple[str, ...], value: object, known: Collection[str]
+        self, values: dict[str, Given], path: tuple[str, ...], value: object, option_keys: Collection[str]
     ) -> None:
         name = path[-1].replace("_", "-")
         origin = self._at(*path)
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+        if name not in option_keys:
+            close = difflib.get_close_matches(name, option_keys, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             if isinstance(value, dict):
                 hint = "; a profile is a table [profile.NAME]"

@@ -140,11 +140,11 @@ class Verifier:
             self.lines += 1
             if one.hash == self._last:
                 self._met_last = self.lines
-            yield from self._look(one, following)
+            yield from self._check_line(one, following)
         if raw is not None:
             yield from self._close(raw)
 
-    def _look(self, one: _Seen, following: _Seen | None) -> Iterator[Finding]:
+    def _check_line(self, one: _Seen, following: _Seen | None) -> Iterator[Finding]:
         if one.line is None or not one.raw.ended:
             yield from self._unreadable(one, following)
             return

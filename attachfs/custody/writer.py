@@ -117,13 +117,13 @@ class CustodyLog:
                 if _is_at(self._fd, self.path):
                     yield self._find_end()
                     return
-                self._leave()
+                self._close_rotated()
             finally:
                 if self._fd >= 0:
                     fcntl.flock(self._fd, fcntl.LOCK_UN)
         raise OSError(errno.EBUSY, "it is rotated again and again")
 
-    def _leave(self) -> None:
+    def _close_rotated(self) -> None:
         """Close a file that was rotated, knowing its end.
 
         Nobody adds to it any more: whoever has its lock looks first whether it still has the log's name. So

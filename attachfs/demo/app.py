@@ -219,14 +219,14 @@ class _Service:
     def _listing(
         self, request: Request, key: str, listing: str, list_page: Callable[[Query, int, int], Page | None]
     ) -> Response:
-        asked = request.query_params
-        items = [(name, value) for name, value in asked.multi_items() if name not in _PAGING]
+        params = request.query_params
+        items = [(name, value) for name, value in params.multi_items() if name not in _PAGING]
         offset = 0
-        if asked.get("page_token"):
-            offset, items = read_token(asked["page_token"], listing)
+        if params.get("page_token"):
+            offset, items = read_token(params["page_token"], listing)
         limit = self.page_limit
-        if asked.get("page_size"):
-            limit = min(limit, _page_size(asked["page_size"]))
+        if params.get("page_size"):
+            limit = min(limit, _page_size(params["page_size"]))
         page = _found(list_page(parse_query(items), offset, limit), "asset")
         token = write_token(listing, offset + limit, items) if page.more else ""
         body = b'{"%b":[%b],"next_page_token":%b}' % (
@@ -235,7 +235,7 @@ class _Service:
             msgspec.json.encode(token),
         )
         # Without a page size, 206 says that the server's limit cut the listing.
-        response = _raw(body, 206 if page.more and not asked.get("page_size") else 200)
+        response = _raw(body, 206 if page.more and not params.get("page_size") else 200)
         if request.headers.get("x-request-total-count", "").lower() == "true":
             response.headers["X-Total-Count"] = str(page.total)
         return response

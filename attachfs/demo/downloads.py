@@ -59,13 +59,13 @@ class BlobResponse:
 
 
 async def _send_pieces(file: BinaryIO, length: int, send: Send) -> None:
-    left = length
-    while left:
+    remaining = length
+    while remaining:
         if length <= _AT_ONCE:
-            piece = file.read(left)
+            piece = file.read(remaining)
         else:
-            piece = await trio.to_thread.run_sync(file.read, min(_PIECE, left))
+            piece = await trio.to_thread.run_sync(file.read, min(_PIECE, remaining))
         if not piece:
             raise EOFError("the demo ledger's blob is shorter than it was")
-        left -= len(piece)
+        remaining -= len(piece)
         await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -112,7 +112,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the process."""
     options = _arguments(argv)
-    parent = _ask_for_parents_death() if options.die_with_stdin else 0
+    parent = _request_parent_death_signal() if options.die_with_stdin else 0
     with contextlib.ExitStack() as stack:
         data = options.data
         if data is None:
@@ -202,7 +202,7 @@ async def _stop_on_end_of_input(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-def _ask_for_parents_death() -> int:
+def _request_parent_death_signal() -> int:
     """Let the kernel tell the parent's death: its end of our input may outlive it. Return its id."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -29,14 +29,14 @@ class DemoServer:
 
     def requests(self) -> dict[str, Any]:
         """Return what was counted so far; see `requestlog`. Needs plain HTTP."""
-        found: dict[str, Any] = json.loads(self._ask("GET"))
+        found: dict[str, Any] = json.loads(self._request("GET"))
         return found
 
     def reset(self) -> None:
         """Begin to count afresh."""
-        self._ask("DELETE")
+        self._request("DELETE")
 
-    def _ask(self, method: str) -> bytes:
+    def _request(self, method: str) -> bytes:
         request = urllib.request.Request(f"{self.url}/demo/requests", method=method)  # noqa: S310 - our own child
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_ANSWERS_WITHIN) as answer:

@@ -79,14 +79,14 @@ class Store:
         if asset is None:
             holders = list(self._assets.values())
         else:
-            holder = self._find(asset, public=public)
-            if holder is None:
+            owner = self._find(asset, public=public)
+            if owner is None:
                 return None
-            holders = [holder]
+            holders = [owner]
         found = [
             _seen(event, public=public)
-            for holder in holders
-            for event in holder.events.values()
+            for owner in holders
+            for event in owner.events.values()
             if query.matches(event.record)
         ]
         return _page(found, offset, limit, public=public)
@@ -98,21 +98,21 @@ class Store:
 
     def event(self, asset: str, event: str, *, public: bool = False) -> bytes | None:
         """Return an event's record."""
-        holder = self._find(asset, public=public)
-        found = None if holder is None else holder.events.get(event)
+        owner = self._find(asset, public=public)
+        found = None if owner is None else owner.events.get(event)
         return None if found is None else _encode(_seen(found, public=public), public=public)
 
     def find_attachment(
         self, asset: str, event: str | None, blob: str, *, public: bool = False
     ) -> Blob | None:
         """Return a blob that is attached there."""
-        holder = self._find(asset, public=public)
-        if holder is None:
+        owner = self._find(asset, public=public)
+        if owner is None:
             return None
         if event is None:
-            blobs = holder.blobs
+            blobs = owner.blobs
         else:
-            found = holder.events.get(event)
+            found = owner.events.get(event)
             blobs = found.blobs if found is not None else frozenset()
         return self._blobs.get(blob) if blob in blobs else None
 
@@ -177,8 +177,8 @@ class Store:
         principal: str | None = None,
     ) -> str | None:
         """Create an event. `asset_attributes` become the asset's; `StopTracking` hides it from listings."""
-        holder = self._assets.get(asset)
-        if holder is None:
+        owner = self._assets.get(asset)
+        if owner is None:
             return None
         event = event_id or str(uuid.uuid4())
         at = at or now()
@@ -207,16 +207,16 @@ class Store:
         }
         blobs = frozenset(_attached(event_attributes)) | frozenset(_attached(asset_attributes))
         public = None
-        if holder.record["proof_mechanism"] == "MERKLE_LOG":
+        if owner.record["proof_mechanism"] == "MERKLE_LOG":
             record["merklelog_entry"] = self.logs.commit(record)
-            if holder.record["public"]:
+            if owner.record["public"]:
                 public = self.logs.commit(_public(record))
-        holder.events[event] = _Event(record, blobs, public)
-        holder.record["attributes"] = holder.record["attributes"] | asset_attributes
-        holder.record["at_time"] = max(at, holder.record["at_time"])
-        holder.blobs = frozenset(_attached(holder.record["attributes"]))
+        owner.events[event] = _Event(record, blobs, public)
+        owner.record["attributes"] = owner.record["attributes"] | asset_attributes
+        owner.record["at_time"] = max(at, owner.record["at_time"])
+        owner.blobs = frozenset(_attached(owner.record["attributes"]))
         if operation in ("StopTracking", "StartTracking"):
-            holder.record["tracked"] = "TRACKED" if operation == "StartTracking" else "NOT_TRACKED"
+            owner.record["tracked"] = "TRACKED" if operation == "StartTracking" else "NOT_TRACKED"
         return event
 
     def add_blob(
@@ -290,9 +290,9 @@ class Store:
 
     def attachments(self) -> Iterator[tuple[str, Blob]]:
         """Yield every attachment as its path (`assets/<asset>[/events/<event>]/<blob>`) and its blob."""
-        for asset, holder in self._assets.items():
-            places = [(f"assets/{asset}", holder.blobs)]
-            for name, event in holder.events.items():
+        for asset, owner in self._assets.items():
+            places = [(f"assets/{asset}", owner.blobs)]
+            for name, event in owner.events.items():
                 places.append((f"assets/{asset}/events/{name}", event.blobs))
             for place, blobs in places:
                 for blob in sorted(blobs & self._blobs.keys()):

@@ -3,7 +3,7 @@
 from attachfs.demo import story_media as media
 from attachfs.demo import story_papers as papers
 from attachfs.demo.store import attachment
-from attachfs.demo.teller import Teller
+from attachfs.demo.writer import StoryWriter
 
 # Harmless, and no scanner's test pattern either; it only stands for malware.
 _INFECTED = (
@@ -27,12 +27,12 @@ _ODD_NAMES = (
 )
 
 
-def tell_older_records(teller: Teller) -> None:
+def write_older_records(writer: StoryWriter) -> None:
     """Tell of a container that was recorded before 2023, and of one recorded in between."""
     time = "2022-06-14T11:30:00Z"
-    photo = teller.blob("reefer.jpg", media.container("ATFU 190032 6", "Reefer", time, (226, 228, 230)), time)
-    log = teller.blob("reefer-log.csv", papers.readings(22, time, 400), time)
-    reefer = teller.asset(
+    photo = writer.blob("reefer.jpg", media.container("ATFU 190032 6", "Reefer", time, (226, 228, 230)), time)
+    log = writer.blob("reefer-log.csv", papers.readings(22, time, 400), time)
+    reefer = writer.asset(
         "Reefer ATFU 190032 6",
         "Refrigerated container",
         time,
@@ -53,30 +53,30 @@ def tell_older_records(teller: Teller) -> None:
             ]
         },
     )
-    teller.store.override_info(
+    writer.store.override_info(
         photo.id, identity=f"attachments/{photo.id}", hash={"algorithm": "SHA-256", "value": photo.digest}
     )
-    teller.story.legacy = f"assets/{reefer}/{photo.id}"
+    writer.story.legacy = f"assets/{reefer}/{photo.id}"
 
     time = "2023-02-01T09:00:00Z"
-    repair = teller.attach(
+    repair = writer.attach(
         "repair.pdf",
         papers.report("Repair order 5512", time, ["Compressor replaced."], {"Cost": "EUR 2,140"}),
         time,
     )
-    sticker = teller.attach(
+    sticker = writer.attach(
         "sticker.jpg", media.seal("R-5512-OK", "Repair sticker", time, (90, 170, 90)), time
     )
-    teller.event(reefer, "Repaired", time, {"arc_attachments": [repair], "arc_primary_image": [sticker]})
-    teller.event(reefer, "Inspected", "2023-08-01T09:00:00Z", {"arc_attachments": []})
+    writer.event(reefer, "Repaired", time, {"arc_attachments": [repair], "arc_primary_image": [sticker]})
+    writer.event(reefer, "Inspected", "2023-08-01T09:00:00Z", {"arc_attachments": []})
 
 
-def tell_oddities(teller: Teller) -> None:
+def write_oddities(writer: StoryWriter) -> None:
     """Tell of odd names, of malware, of what only looks like attachments, and of what is not tracked."""
-    story = teller.story
+    story = writer.story
     time = "2026-06-01T07:00:00Z"
-    cat = teller.blob("cat", b"Not a cat.\n", time)
-    mill = teller.asset(
+    cat = writer.blob("cat", b"Not a cat.\n", time)
+    mill = writer.asset(
         'Lost & found: "odd" names / シート 7',
         "Box",
         time,
@@ -84,19 +84,19 @@ def tell_oddities(teller: Teller) -> None:
     )
     named = {
         f"item {number}/{name[:12]}": attachment(
-            teller.blob(f"odd {number}", f"This is item {number}.\n".encode(), time), name
+            writer.blob(f"odd {number}", f"This is item {number}.\n".encode(), time), name
         )
         for number, name in enumerate(_ODD_NAMES)
     }
-    event = teller.event(mill, "Named / oddly", time, named)
+    event = writer.event(mill, "Named / oddly", time, named)
     story.odd = event
 
     time = "2026-06-02T13:45:10Z"
-    bad = teller.blob("supplier-offer.txt", _INFECTED, time)
-    teller.store.set_scan(bad.id, "SCANNED_BAD", "Demo.Test.Stand-In FOUND", at="2026-06-03T02:00:00Z")
-    offer = teller.attach("offer.pdf", papers.report("Offer 884", time, ["Twelve cameras."], {}), time)
-    inbox = teller.asset("Supplier inbox", "Mailbox", time, {"arc_description": "What suppliers send"})
-    event = teller.event(
+    bad = writer.blob("supplier-offer.txt", _INFECTED, time)
+    writer.store.set_scan(bad.id, "SCANNED_BAD", "Demo.Test.Stand-In FOUND", at="2026-06-03T02:00:00Z")
+    offer = writer.attach("offer.pdf", papers.report("Offer 884", time, ["Twelve cameras."], {}), time)
+    inbox = writer.asset("Supplier inbox", "Mailbox", time, {"arc_description": "What suppliers send"})
+    event = writer.event(
         inbox,
         "Received",
         time,
@@ -107,7 +107,7 @@ def tell_oddities(teller: Teller) -> None:
     story.unreadable[story.infected] = "the service's scanner found it bad"
 
     # Neither of these is an attachment: a bare identity, and content that is kept elsewhere.
-    teller.asset(
+    writer.asset(
         "Archive index",
         "Index",
         "2026-06-04T10:00:00Z",
@@ -122,11 +122,11 @@ def tell_oddities(teller: Teller) -> None:
     )
 
     time = "2026-06-05T10:00:00Z"
-    pallet = teller.asset(
+    pallet = writer.asset(
         "Pallet 77 (scrapped)",
         "Pallet",
         time,
-        {"photo": teller.attach("pallet.jpg", media.papers("Scrap", time), time)},
+        {"photo": writer.attach("pallet.jpg", media.papers("Scrap", time), time)},
     )
-    teller.event(pallet, "Scrapped", "2026-06-06T10:00:00Z", {}, operation="StopTracking")
+    writer.event(pallet, "Scrapped", "2026-06-06T10:00:00Z", {}, operation="StopTracking")
     story.untracked = f"assets/{pallet}"

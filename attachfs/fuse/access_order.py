@@ -32,7 +32,7 @@ class _Ordering:
             self._ranks[position] = rank
         self.last = -1
         self.streak = 0  # steps in this order, one after another
-        self.asked = 0  # rank up to which entries were given out by `ahead`
+        self.requested = 0  # rank up to which entries were given out by `ahead`
 
     def step(self, position: int) -> None:
         if self._ranks is not None:
@@ -44,7 +44,7 @@ class _Ordering:
         self.streak = self.streak + 1 if position == self.last + 1 and self.last >= 0 else 0
         self.last = position
         if not self.streak:
-            self.asked = position + 1
+            self.requested = position + 1
 
 
 class AccessPattern(Generic[T]):
@@ -96,14 +96,14 @@ class AccessPattern(Generic[T]):
         if order is None or not order.streak:
             return []
         length = self._length(order)
-        start, end = max(order.asked, order.last + 1), min(order.last + 1 + count, length)
-        order.asked = max(order.asked, end)
+        start, end = max(order.requested, order.last + 1), min(order.last + 1 + count, length)
+        order.requested = max(order.requested, end)
         if order.positions is None:
             return [self._items[position] for position in range(start, end)]
         return [self._items[position] for position in order.positions[start:end]]
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """How many entries are still to come, if the walk keeps to its order."""
         order = self._order
         return 0 if order is None else self._length(order) - order.last - 1

@@ -49,32 +49,32 @@ class Crawl:
         self._begun = 0.0
         self._moved = 0.0  # when it made its last step
         self.streak = 0
-        self.asked = 0  # assets whose events were asked for one by one
-        self.patience = _LONG
+        self.requested = 0  # assets whose events were asked for one by one
+        self.pause_limit = _LONG
         self.has_read_events = False
         child = directory.child
-        self.walk: AccessPattern[str] = AccessPattern(
+        self.pattern: AccessPattern[str] = AccessPattern(
             [], (lambda name: number(child(name)), lambda name: name), in_thread
         )
 
     def step(self, name: str) -> int:
         """Take note that the walk has come to an entry; return how many steps it has kept to one order."""
-        self.walk.extend(self.directory.names)
-        self.streak = self.walk.step(name)
+        self.pattern.extend(self.directory.names)
+        self.streak = self.pattern.step(name)
         self._moved = self._clock()
         if not self.streak:
             self._begun = self._moved
-            self.asked = 0
+            self.requested = 0
         return self.streak
 
     def soon(self, seconds: float) -> float:
         """Return how many entries the walk will come to within a time, at its pace."""
-        return min(self.walk.left, seconds / max(self._step_takes, 1e-6))
+        return min(self.pattern.remaining, seconds / max(self._step_takes, 1e-6))
 
     @property
     def done(self) -> bool:
         """Whether the walk has come to the last entry."""
-        return self.streak > 0 and self.directory.complete and not self.walk.left
+        return self.streak > 0 and self.directory.complete and not self.pattern.remaining
 
     @property
     def goes_on(self) -> bool:
@@ -99,10 +99,10 @@ class BulkRefresher:
         self._ledger = ledger
         self._tree = tree
         self._nursery = nursery
-        self._took = {"assets": 0.0, "events": 0.0}  # seconds
+        self._durations = {"assets": 0.0, "events": 0.0}  # seconds
         self._not_before = {"assets": 0.0, "events": 0.0}  # after a reading that came to nothing
         self._running = ""
-        self._next_look = 0.0
+        self._next_check = 0.0
 
     @property
     def reads_events(self) -> bool:
@@ -112,13 +112,13 @@ class BulkRefresher:
     def consider(self, crawl: Crawl) -> None:
         """Begin what is worth it; called at each step of a walk."""
         now = self._ledger.clock()
-        begins_events = crawl.asked >= crawl.patience and now >= self._not_before["events"]
-        if self._running or crawl.streak < _LONG or (now < self._next_look and not begins_events):
+        begins_events = crawl.requested >= crawl.pause_limit and now >= self._not_before["events"]
+        if self._running or crawl.streak < _LONG or (now < self._next_check and not begins_events):
             return
-        self._next_look = now + min(1.0, self._ledger.ttl / 60)
+        self._next_check = now + min(1.0, self._ledger.ttl / 60)
         soon = crawl.soon(self._ledger.ttl)
         # What is over first comes first: both take their time, one after the other.
-        for left, kind, pages in sorted(
+        for remaining, kind, pages in sorted(
             zip(
                 self._ledger.bulk.ttl_remaining(),
                 ("assets", "events"),
@@ -126,19 +126,19 @@ class BulkRefresher:
                 strict=True,
             )
         ):
-            wanted = kind == "assets" or left > 0 or crawl.has_read_events or begins_events
-            if not wanted or left >= self._early(kind) or now < self._not_before[kind]:
+            wanted = kind == "assets" or remaining > 0 or crawl.has_read_events or begins_events
+            if not wanted or remaining >= self._early(kind) or now < self._not_before[kind]:
                 continue
             if soon > _CHEAPER * pages:
                 self._running = kind  # one at a time: each takes room while it runs
                 self._nursery.start_soon(self._read, kind, crawl, int(soon / _CHEAPER) + 1)
                 return
             if begins_events:
-                crawl.patience = crawl.asked * 2
+                crawl.pause_limit = crawl.requested * 2
 
     def _early(self, kind: str) -> float:
         """Return how many seconds before its time is over a listing is to be read again."""
-        needed = self._took[kind] + sum(self._took.values()) + self._ledger.ttl / 10
+        needed = self._durations[kind] + sum(self._durations.values()) + self._ledger.ttl / 10
         return min(needed, self._ledger.ttl / 2)
 
     async def _read(self, kind: str, crawl: Crawl, most: int) -> None:
@@ -160,10 +160,12 @@ class BulkRefresher:
         finally:
             self._running = ""
         now = self._ledger.clock()
-        self._took[kind] = now - begun
+        self._durations[kind] = now - begun
         self._not_before[kind] = now if done else now + self._ledger.ttl
         if kind == "events":
-            crawl.patience = _LONG if done else max(crawl.asked, _LONG) * _LONGER
-            crawl.asked = 0 if done else crawl.asked
+            crawl.pause_limit = _LONG if done else max(crawl.requested, _LONG) * _LONGER
+            crawl.requested = 0 if done else crawl.requested
             crawl.has_read_events = done
-        log.debug("the listing of all %s: %s, %.1f s", kind, "read" if done else "not read", self._took[kind])
+        log.debug(
+            "the listing of all %s: %s, %.1f s", kind, "read" if done else "not read", self._durations[kind]
+        )

@@ -45,10 +45,10 @@ def has_fatal_signal(status: str) -> bool:
 class Deadline:
     """One handler's waiting, as a `with` block; a class, as generators cost more and most do not wait."""
 
-    __slots__ = ("_room", "_seconds", "interrupted", "pid", "scope")
+    __slots__ = ("_active", "_seconds", "interrupted", "pid", "scope")
 
-    def __init__(self, room: set["Deadline"], pid: int, seconds: float) -> None:
-        self._room = room
+    def __init__(self, active: set["Deadline"], pid: int, seconds: float) -> None:
+        self._active = active
         self._seconds = seconds
         self.pid = pid
         self.scope = trio.CancelScope(deadline=trio.current_time() + seconds)
@@ -56,7 +56,7 @@ class Deadline:
 
     def __enter__(self) -> None:
         self.scope.__enter__()
-        self._room.add(self)
+        self._active.add(self)
 
     def __exit__(
         self,
@@ -64,7 +64,7 @@ class Deadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._room.discard(self)
+        self._active.discard(self)
         self.scope.__exit__(kind, error, traceback)
         if self.scope.cancelled_caught:
             if self.interrupted:

@@ -42,10 +42,10 @@ class _CachedEntry(Derived):
         self,
         ledger: Ledger,
         file: AttachmentRef,
-        known: CacheEntry[Info],
+        cached: CacheEntry[Info],
         made: tuple[int, Attributes, pyfuse3.EntryAttributes],
     ) -> None:
-        super().__init__(ledger, file, known)
+        super().__init__(ledger, file, cached)
         self.number, self.attributes, self.entry = made
 
 
@@ -123,7 +123,7 @@ class Entries:
             IntegrityError: it is open, and was told to have another size.
         """
         ready = self._ready.get((parent, name))
-        if ready is None or not (left := ready.left()):
+        if ready is None or not (ttl_remaining := ready.ttl_remaining()):
             return None
         number, attributes = ready.number, ready.attributes
         inode = self._inodes.peek(number)
@@ -140,7 +140,7 @@ class Entries:
                 inode.update_attributes(attributes)
             inode.lookups += 1
         entry = ready.entry
-        entry.entry_timeout = entry.attr_timeout = left
+        entry.entry_timeout = entry.attr_timeout = ttl_remaining
         return entry
 
     def _keep(
@@ -149,11 +149,11 @@ class Entries:
         file: AttachmentRef,
         made: tuple[int, Attributes, pyfuse3.EntryAttributes],
     ) -> None:
-        known = self._ledger.known_info(file)
+        cached = self._ledger.cached_info(file)
         # What has been told may be of a record that was replaced while somebody waited for it.
-        if known is None or made[1][:3] != self._tree.attributes_of(file, known)[:3]:
+        if cached is None or made[1][:3] != self._tree.attributes_of(file, cached)[:3]:
             return
-        self._ready[key] = _CachedEntry(self._ledger, file, known, made)
+        self._ready[key] = _CachedEntry(self._ledger, file, cached, made)
         self._ready.move_to_end(key)
         if len(self._ready) > _READY:
             self._ready.popitem(last=False)

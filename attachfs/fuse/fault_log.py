@@ -15,7 +15,7 @@ from attachfs.errors import (
     Interrupted,
     IsDirectory,
     NoAttribute,
-    NoRoom,
+    NoSpace,
     NotDirectory,
     NotFound,
     RateLimited,
@@ -43,7 +43,7 @@ _KINDS: dict[type[AttachfsError], str] = {
     TimedOut: "timed_out",
     RateLimited: "rate_limited",
     BadAnswer: "bad_answer",
-    NoRoom: "no_room",
+    NoSpace: "no_room",
     TooManyFiles: "too_many_files",
     AttachfsError: "other",
 }

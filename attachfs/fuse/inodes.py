@@ -46,11 +46,11 @@ class Inode:
         Raises:
             IntegrityError: the size is another one, and the file is open: it cannot become another file.
         """
-        told = self.attributes
+        before = self.attributes
         size = attributes.size if size is None else size
-        if self.opens and told is not None and told.size != size:
+        if self.opens and before is not None and before.size != size:
             raise IntegrityError(
-                f"the ledger now records {size} bytes where it recorded {told.size}, and the file is open"
+                f"the ledger now records {size} bytes where it recorded {before.size}, and the file is open"
             )
         self.returned(attributes)
 

@@ -37,7 +37,7 @@ class KernelCache:
         if len(self._inodes) > self._many:
             self._crowded.set()
 
-    async def forget_metadata(self, mountpoint: Path) -> None:
+    async def invalidate_metadata(self, mountpoint: Path) -> None:
         """Let the kernel forget names and attributes.
 
         With a directory of the root goes all that is known below it, except what is in use; that is asked
@@ -52,21 +52,21 @@ class KernelCache:
         """
         while True:
             await self._crowded.wait()
-            known = len(self._inodes)
+            live = len(self._inodes)
             await self._drop_entries(mountpoint, ())
-            log.debug("of %d inodes %d are left", known, len(self._inodes))
+            log.debug("of %d inodes %d are left", live, len(self._inodes))
             self._many = max(_MANY, len(self._inodes) + _MANY // 2)  # those in use stay
             self._crowded = trio.Event()
 
     async def _drop_entries(self, mountpoint: Path, numbers: Iterable[int]) -> None:
         # In threads: the kernel may wait for a request of its own, which this event loop answers.
-        await trio.to_thread.run_sync(_forget, numbers)
+        await trio.to_thread.run_sync(_invalidate, numbers)
         for name in _TOP:  # looked up again, for those whose working directory it is
             work = functools.partial(os.path.exists, mountpoint / name)
             await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
-def _forget(numbers: Iterable[int]) -> None:
+def _invalidate(numbers: Iterable[int]) -> None:
     """Let the kernel forget the root's entries, what is below them, and live inodes' attributes. Blocks."""
     for name in _TOP:
         with suppress(OSError):  # it does not know it

@@ -66,8 +66,8 @@ class OpenDirectory(NamedTuple):
 
 
 def _path(fs: "Filesystem", inode: InodeT, *_: object) -> str:
-    known = fs.inodes.peek(inode)
-    return "?" if known is None else path_of(known.node) or "/"
+    live = fs.inodes.peek(inode)
+    return "?" if live is None else path_of(live.node) or "/"
 
 
 def _path_of_name(fs: "Filesystem", parent: InodeT, name: FileNameT, *_: object) -> str:
@@ -159,12 +159,12 @@ class Filesystem(pyfuse3.Operations):
             text = name.decode()
         except UnicodeDecodeError:
             return self.entries.absent(math.inf)
-        known = self._tree.known_file(parent, text)
-        if known is not None and known[1].size_known:
-            node, attributes = known  # nothing to wait for
+        cached = self._tree.cached_file(parent, text)
+        if cached is not None and cached[1].size_known:
+            node, attributes = cached  # nothing to wait for
         else:
-            if known is not None:
-                self._readahead.stat(known[0])
+            if cached is not None:
+                self._readahead.stat(cached[0])
             try:
                 with self._deadlines.wait(ctx.pid, self._timeout):
                     node, attributes = await self._tree.lookup(parent, text)
@@ -172,22 +172,24 @@ class Filesystem(pyfuse3.Operations):
                 return self.entries.absent(self._negative_ttl)
         return self.entries.found(parent, name, node, attributes)
 
-    def _known_attributes(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes | None:
+    def _cached_attributes(
+        self, inode: InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes | None:
         del ctx
-        known = self.inodes[inode]
-        attributes = self._tree.known_attributes(known.node)
+        live = self.inodes[inode]
+        attributes = self._tree.cached_attributes(live.node)
         if not attributes.size_known:
             return None
-        known.update_attributes(attributes)
+        live.update_attributes(attributes)
         return self.entries.make(inode, attributes, attributes.valid_for)
 
-    @guard(_path, _known_attributes)
+    @guard(_path, _cached_attributes)
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        known = self.inodes[inode]
-        self._readahead.stat(known.node)
+        live = self.inodes[inode]
+        self._readahead.stat(live.node)
         with self._deadlines.wait(ctx.pid, self._timeout):
-            attributes = await self._tree.attributes(known.node)
-        known.update_attributes(attributes)
+            attributes = await self._tree.attributes(live.node)
+        live.update_attributes(attributes)
         return self.entries.make(inode, attributes, attributes.valid_for)
 
     @guard(_path)
@@ -199,13 +201,13 @@ class Filesystem(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         self.inodes.forget(inode_list)
 
-    def _known_xattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes | None:
+    def _cached_xattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes | None:
         del ctx
         if name.startswith(_FOREIGN_XATTRS):
             raise FUSEError(errno.ENODATA)
-        return self._tree.known_xattr(self.inodes[inode].node, name)
+        return self._tree.cached_xattr(self.inodes[inode].node, name)
 
-    @guard(_path, _known_xattr)
+    @guard(_path, _cached_xattr)
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         node = self.inodes[inode].node
         text = name.decode("utf-8", "replace")
@@ -218,12 +220,12 @@ class Filesystem(pyfuse3.Operations):
                 return await self._blobs.mount_attribute(node, text.removeprefix(CLAIM_PREFIX))
             return await self._tree.xattr(node, text)
 
-    def _known_xattr_names(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT] | None:
+    def _cached_xattr_names(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT] | None:
         del ctx
-        names = self._tree.known_xattr_names(self.inodes[inode].node)
+        names = self._tree.cached_xattr_names(self.inodes[inode].node)
         return None if names is None else [XAttrNameT(name) for name in names]
 
-    @guard(_path, _known_xattr_names)
+    @guard(_path, _cached_xattr_names)
     async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
         with self._deadlines.wait(ctx.pid, self._timeout):
             names = await self._tree.xattr_names(self.inodes[inode].node)
@@ -235,7 +237,7 @@ class Filesystem(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
         node = self.inodes[inode].node
         self._readahead.entered(node)
-        directory = self._tree.known_directory(node)
+        directory = self._tree.cached_directory(node)
         if directory is None:
             with self._deadlines.wait(ctx.pid, self._timeout):
                 directory = await self._tree.open_directory(node)
@@ -252,7 +254,7 @@ class Filesystem(pyfuse3.Operations):
         if first >= directory.available and start_id >= _DOTS and not directory.complete:
             try:
                 with self._deadlines.wait(pid, self._timeout):
-                    await directory.reach(first)
+                    await directory.load_to(first)
             except NotFound as error:
                 # To readdir(3), ENOENT is the end of the directory: what is missing would never be missed.
                 raise BadAnswer(error.reason) from error
@@ -263,12 +265,12 @@ class Filesystem(pyfuse3.Operations):
 
     def _reply_entries(self, directory: Directory, index: int, token: pyfuse3.ReaddirToken) -> None:
         """Reply with the entries from `index` on that are available and fit."""
-        entry, told = None, None
-        owner = self._tree.known_attributes(directory.node)
+        entry, last_attributes = None, None
+        owner = self._tree.cached_attributes(directory.node)
         while index < directory.available:
             name, node = directory[index]
             number = self.inodes.number(node)
-            attributes = self._tree.known_attributes(node)
+            attributes = self._tree.cached_attributes(node)
             valid_for = attributes.valid_for
             if not attributes.size_known:
                 # The size goes out as what was last told, and to be asked again: a size of 0 told for
@@ -277,10 +279,10 @@ class Filesystem(pyfuse3.Operations):
                 live = self.inodes.peek(number)
                 if live is not None and live.attributes is not None:
                     attributes = live.attributes._replace(valid_for=0)
-            if entry is not None and attributes is told:
+            if entry is not None and attributes is last_attributes:
                 entry.st_ino = InodeT(number)  # files of which nothing is known yet are told alike
             else:
-                entry, told = self.entries.make(number, attributes, valid_for), attributes
+                entry, last_attributes = self.entries.make(number, attributes, valid_for), attributes
             index += 1
             if not pyfuse3.readdir_reply(token, FileNameT(name.encode()), entry, index + _DOTS):
                 break
@@ -309,21 +311,21 @@ class Filesystem(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             raise FUSEError(errno.EROFS)
-        known = self.inodes[inode]
-        if not isinstance(known.node, AttachmentRef):
-            raise IsDirectory(f"{path_of(known.node)} is a directory")
-        self._readahead.opened(known.node)
+        live = self.inodes[inode]
+        if not isinstance(live.node, AttachmentRef):
+            raise IsDirectory(f"{path_of(live.node)} is a directory")
+        self._readahead.opened(live.node)
         # No total deadline: fetching a large blob takes what it takes. Its progress is watched below.
         try:
             with self._deadlines.wait(ctx.pid):
-                blob = await self._blobs.open(known.node)
+                blob = await self._blobs.open(live.node)
         except AttachfsError as error:
-            await self._observe(ctx, known.node, None, error)
+            await self._observe(ctx, live.node, None, error)
             raise
         try:
-            await self._observe(ctx, known.node, blob, None)
-            known.update_attributes(self._tree.known_attributes(known.node), size=blob.size)
-            keep = known.opened(verified=blob.verified, content=blob.digest)
+            await self._observe(ctx, live.node, blob, None)
+            live.update_attributes(self._tree.cached_attributes(live.node), size=blob.size)
+            keep = live.opened(verified=blob.verified, content=blob.digest)
         except BaseException:
             blob.close()
             raise
@@ -345,15 +347,15 @@ class Filesystem(pyfuse3.Operations):
             digest, size = str(blob.digest or ""), blob.size
         else:
             with suppress(AttachfsError):  # it may be the record itself that is wrong
-                known = self._tree.known_xattr(node, XAttrNameT(b"user.hash.sha256"))
-                digest = f"sha256:{known.decode('ascii', 'replace')}" if known else ""
+                cached = self._tree.cached_xattr(node, XAttrNameT(b"user.hash.sha256"))
+                digest = f"sha256:{cached.decode('ascii', 'replace')}" if cached else ""
         await self._observer.opened(Opened(ctx.uid, ctx.pid, path_of(node), digest, size, error))
 
-    def _bytes_at_hand(self, fh: FileHandleT, off: int, size: int) -> bytes | None:
+    def _buffered_bytes(self, fh: FileHandleT, off: int, size: int) -> bytes | None:
         # One buffer for all: what is returned from here is sent before anything else runs.
         return self.files[fh].blob.read_nowait(off, size, self._buffer)
 
-    @guard(_path_of_file, _bytes_at_hand)
+    @guard(_path_of_file, _buffered_bytes)
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return await self.files[fh].blob.read(off, size)
 
@@ -375,17 +377,17 @@ class Filesystem(pyfuse3.Operations):
     async def statfs(self, _ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         # df(1) and file managers show the cache: its bound, what it holds, and what it may still take.
         size, used = self._space()
-        figures = pyfuse3.StatvfsData()
-        figures.f_bsize = IO_SIZE
-        figures.f_frsize = _DF_UNIT
-        figures.f_blocks = size // _DF_UNIT
-        figures.f_bfree = figures.f_bavail = max(0, size - used) // _DF_UNIT
-        figures.f_namemax = 255
-        return figures
+        stats = pyfuse3.StatvfsData()
+        stats.f_bsize = IO_SIZE
+        stats.f_frsize = _DF_UNIT
+        stats.f_blocks = size // _DF_UNIT
+        stats.f_bfree = stats.f_bavail = max(0, size - used) // _DF_UNIT
+        stats.f_namemax = 255
+        return stats
 
     # -- helpers -----------------------------------------------------------------------------------
 
-    def retime(self, timeout: float, negative_ttl: float) -> None:
+    def set_timeouts(self, timeout: float, negative_ttl: float) -> None:
         """Change how long answers may take, and how long absences are remembered."""
         self._timeout = timeout
         self._negative_ttl = negative_ttl

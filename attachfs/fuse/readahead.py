@@ -48,17 +48,17 @@ class _Files:
     def __init__(self, directory: Directory, number: Callable[[Node], int]) -> None:
         self.directory = directory
         self.looked = 0  # files looked at since it was listed
-        self.asked = False
+        self.requested = False
         self.size = directory.available
         self._number = number
-        self._walk: AccessPattern[AttachmentRef] | None = None
+        self._pattern: AccessPattern[AttachmentRef] | None = None
 
     @property
-    def walk(self) -> AccessPattern[AttachmentRef]:
+    def pattern(self) -> AccessPattern[AttachmentRef]:
         """The walk over its files."""
-        if self._walk is None:
-            self._walk = AccessPattern(self.files, (self._number, lambda file: file.attachment))
-        return self._walk
+        if self._pattern is None:
+            self._pattern = AccessPattern(self.files, (self._number, lambda file: file.attachment))
+        return self._pattern
 
     @property
     def files(self) -> list[AttachmentRef]:
@@ -86,19 +86,19 @@ class ReadAhead:
         blobs: Prefetcher,
         nursery: TaskStarter,
         number: Callable[[Node], int],
-        room: int,
+        budget: int,
     ) -> None:
         self._tree = tree
         self._ledger = ledger
         self._blobs = blobs
         self._nursery = nursery
         self._number = number
-        self._budget = min(_BUDGET, room // 4)
+        self._budget = min(_BUDGET, budget // 4)
         self._directories: OrderedDict[Node, _Files] = OrderedDict()
         self._refresher = BulkRefresher(ledger, tree, nursery)
         self._crawls: dict[Node, Crawl] = {}  # by the directory of assets
         self._does = _LISTS
-        self._walking: AssetRef | None = None
+        self._crawling: AssetRef | None = None
         self._fetched: OrderedDict[AttachmentRef, int] = OrderedDict()  # ahead, and not opened yet
 
     # -- what programs do --------------------------------------------------------------------------
@@ -114,8 +114,8 @@ class ReadAhead:
             return
         if not isinstance(directory.node, AssetRef | EventRef):
             return
-        known = self._directories.get(directory.node)
-        if known is None or known.directory is not directory or known.size != directory.available:
+        cached = self._directories.get(directory.node)
+        if cached is None or cached.directory is not directory or cached.size != directory.available:
             self._directories[directory.node] = _Files(directory, self._number)
         self._directories.move_to_end(directory.node)
         if len(self._directories) > _DIRECTORIES:
@@ -127,16 +127,16 @@ class ReadAhead:
             return
         self._on_the_way(file, _LOOKS)
         files = self._directories.get(file.owner)
-        if files is None or files.asked:
+        if files is None or files.requested:
             return
         files.looked += 1
         siblings = files.files
         # The first one listed, or a second one: a walk. One in the middle: somebody looks at that one.
         if files.looked == 1 and siblings and siblings[0] != file:
             return
-        files.asked = True
+        files.requested = True
         for sibling in siblings[:_WINDOW]:
-            if sibling != file and self._ledger.known_info(sibling) is None:
+            if sibling != file and self._ledger.cached_info(sibling) is None:
                 self._start(self._info, sibling)
 
     def opened(self, file: AttachmentRef) -> None:
@@ -146,9 +146,9 @@ class ReadAhead:
         files = self._directories.get(file.owner)
         if files is None:
             return
-        streak = files.walk.step(file)
+        streak = files.pattern.step(file)
         if streak >= _FEW:
-            for ahead in files.walk.ahead(2 ** min(streak, _DOUBLINGS)):
+            for ahead in files.pattern.ahead(2 ** min(streak, _DOUBLINGS)):
                 self._start(self._bytes, ahead)
 
     def entered(self, node: Node) -> None:
@@ -164,13 +164,13 @@ class ReadAhead:
         streak = crawl.step(name)
         if not streak:
             self._does = _LISTS
-        self._walking = self._tree.known_asset(node)
-        if self._does == _LISTS and self._walking is not None:
-            crawl.asked += not self._ledger.has_events(self._walking)
-        for ahead in crawl.walk.ahead(2 ** min(streak, _DOUBLINGS)):
-            asset = self._tree.known_asset(crawl.directory.child(ahead))
+        self._crawling = self._tree.cached_asset(node)
+        if self._does == _LISTS and self._crawling is not None:
+            crawl.requested += not self._ledger.has_events(self._crawling)
+        for ahead in crawl.pattern.ahead(2 ** min(streak, _DOUBLINGS)):
+            asset = self._tree.cached_asset(crawl.directory.child(ahead))
             if asset is not None:
-                self._ask_ahead(asset, crawl)
+                self._fetch_ahead(asset, crawl)
         if crawl.done:
             del self._crawls[crawl.directory.node]  # with all that it knows of the order
         else:
@@ -178,24 +178,24 @@ class ReadAhead:
 
     # -- what is asked ahead -----------------------------------------------------------------------
 
-    def _ask_ahead(self, asset: AssetRef, crawl: Crawl) -> None:
+    def _fetch_ahead(self, asset: AssetRef, crawl: Crawl) -> None:
         """Ask for what a walk will want of an asset, unless it is known or about to be."""
-        known = self._ledger.has_events(asset)
-        if self._does == _LISTS and (known or self._refresher.reads_events):
+        cached = self._ledger.has_events(asset)
+        if self._does == _LISTS and (cached or self._refresher.reads_events):
             return
-        crawl.asked += not known
+        crawl.requested += not cached
         self._start(self._asset, asset)
 
     def _on_the_way(self, file: AttachmentRef, does: int) -> None:
         """Take note of what a walk from asset to asset does with the files of the asset it is at."""
-        if self._walking == AssetRef(file.realm, file.asset):
+        if self._crawling == AssetRef(file.realm, file.asset):
             self._does = max(self._does, does)
 
     async def _asset(self, asset: AssetRef) -> None:
         """Ask for an asset's events, and for as much of their files as the walk looks at."""
         record = await self._ledger.asset(asset)
         listing = self._ledger.events(asset)
-        await listing.reach(0)
+        await listing.load_to(0)
         if self._does == _LISTS:
             return
         files = _refs(asset, record.attachments)
@@ -235,12 +235,12 @@ class ReadAhead:
         install = await trio.to_thread.run_sync(work)
         install()
 
-    def _start(self, ask: Callable[[Any], Awaitable[None]], what: object) -> None:
-        self._nursery.start_soon(self._quietly, ask, what)
+    def _start(self, fetch: Callable[[Any], Awaitable[None]], what: object) -> None:
+        self._nursery.start_soon(self._quietly, fetch, what)
 
-    async def _quietly(self, ask: Callable[[Any], Awaitable[None]], what: object) -> None:
+    async def _quietly(self, fetch: Callable[[Any], Awaitable[None]], what: object) -> None:
         try:
-            await ask(what)
+            await fetch(what)
         except AttachfsError:
             return  # whoever asks for it is told; nobody has yet
 

@@ -78,14 +78,14 @@ class BulkEvents:
                 return CacheEntry(event, *self._times[1:])
         return None
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop everything, also what is being read."""
         self._packed = {}
         self._times = _NEVER
 
     async def read(
         self,
-        good: Callable[[], CacheEntry[None]],
+        fresh_entry: Callable[[], CacheEntry[None]],
         go_on: Callable[[int], bool],
         seen: Callable[[], dict[AssetRef, list[str]]],
     ) -> bool:
@@ -99,7 +99,7 @@ class BulkEvents:
         Raises:
             AttachfsError: a page could not be had.
         """
-        before, times = self._packed, good()
+        before, times = self._packed, fresh_entry()
         packed, why = await self._read(go_on, times.expires)
         if not why and any(not _holds(packed, asset, ids) for asset, ids in seen().items()):
             why = "it leaves out events that an asset has"
@@ -143,24 +143,24 @@ class _Reading:
         self._before = before
         self._packed: dict[bytes, bytes] = {}
         self._cut: set[bytes] = set()  # assets of which there may be more on the next page
-        self._room = 0
+        self._space = 0
 
     def add(self, events: list[tuple[str, Event]], *, last: bool) -> str:
         """Add a page; return why nothing can be relied on any more, or ""."""
         for asset, event in events:
             key, one = pack_id(asset), pack_event(event)
-            known = self._packed.get(key)
-            if known is None:
-                self._room += _PLACE
-            elif pack_id(event.id) in known:
+            cached = self._packed.get(key)
+            if cached is None:
+                self._space += _PLACE
+            elif pack_id(event.id) in cached:
                 return "an event came twice"
-            self._room += len(one)
-            together = one if known is None else known + one
+            self._space += len(one)
+            together = one if cached is None else cached + one
             old = self._before.get(key)
             self._packed[key] = old if old is not None and old == together else together
         if events and not last:
             self._cut.add(pack_id(events[-1][0]))
-        return "there are too many" if self._room > _ROOM else ""
+        return "there are too many" if self._space > _ROOM else ""
 
     def whole(self) -> dict[bytes, bytes]:
         """Return the events of those assets of which they are all."""
@@ -170,5 +170,5 @@ class _Reading:
 
 
 def _holds(packed: dict[bytes, bytes], asset: AssetRef, ids: list[str]) -> bool:
-    known = packed.get(pack_id(asset.asset))
-    return known is None or {event.id for event in unpack_events(known)} >= set(ids)
+    cached = packed.get(pack_id(asset.asset))
+    return cached is None or {event.id for event in unpack_events(cached)} >= set(ids)

@@ -67,9 +67,9 @@ class AnswerStore:
         # On the event loop only:
         self.puts = 0  # answers that were kept since the start
         self._generation = 0
-        self._waiting: dict[str, tuple[bytes, float]] = {}
+        self._queued: dict[str, tuple[bytes, float]] = {}
         self._writing: dict[str, tuple[bytes, float]] = {}
-        self._waiting_bytes = 0
+        self._queued_bytes = 0
         self._wake = trio.Event()
         self._much = trio.Event()
 
@@ -97,26 +97,26 @@ class AnswerStore:
 
     async def get(self, key: str) -> StoredAnswer | None:
         """Return an answer; None: there is none, or the database cannot be read in time."""
-        waiting = self._waiting.get(key) or self._writing.get(key)
-        if waiting is None:
+        queued = self._queued.get(key) or self._writing.get(key)
+        if queued is None:
             with trio.move_on_after(_PATIENCE):
-                waiting = await trio.to_thread.run_sync(
+                queued = await trio.to_thread.run_sync(
                     self._read, key, limiter=self._limiter, abandon_on_cancel=True
                 )
-        return None if waiting is None else StoredAnswer(waiting[0], max(0.0, self._clock() - waiting[1]))
+        return None if queued is None else StoredAnswer(queued[0], max(0.0, self._clock() - queued[1]))
 
     def put(self, key: str, body: bytes, generation: int) -> None:
         """Remember an answer, written a little later; not if it was asked for in an older generation."""
-        if generation != self._generation or self._waiting_bytes + len(body) > _MAX_WAITING:
+        if generation != self._generation or self._queued_bytes + len(body) > _MAX_WAITING:
             return
         self.puts += 1
-        self._waiting[key] = (body, self._clock())
-        self._waiting_bytes += len(body)
+        self._queued[key] = (body, self._clock())
+        self._queued_bytes += len(body)
         self._wake.set()
-        if self._waiting_bytes > _WRITE_SOON:
+        if self._queued_bytes > _WRITE_SOON:
             self._much.set()
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Return how many answers there are, and the ages of the oldest and newest in seconds."""
         count, oldest, newest = self._counts
         now = self._clock()
@@ -139,7 +139,7 @@ class AnswerStore:
 
     async def write(self) -> None:
         """Write what waits."""
-        self._writing, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        self._writing, self._queued, self._queued_bytes = self._queued, {}, 0
         try:
             await trio.to_thread.run_sync(self._write, self._writing, limiter=self._limiter)
         finally:
@@ -169,7 +169,7 @@ class AnswerStore:
             return self._prepared(sqlite3.connect(self.path, check_same_thread=False, timeout=_BUSY))
         except (OSError, sqlite3.Error) as error:
             if _is_corrupt(error):
-                self._set_aside(error)
+                self._set_damaged_aside(error)
                 return self._prepared(sqlite3.connect(self.path, check_same_thread=False, timeout=_BUSY))
             # A directory that cannot be written to may hold what was seen before all the same.
             uri = f"file:{quote(str(self.path))}?mode=ro&immutable=1"
@@ -233,7 +233,7 @@ class AnswerStore:
             if _is_corrupt(error):
                 self._close_database()
                 try:
-                    self._set_aside(error)
+                    self._set_damaged_aside(error)
                 except OSError as also:
                     self._fail(also)
             else:
@@ -259,10 +259,10 @@ class AnswerStore:
                 _remedy(error, self.path),
             )
 
-    def _set_aside(self, error: Exception) -> None:
+    def _set_damaged_aside(self, error: Exception) -> None:
         """Move a damaged database out of the way; a new one is made in its place."""
-        aside = self.path.with_name(f"{self.path.name}.damaged")
-        self.path.replace(aside)
+        damaged = self.path.with_name(f"{self.path.name}.damaged")
+        self.path.replace(damaged)
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self._counts = (0, None, None)
@@ -271,7 +271,7 @@ class AnswerStore:
             "--offline shows what is seen from now on",
             self.path,
             error,
-            aside.name,
+            damaged.name,
         )
 
     def _close(self) -> None:

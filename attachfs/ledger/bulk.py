@@ -29,12 +29,12 @@ class BulkRefresher:
 
     def ttl_remaining(self) -> tuple[float, float]:
         """Return how long the listings of all assets and of all events are good: seconds, or below zero."""
-        now, assets = self._lifetimes.clock(), self._listings.known_assets()
+        now, assets = self._lifetimes.clock(), self._listings.cached_assets()
         return (assets.expires if assets else 0) - now, self._events.expires - now
 
     def pages(self) -> tuple[int, float]:
         """Return how many pages the listings of all assets and of all events would be, by what is known."""
-        assets = self._listings.known_assets()
+        assets = self._listings.cached_assets()
         count = len(assets.get().starts) if assets else 0
         seen = self._listings.listed_events_by_asset().values()
         return count, count * sum(map(len, seen)) / len(seen) if seen else count
@@ -49,15 +49,15 @@ class BulkRefresher:
             AttachfsError: a page could not be had.
         """
         generation = self._lifetimes.generation
-        known = self._lifetimes.entry(self._listings.new_assets())
-        listing = known.get()
-        while await listing.reach(len(listing.ids)):
+        cached = self._lifetimes.entry(self._listings.new_assets())
+        listing = cached.get()
+        while await listing.load_to(len(listing.ids)):
             if not go_on(len(listing.starts)):
                 return False
         now = self._lifetimes.clock()
-        if now >= min(known.expires, listing.retry_at) or generation != self._lifetimes.generation:
+        if now >= min(cached.expires, listing.retry_at) or generation != self._lifetimes.generation:
             return False
-        self._listings.share_assets(known)
+        self._listings.share_assets(cached)
         return True
 
     async def read_all_events(self, go_on: Callable[[int], bool]) -> bool:

@@ -14,23 +14,23 @@ class Derived:
         known: what it has just said of the file.
     """
 
-    __slots__ = ("_ledger", "_revision", "file", "known")
+    __slots__ = ("_ledger", "_revision", "cached", "file")
 
-    def __init__(self, ledger: Ledger, file: AttachmentRef, known: CacheEntry[Info]) -> None:
+    def __init__(self, ledger: Ledger, file: AttachmentRef, cached: CacheEntry[Info]) -> None:
         self._ledger = ledger
         self._revision = ledger.revision
         self.file = file
-        self.known = known
+        self.cached = cached
 
-    def left(self) -> float:
+    def ttl_remaining(self) -> float:
         """Return the seconds for which it may still be told; 0 if it may not."""
         ledger = self._ledger
-        left = self.known.expires - ledger.clock()
-        if left <= 0:
+        ttl_remaining = self.cached.expires - ledger.clock()
+        if ttl_remaining <= 0:
             return 0.0
         if self._revision != ledger.revision:
             # Of some file something else is known, or all is forgotten. The very same record must be there.
-            if ledger.known_info(self.file) is not self.known:
+            if ledger.cached_info(self.file) is not self.cached:
                 return 0.0
             self._revision = ledger.revision
-        return left
+        return ttl_remaining

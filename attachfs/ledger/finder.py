@@ -46,9 +46,9 @@ class Finder:
         self._found: TTLCache[FindKey, tuple[str, ...]] = TTLCache(_FOUND, lifetimes.clock)
         self._finds: Refresher[FindKey, CacheEntry[tuple[str, ...]]] = Refresher(nursery, lifetimes, outage)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop everything that is remembered. What is being asked for is not kept either."""
-        self._finds.forget()
+        self._finds.clear()
         self._found.clear()
 
     async def find_assets(self, display_name: str) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Finder:
             return await self._pages.assets_on_page(token, {"attributes.arc_display_name": display_name})
 
         return await self._find(
-            display_name, page, lambda asset: asset.display_name == display_name, self._knows_assets
+            display_name, page, lambda asset: asset.display_name == display_name, self._assets_are_cached
         )
 
     async def find_events(self, asset: AssetRef, since: str, before: str) -> tuple[str, ...]:
@@ -78,12 +78,12 @@ class Finder:
             times = {"timestamp_accepted_since": since, "timestamp_accepted_before": before}
             return await self._pages.events_on_page(asset, token, times)
 
-        async def known() -> bool:
-            return await self._knows_events(asset)
+        async def cached() -> bool:
+            return await self._events_are_cached(asset)
 
         first, last = model.parse_time_ns(since), model.parse_time_ns(before)
         return await self._find(
-            (asset, since, before), page, lambda event: first <= event.time_ns < last, known
+            (asset, since, before), page, lambda event: first <= event.time_ns < last, cached
         )
 
     async def _find(
@@ -91,7 +91,7 @@ class Finder:
         key: FindKey,
         page: Callable[[str], Awaitable[RecordsPage[R]]],
         fits: Callable[[R], bool],
-        listing_known: Callable[[], Awaitable[bool]],
+        listing_is_cached: Callable[[], Awaitable[bool]],
     ) -> tuple[str, ...]:
         async def read(token: str) -> RecordsPage[R]:
             found = await page(token)
@@ -102,38 +102,38 @@ class Finder:
             generation = self._lifetimes.generation
             pager = RecordPager(read, self._lifetimes.clock)
             listing = Listing(pager, f"those with {key!a}")
-            while await listing.reach(len(listing.ids)):
+            while await listing.load_to(len(listing.ids)):
                 pass
-            known = self._outcome(key, listing)
+            cached = self._outcome(key, listing)
             if generation == self._lifetimes.generation:
-                self._found.put(key, known)
-            return known
+                self._found.put(key, cached)
+            return cached
 
         async def fallback() -> CacheEntry[tuple[str, ...]] | None:
             old = self._found.get(key)
             if old is not None:
                 self._outage.served(old.learned)
                 return self._lifetimes.stale(old)
-            if await listing_known():
+            if await listing_is_cached():
                 error = Unreachable(f"the service cannot be asked what has {key!a}; look in the listing")
                 return CacheEntry(error, 0.0)
             return None
 
-        known = self._found.fresh(key)
-        if known is None:
-            known = await self._finds.get(key, fetch, fallback)
-        return known.get()
+        cached = self._found.fresh(key)
+        if cached is None:
+            cached = await self._finds.get(key, fetch, fallback)
+        return cached.get()
 
     def _outcome(self, key: FindKey, listing: Listing) -> CacheEntry[tuple[str, ...]]:
-        known: CacheEntry[tuple[str, ...]]
+        cached: CacheEntry[tuple[str, ...]]
         if listing.ids:
-            known = self._lifetimes.entry(tuple(listing.ids))
+            cached = self._lifetimes.entry(tuple(listing.ids))
         else:
-            known = self._lifetimes.absence(NotFound(f"the ledger has nothing with {key!a}"))
-        return known._replace(expires=min(known.expires, listing.retry_at))
+            cached = self._lifetimes.absence(NotFound(f"the ledger has nothing with {key!a}"))
+        return cached._replace(expires=min(cached.expires, listing.retry_at))
 
-    async def _knows_assets(self) -> bool:
+    async def _assets_are_cached(self) -> bool:
         return self._is_complete(None) or await self._pages.is_kept(lambda stored: stored.assets_page())
 
-    async def _knows_events(self, asset: AssetRef) -> bool:
+    async def _events_are_cached(self, asset: AssetRef) -> bool:
         return self._is_complete(asset) or await self._pages.is_kept(lambda stored: stored.events_page(asset))

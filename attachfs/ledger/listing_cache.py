@@ -61,10 +61,10 @@ class ListingCache:
         self.find_events = self._finder.find_events
         self._listed = 0  # ids in listings, at most
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop everything that is remembered. What is being asked for is not kept either."""
-        self._pages.forget()
-        self._finder.forget()
+        self._pages.clear()
+        self._finder.clear()
         self._all_assets = None
         self._events.clear()
 
@@ -76,10 +76,10 @@ class ListingCache:
 
     def shared_assets(self) -> CacheEntry[Listing]:
         """Return the listing of all assets, and until when it is shared."""
-        known = self._all_assets
-        if known is None or not self._is_fresh(known):
-            known = self._all_assets = self._lifetimes.entry(self.new_assets(_older(known)))
-        return known
+        cached = self._all_assets
+        if cached is None or not self._is_fresh(cached):
+            cached = self._all_assets = self._lifetimes.entry(self.new_assets(_older(cached)))
+        return cached
 
     def new_assets(self, before: CacheEntry[Listing] | None = None) -> Listing:
         """Return a listing of all assets that is not shared."""
@@ -90,11 +90,11 @@ class ListingCache:
         old = None if before is None else before.get()
         return Listing(RecordPager(read, self._lifetimes.clock), "assets", old)
 
-    def share_assets(self, known: CacheEntry[Listing]) -> None:
+    def share_assets(self, cached: CacheEntry[Listing]) -> None:
         """Let another listing of all assets be shared from now on."""
-        self._all_assets = known
+        self._all_assets = cached
 
-    def known_assets(self) -> CacheEntry[Listing] | None:
+    def cached_assets(self) -> CacheEntry[Listing] | None:
         """Return the shared listing of all assets, even if its time is over, if there is one."""
         return self._all_assets
 
@@ -104,9 +104,9 @@ class ListingCache:
 
     def shared_events(self, asset: AssetRef) -> CacheEntry[Listing]:
         """Return the listing of an asset's events, and until when it is shared."""
-        known = self._fresh_events(asset)
-        if known is not None:
-            return known
+        cached = self._fresh_events(asset)
+        if cached is not None:
+            return cached
         read = self._bulk.of(asset)
         old = _older(self._events.get(asset))
         if read is not None:
@@ -124,29 +124,29 @@ class ListingCache:
 
         pager = RecordPager(page, self._lifetimes.clock)
         before = None if old is None else old.get()
-        known = self._lifetimes.entry(Listing(pager, f"{asset.path}/events", before))
-        self._events.put(asset, known)
-        return known
+        cached = self._lifetimes.entry(Listing(pager, f"{asset.path}/events", before))
+        self._events.put(asset, cached)
+        return cached
 
     def _fresh_events(self, asset: AssetRef) -> CacheEntry[Listing] | None:
-        known = self._events.fresh(asset)
-        return known if known is not None and self._is_fresh(known) else None
+        cached = self._events.fresh(asset)
+        return cached if cached is not None and self._is_fresh(cached) else None
 
     def _is_complete(self, asset: AssetRef | None) -> bool:
-        known = self._all_assets if asset is None else self._events.get(asset)
-        return known is not None and known.get().complete
+        cached = self._all_assets if asset is None else self._events.get(asset)
+        return cached is not None and cached.get().complete
 
-    def _is_fresh(self, known: CacheEntry[Listing]) -> bool:
+    def _is_fresh(self, cached: CacheEntry[Listing]) -> bool:
         now = self._lifetimes.clock()
-        return now < known.expires and now < known.get().retry_at
+        return now < cached.expires and now < cached.get().retry_at
 
-    def known_events(self, asset: AssetRef, listing: Listing) -> list[Event] | None:
+    def cached_events(self, asset: AssetRef, listing: Listing) -> list[Event] | None:
         """Return the events of an asset's listing, if it is complete and none has to be asked for."""
         if not listing.complete or listing.old:
             return None
         events = (self._records.fresh_record(EventRef(asset.realm, asset.asset, one)) for one in listing.ids)
-        known = [event for event in events if isinstance(event, Event)]
-        return known if len(known) == len(listing.ids) else None
+        cached = [event for event in events if isinstance(event, Event)]
+        return cached if len(cached) == len(listing.ids) else None
 
     def has_events(self, asset: AssetRef) -> bool:
         """Whether an asset's record and events are known, and need not be asked."""
@@ -157,12 +157,12 @@ class ListingCache:
     def listed_events_by_asset(self) -> dict[AssetRef, list[str]]:
         """Return the events of those assets that were asked one by one lately."""
         return {
-            asset: known.get().ids
-            for asset, known in self._events.items()
+            asset: cached.get().ids
+            for asset, cached in self._events.items()
             if asset.realm == "assets"
-            and self._is_fresh(known)
-            and known.get().complete
-            and not known.get().old
+            and self._is_fresh(cached)
+            and cached.get().complete
+            and not cached.get().old
         }
 
     # -- pages -------------------------------------------------------------------------------------
@@ -174,13 +174,13 @@ class ListingCache:
             AttachfsError: it could not be had.
         """
 
-        def known(identity: str) -> CacheEntry[Asset] | None:
-            return self._records.known_record(AssetRef("assets", identity))
+        def cached(identity: str) -> CacheEntry[Asset] | None:
+            return self._records.cached_record(AssetRef("assets", identity))
 
-        async def ask(identity: str) -> Asset:
+        async def fetch(identity: str) -> Asset:
             return await self._records.asset(AssetRef("assets", identity))
 
-        return await _records_on_page(base, number, known, self._pages.assets_on_page, ask)
+        return await _records_on_page(base, number, cached, self._pages.assets_on_page, fetch)
 
     async def listed_events(
         self, asset: AssetRef, base: CacheEntry[Listing], number: int
@@ -191,21 +191,21 @@ class ListingCache:
             AttachfsError: it could not be had.
         """
 
-        def known(identity: str) -> CacheEntry[Event] | None:
-            return self._records.known_record(EventRef(asset.realm, asset.asset, identity))
+        def cached(identity: str) -> CacheEntry[Event] | None:
+            return self._records.cached_record(EventRef(asset.realm, asset.asset, identity))
 
         async def read(token: str) -> RecordsPage[Event]:
             return await self._pages.events_on_page(asset, token)
 
-        async def ask(identity: str) -> Event:
+        async def fetch(identity: str) -> Event:
             return await self._records.event(EventRef(asset.realm, asset.asset, identity))
 
-        return await _records_on_page(base, number, known, read, ask)
+        return await _records_on_page(base, number, cached, read, fetch)
 
     def _count_ids(self, ids: int) -> None:
         self._listed += ids
         if self._listed > _LISTED_IDS:
-            kept = [known.get() for _, known in self._events.items()]
+            kept = [cached.get() for _, cached in self._events.items()]
             if self._all_assets is not None:
                 kept.append(self._all_assets.get())
             self._listed = ids + sum(len(one.ids) for one in kept)
@@ -215,17 +215,17 @@ class ListingCache:
                 self._listed = 0
 
 
-def _older(known: CacheEntry[Listing] | None) -> CacheEntry[Listing] | None:
+def _older(cached: CacheEntry[Listing] | None) -> CacheEntry[Listing] | None:
     """Return a listing that may be served in the place of a newer one: a complete one."""
-    return known if known is not None and known.get().complete else None
+    return cached if cached is not None and cached.get().complete else None
 
 
 async def _records_on_page(
     base: CacheEntry[Listing],
     number: int,
-    known: Callable[[str], CacheEntry[R] | None],
+    cached: Callable[[str], CacheEntry[R] | None],
     read: Callable[[str], Awaitable[RecordsPage[R]]],
-    ask: Callable[[str], Awaitable[R]],
+    fetch: Callable[[str], Awaitable[R]],
 ) -> tuple[list[R], bool]:
     """Return the records of a listing's page as the listing found them, or newer, and whether it is the last.
 
@@ -242,14 +242,14 @@ async def _records_on_page(
             if listing.old:
                 raise Unreachable("the service cannot be asked, and only an older listing is known")
             return [], True
-        await listing.reach(len(listing.ids))
+        await listing.load_to(len(listing.ids))
     start, token = listing.starts[number]
     end = listing.starts[number + 1][0] if number + 1 < len(listing.starts) else len(listing.ids)
     ids = listing.ids[start:end]
     found = {}
     expires = min(base.expires, listing.retry_at)
     for identity in ids:
-        one = known(identity)
+        one = cached(identity)
         if one is not None and one.expires >= expires and not isinstance(one.value, AttachfsError):
             found[identity] = one.value
     if len(found) < len(ids):
@@ -257,6 +257,6 @@ async def _records_on_page(
     for identity in ids:
         if identity not in found:
             with suppress(NotFound):
-                found[identity] = await ask(identity)
+                found[identity] = await fetch(identity)
     records = [found[identity] for identity in ids if identity in found]
     return records, listing.complete and number + 1 >= len(listing.starts)

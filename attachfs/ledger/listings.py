@@ -138,7 +138,7 @@ class Listing:
         """When the service is to be asked again, on the ledger's clock: never, if none of it is stale."""
         return math.inf if self.pager is None else self.pager.retry_at
 
-    async def reach(self, index: int) -> bool:
+    async def load_to(self, index: int) -> bool:
         """Read pages until `index` is among `ids`; return False if the listing ends before it.
 
         Raises:

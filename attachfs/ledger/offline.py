@@ -121,8 +121,8 @@ class StoredAnswers:
         except Unreachable:
             return Aged(StoredPage(others, ""), age)
         # Events are never taken away: what either listing has was there.
-        known = {record.get("identity") for record in page.records}
-        more = [record for record in others if record["identity"] not in known]
+        cached = {record.get("identity") for record in page.records}
+        more = [record for record in others if record["identity"] not in cached]
         records = page.records + ([] if page.next_token else more)
         return Aged(StoredPage(records, page.next_token), max(age, own_age))
 

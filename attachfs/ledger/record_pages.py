@@ -102,10 +102,10 @@ class PageReader:
         self._asset_pages: Refresher[PageKey, RecordsPage[Asset]] = Refresher(nursery, lifetimes, outage)
         self._event_pages: Refresher[PageKey, RecordsPage[Event]] = Refresher(nursery, lifetimes, outage)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Keep nothing of what is being asked for."""
-        self._asset_pages.forget()
-        self._event_pages.forget()
+        self._asset_pages.clear()
+        self._event_pages.clear()
 
     async def is_kept(self, kept: Callable[[StoredAnswers], Awaitable[Aged[StoredPage]]]) -> bool:
         """Whether a page is on disk, for when the service does not answer."""
@@ -178,7 +178,7 @@ class PageReader:
         self,
         flights: Refresher[PageKey, RecordsPage[R]],
         key: PageKey,
-        ask: Callable[[], Awaitable[Page]],
+        fetch_page: Callable[[], Awaitable[Page]],
         kept: Callable[[StoredAnswers], Awaitable[Aged[StoredPage]]],
         keep: Callable[[Page, float | None, int], Awaitable[RecordsPage[R]]],
         before: CacheEntry[Listing] | None,
@@ -186,7 +186,7 @@ class PageReader:
         async def fetch() -> RecordsPage[R]:
             generation = self._lifetimes.generation
             try:
-                page = await ask()
+                page = await fetch_page()
             except (NotFound, AccessDenied):
                 self._outage.answered()
                 raise

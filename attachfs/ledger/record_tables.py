@@ -46,19 +46,19 @@ class AssetTable(TTLCache[AssetRef, Asset]):
         packed = self._packed.get(key.asset) if key.realm == "assets" else None
         return None if packed is None else _unpack_asset(key.asset, packed)
 
-    def put(self, key: AssetRef, known: CacheEntry[Asset]) -> None:
+    def put(self, key: AssetRef, cached: CacheEntry[Asset]) -> None:
         """Remember something."""
-        super().put(key, known)
+        super().put(key, cached)
         if key.realm == "assets" and key.asset in self._packed:
-            if isinstance(known.value, Asset):
-                self._packed[key.asset] = _pack_asset(known.value, known)
+            if isinstance(cached.value, Asset):
+                self._packed[key.asset] = _pack_asset(cached.value, cached)
             else:
                 del self._packed[key.asset]
 
     def put_listed(self, assets: Iterable[Asset], times: CacheEntry[Any]) -> None:
         """Remember what a page of a listing brought, for as long as `times` says."""
         for asset in assets:
-            self._known.pop(AssetRef("assets", asset.id), None)
+            self._cached.pop(AssetRef("assets", asset.id), None)
             self._packed.pop(asset.id, None)
             self._packed[asset.id] = _pack_asset(asset, times)
             if len(self._packed) > self._listed:

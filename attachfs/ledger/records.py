@@ -53,7 +53,7 @@ class RecordKind(Generic[K, V]):
         lifetimes: Lifetimes,
         outage: Outage,
         *,
-        ask: Callable[[K], Awaitable[bytes]],
+        fetch: Callable[[K], Awaitable[bytes]],
         stored: Callable[[K], Awaitable[Aged[bytes]]] | None,
         parse: Callable[[bytes, K], V],
         learned: Callable[[K, bytes | None, CacheEntry[V]], None],
@@ -62,7 +62,7 @@ class RecordKind(Generic[K, V]):
         self._refresher = refresher
         self._lifetimes = lifetimes
         self._outage = outage
-        self._ask = ask
+        self._request = fetch
         self._stored = stored
         self._parse = parse
         self._learned = learned
@@ -73,46 +73,46 @@ class RecordKind(Generic[K, V]):
         Raises:
             AttachfsError: as the service answered, now or within the negative time.
         """
-        known = None if anew else self.table.fresh(ref)
-        if known is None:
-            known = await self._refresher.get(ref, lambda: self._fetch(ref), lambda: self._known(ref))
-        return known.get()
+        cached = None if anew else self.table.fresh(ref)
+        if cached is None:
+            cached = await self._refresher.get(ref, lambda: self._fetch(ref), lambda: self._cached(ref))
+        return cached.get()
 
     async def _fetch(self, ref: K) -> CacheEntry[V]:
         """Ask the service, and remember the record, or that it does not exist or is refused."""
         generation = self._lifetimes.generation
         body: bytes | None = None
-        known: CacheEntry[V]
+        cached: CacheEntry[V]
         try:
-            body = await self._ask(ref)
-            known = self._lifetimes.entry(self._parse(body, ref))
+            body = await self._request(ref)
+            cached = self._lifetimes.entry(self._parse(body, ref))
         except (NotFound, AccessDenied) as error:
-            known = self._lifetimes.absence(error)
+            cached = self._lifetimes.absence(error)
         self._outage.answered()
         if generation == self._lifetimes.generation:
-            self.table.put(ref, known)
-            self._learned(ref, body, known)
-        return known
+            self.table.put(ref, cached)
+            self._learned(ref, body, cached)
+        return cached
 
-    async def _known(self, ref: K) -> CacheEntry[V] | None:
+    async def _cached(self, ref: K) -> CacheEntry[V] | None:
         """Return what may be served while the service does not answer."""
         generation = self._lifetimes.generation
         body: bytes | None = None
         old = self.table.get(ref)
-        known = None if old is None else self._lifetimes.stale(old)
-        if known is None and self._stored is not None:
+        cached = None if old is None else self._lifetimes.stale(old)
+        if cached is None and self._stored is not None:
             try:
                 body, age = await self._stored(ref)
-                known = self._lifetimes.kept(self._parse(body, ref), age)
+                cached = self._lifetimes.kept(self._parse(body, ref), age)
             except (Unreachable, BadAnswer):
                 pass  # it was never seen, or is damaged
-        if known is None:
+        if cached is None:
             return None
-        self._outage.served(known.learned)
+        self._outage.served(cached.learned)
         if generation == self._lifetimes.generation:
-            self.table.put(ref, known)
-            self._learned(ref, body, known)
-        return known
+            self.table.put(ref, cached)
+            self._learned(ref, body, cached)
+        return cached
 
 
 class RecordCache:
@@ -158,7 +158,7 @@ class RecordCache:
             self._flights[0],
             lifetimes,
             outage,
-            ask=source.asset,
+            fetch=source.asset,
             stored=None if stored is None else stored.asset,
             parse=_parse_asset,
             learned=self._keep_raw,
@@ -168,7 +168,7 @@ class RecordCache:
             self._flights[1],
             lifetimes,
             outage,
-            ask=source.event,
+            fetch=source.event,
             stored=None if stored is None else stored.event,
             parse=_parse_event,
             learned=self._keep_raw,
@@ -178,16 +178,16 @@ class RecordCache:
             self._flights[2],
             lifetimes,
             outage,
-            ask=source.info,
+            fetch=source.info,
             stored=None if stored is None else stored.info,
             parse=model.parse_info,
             learned=self._note_change,
         )
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop everything that is remembered. What is being asked for is not kept either."""
         for flights in self._flights:
-            flights.forget()
+            flights.clear()
         for table in (self._infos.table, self.asset_table, self.event_table, self._raw):
             table.clear()
         self.revision += 1
@@ -200,7 +200,7 @@ class RecordCache:
         """
         return self._infos.get(ref, anew=anew)
 
-    def known_info(self, ref: AttachmentRef) -> CacheEntry[Info] | None:
+    def cached_info(self, ref: AttachmentRef) -> CacheEntry[Info] | None:
         """Return what is remembered of an attachment's `/info`, without asking."""
         return self._infos.table.fresh(ref)
 
@@ -246,18 +246,18 @@ class RecordCache:
         return await self._events.get(ref, anew=anew)
 
     @overload
-    def known_record(self, ref: AssetRef) -> CacheEntry[Asset] | None: ...
+    def cached_record(self, ref: AssetRef) -> CacheEntry[Asset] | None: ...
     @overload
-    def known_record(self, ref: EventRef) -> CacheEntry[Event] | None: ...
-    def known_record(self, ref: AssetRef | EventRef) -> CacheEntry[Asset] | CacheEntry[Event] | None:
+    def cached_record(self, ref: EventRef) -> CacheEntry[Event] | None: ...
+    def cached_record(self, ref: AssetRef | EventRef) -> CacheEntry[Asset] | CacheEntry[Event] | None:
         """Return what is remembered of an asset or event, even if stale, without asking."""
         return self.asset_table.get(ref) if isinstance(ref, AssetRef) else self.event_table.get(ref)
 
     def fresh_record(self, ref: AssetRef | EventRef) -> Asset | Event | None:
         """Return an asset or event that is known and need not be asked again."""
-        known: CacheEntry[Asset] | CacheEntry[Event] | None
-        known = self.asset_table.fresh(ref) if isinstance(ref, AssetRef) else self.event_table.fresh(ref)
-        return None if known is None or isinstance(known.value, AttachfsError) else known.value
+        cached: CacheEntry[Asset] | CacheEntry[Event] | None
+        cached = self.asset_table.fresh(ref) if isinstance(ref, AssetRef) else self.event_table.fresh(ref)
+        return None if cached is None or isinstance(cached.value, AttachfsError) else cached.value
 
     async def raw_record(self, ref: AssetRef | EventRef) -> bytes:
         """Return an asset's or event's whole record as JSON, kept for a while.
@@ -267,9 +267,9 @@ class RecordCache:
         """
         whole = self._raw.fresh(ref)
         if whole is None:
-            known = self.known_record(ref)
-            if known is not None and self._lifetimes.clock() < known.expires:
-                known.get()  # a refusal is remembered
+            cached = self.cached_record(ref)
+            if cached is not None and self._lifetimes.clock() < cached.expires:
+                cached.get()  # a refusal is remembered
             await self.record(ref, anew=True)
             whole = self._raw.get(ref)
             if whole is None and self._stored is not None:
@@ -280,12 +280,12 @@ class RecordCache:
         return whole.get()
 
     def _keep_raw(
-        self, ref: AssetRef | EventRef, body: bytes | None, known: CacheEntry[Asset] | CacheEntry[Event]
+        self, ref: AssetRef | EventRef, body: bytes | None, cached: CacheEntry[Asset] | CacheEntry[Event]
     ) -> None:
         if body is not None:
-            self._raw.put(ref, CacheEntry(body, known.expires, known.stale_until, known.learned))
+            self._raw.put(ref, CacheEntry(body, cached.expires, cached.stale_until, cached.learned))
 
-    def _note_change(self, _ref: AttachmentRef, _body: bytes | None, _known: CacheEntry[Info]) -> None:
+    def _note_change(self, _ref: AttachmentRef, _body: bytes | None, _cached: CacheEntry[Info]) -> None:
         self.revision += 1
 
 
@@ -305,14 +305,14 @@ def _parse_event(body: bytes, ref: EventRef) -> Event:
 
 def note_for(where: str) -> model.Note:
     """Return what tells the log of a record, or of a page's records, that cannot be used: in a few lines."""
-    left = _NOTES
+    remaining = _NOTES
 
     def note(text: str) -> None:
-        nonlocal left
-        if left > 0:
+        nonlocal remaining
+        if remaining > 0:
             log.warning("%s: %s", where, text)
-        elif left == 0:
+        elif remaining == 0:
             log.warning("%s: more of it cannot be used; this is not logged any further", where)
-        left -= 1
+        remaining -= 1
 
     return note

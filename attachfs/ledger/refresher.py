@@ -43,32 +43,32 @@ class Refresher(Generic[K, V]):
             AttachfsError: as `fetch` did, and there is no fallback.
         """
         if self._outage.active:
-            known = await fallback()
-            if known is not None:
+            cached = await fallback()
+            if cached is not None:
                 self._probe(key, fetch)
-                return known
-        with self._flights.join(key, fetch) as flight:
+                return cached
+        with self._flights.acquire(key, fetch) as flight:
             with trio.move_on_after(self._lifetimes.soft_timeout):
                 await flight.completed.wait()
             if not flight.completed.is_set():
-                known = await fallback()
-                if known is not None and not flight.completed.is_set():
+                cached = await fallback()
+                if cached is not None and not flight.completed.is_set():
                     flight.background = True  # its answer is kept, and ends the outage
                     self._outage.begin(f"no answer within {self._lifetimes.soft_timeout:g} s")
-                    return known
+                    return cached
             await flight.completed.wait()
         try:
             return flight.result()
         except NO_ANSWER as error:
-            known = await fallback()
-            if known is None:
+            cached = await fallback()
+            if cached is None:
                 raise
             self._outage.begin(error.reason)
-            return known
+            return cached
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let requests under way answer nobody but those who wait for them."""
-        self._flights.forget()
+        self._flights.clear()
 
     def _probe(self, key: K, fetch: Callable[[], Awaitable[V]]) -> None:
         """Ask in the background, as one of a few."""

@@ -68,12 +68,12 @@ class SingleFlight(Generic[K, V]):
         Raises:
             Exception: whatever the flight raised, to each of its callers.
         """
-        with self.join(key, work) as flight:
+        with self.acquire(key, work) as flight:
             await flight.completed.wait()
         return flight.result()
 
     @contextmanager
-    def join(self, key: K, work: Callable[[], Awaitable[V]]) -> Iterator[Flight[V]]:
+    def acquire(self, key: K, work: Callable[[], Awaitable[V]]) -> Iterator[Flight[V]]:
         """Start `work` unless a flight of this `key` is under way, and be one of its callers meanwhile."""
         flight = self._flights.get(key) or self._start(key, work)
         flight.waiting += 1
@@ -91,7 +91,7 @@ class SingleFlight(Generic[K, V]):
         """Start `work` in the background, unless a flight of this `key` is under way."""
         (self._flights.get(key) or self._start(key, work)).background = True
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let new callers start anew. Flights under way go on for those who wait for them."""
         self._flights.clear()
 

@@ -46,52 +46,52 @@ class TTLCache(Generic[K, T]):
         self.size = size
         self._clock = clock
         # Drops what may not be served any more, and of the rest what was used least lately.
-        self._known: TLRUCache[K, CacheEntry[T]] = TLRUCache(size, _last_use, timer=clock)
+        self._cached: TLRUCache[K, CacheEntry[T]] = TLRUCache(size, _last_use, timer=clock)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._cached)
 
     def get(self, key: K) -> CacheEntry[T] | None:
         """Return what is known, be it old, for as long as it may be told at all."""
         now = self._clock()
-        known = self._known.get(key)
-        if known is None or now >= known.expires:
+        cached = self._cached.get(key)
+        if cached is None or now >= cached.expires:
             other = self._otherwise(key)
-            if other is not None and (known is None or other.expires > known.expires):
+            if other is not None and (cached is None or other.expires > cached.expires):
                 self._keep(key, other)
-                known = other
-        return known
+                cached = other
+        return cached
 
     def fresh(self, key: K) -> CacheEntry[T] | None:
         """Return what is known and need not be asked again."""
         now = self._clock()
-        known = self._known.get(key)
-        if known is not None and now < known.expires:
-            return known
-        known = self.get(key)
-        return known if known is not None and now < known.expires else None
+        cached = self._cached.get(key)
+        if cached is not None and now < cached.expires:
+            return cached
+        cached = self.get(key)
+        return cached if cached is not None and now < cached.expires else None
 
-    def put(self, key: K, known: CacheEntry[T]) -> None:
+    def put(self, key: K, cached: CacheEntry[T]) -> None:
         """Remember something."""
-        self._keep(key, known)
+        self._keep(key, cached)
 
     def items(self) -> list[tuple[K, CacheEntry[T]]]:
         """Return all that is known, with its keys."""
-        return list(self._known.items())
+        return list(self._cached.items())
 
     def clear(self) -> None:
         """Forget everything."""
-        self._known.clear()
+        self._cached.clear()
 
-    def _keep(self, key: K, known: CacheEntry[T]) -> None:
-        self._known.pop(key, None)
-        self._known[key] = known
+    def _keep(self, key: K, cached: CacheEntry[T]) -> None:
+        self._cached.pop(key, None)
+        self._cached[key] = cached
 
     def _otherwise(self, _key: K, /) -> CacheEntry[T] | None:
         """Return what is known of a value that is not in the table, or old."""
         return None
 
 
-def _last_use(_key: object, known: CacheEntry[Any], _now: float) -> float:
+def _last_use(_key: object, cached: CacheEntry[Any], _now: float) -> float:
     """Return until when an entry may be served at all."""
-    return max(known.expires, known.stale_until)
+    return max(cached.expires, cached.stale_until)

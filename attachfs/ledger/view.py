@@ -59,12 +59,12 @@ class Ledger:
         self.bulk = BulkRefresher(self._all_events, self.listings, self._lifetimes)
         # What the packages above call most stands here by its own name, without a call in between.
         self.info = self.records.info
-        self.known_info = self.records.known_info
+        self.cached_info = self.records.cached_info
         self.asset = self.records.asset
         self.event = self.records.event
         self.record = self.records.record
         self.anchors = self.records.anchors
-        self.known_record = self.records.known_record
+        self.cached_record = self.records.cached_record
         self.fresh_record = self.records.fresh_record
         self.raw_record = self.records.raw_record
         self.assets = self.listings.assets
@@ -97,11 +97,11 @@ class Ledger:
         """Change for how long what is learned from now on is good, and an answer is waited for."""
         self._lifetimes.set_ttls(metadata_ttl, negative_ttl, stale_ttl, soft_timeout)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop everything that is remembered, and keep no answer that was asked for before."""
         self._lifetimes.generation += 1
         if self._stored is not None:
             self._stored.store.forget_requested()
-        self._all_events.forget()
-        self.records.forget()
-        self.listings.forget()
+        self._all_events.clear()
+        self.records.clear()
+        self.listings.clear()

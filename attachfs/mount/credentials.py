@@ -41,13 +41,13 @@ def choose(
             f"assets, or --insecure-http if the network is yours"
         )
     directory = environ.get("CREDENTIALS_DIRECTORY")
-    handed = Path(directory) if directory else None
-    client_id, secret = config.client_id, _secret(config, handed, environ)
-    if client_id is None and _is_default(config) and handed is not None:
-        if (handed / "bearer-token").exists():
-            return TokenFile(handed / "bearer-token")
-        if (handed / "client-id").exists():
-            client_id = (handed / "client-id").read_text(encoding="ascii", errors="replace").strip()
+    credentials_dir = Path(directory) if directory else None
+    client_id, secret = config.client_id, _secret(config, credentials_dir, environ)
+    if client_id is None and _is_default(config) and credentials_dir is not None:
+        if (credentials_dir / "bearer-token").exists():
+            return TokenFile(credentials_dir / "bearer-token")
+        if (credentials_dir / "client-id").exists():
+            client_id = (credentials_dir / "client-id").read_text(encoding="ascii", errors="replace").strip()
     if client_id is None:
         if config.client_secret_file is not None:
             raise UsageError("--client-secret-file needs --client-id (or DATATRAILS_CLIENT_ID)")
@@ -84,11 +84,11 @@ def _is_default(config: Config) -> bool:
     return config.origins.get("token_file") == "default"
 
 
-def _secret(config: Config, handed: Path | None, environ: Mapping[str, str]) -> Path | Secret | None:
+def _secret(config: Config, credentials_dir: Path | None, environ: Mapping[str, str]) -> Path | Secret | None:
     if config.client_secret_file is not None:
         return config.client_secret_file
     if environ.get(_SECRET_VARIABLE):
         return Secret(environ[_SECRET_VARIABLE])
-    if handed is not None and (handed / "client-secret").exists():
-        return handed / "client-secret"
+    if credentials_dir is not None and (credentials_dir / "client-secret").exists():
+        return credentials_dir / "client-secret"
     return None

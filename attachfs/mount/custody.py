@@ -61,7 +61,7 @@ class CustodyRecorder:
         self._pending: list[_Pending] = []
         self._written = trio.Event()
         self._unsynced = False  # what was written could not be brought to the disk
-        self._trouble = ""  # why the last line could not be written, or brought to the disk
+        self._last_error = ""  # why the last line could not be written, or brought to the disk
 
     def begin(self, url: str) -> None:
         """Open the log and note the mount. Blocks.
@@ -115,9 +115,9 @@ class CustodyRecorder:
             raise
         if failure is not None:
             self._warn(failure)
-        elif self._trouble:
+        elif self._last_error:
             log.warning("the custody log %s is written again", self._path)
-            self._trouble = ""
+            self._last_error = ""
         self._written.set()
 
     async def keep_synced(self) -> None:
@@ -193,10 +193,10 @@ class CustodyRecorder:
 
     def _warn(self, error: OSError) -> None:
         reason = error.strerror or str(error)
-        if reason != self._trouble:
+        if reason != self._last_error:
             then = "opens go on without it" if self._optional else "files do not open"
             log.error("the custody log %s cannot be written: %s: %s", self._path, reason, then)
-        self._trouble = reason
+        self._last_error = reason
 
 
 def command_of(pid: int) -> str:

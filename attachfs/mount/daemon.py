@@ -120,7 +120,7 @@ def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -
             os.dup2(null, standard)
         os.close(null)
         logging.getLogger().removeHandler(warnings)
-        _tell(pipe, _READY)
+        _send(pipe, _READY)
         os.close(pipe)
 
     try:
@@ -129,11 +129,11 @@ def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -
         _serve(config, mountpoint, ready, reload, place)
     except AttachfsError as error:
         log.error("%s", error.reason)  # noqa: TRY400 - the sentence is what matters
-        _tell(pipe, f"{2 if isinstance(error, UsageError) else 1} {printable(error.reason)}".encode())
+        _send(pipe, f"{2 if isinstance(error, UsageError) else 1} {printable(error.reason)}".encode())
         return 1
     except BaseException as error:
         log.exception("the mount process failed")
-        _tell(pipe, f"1 {type(first_of(error)).__name__}: {printable(first_of(error))}".encode())
+        _send(pipe, f"1 {type(first_of(error)).__name__}: {printable(first_of(error))}".encode())
         return 1
     return 0
 
@@ -148,10 +148,10 @@ class _ToParent(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a warning on; errors end the mount, and are told as its outcome."""
         if record.levelno == logging.WARNING:
-            _tell(self._pipe, printable(record.getMessage()).encode() + b"\n")
+            _send(self._pipe, printable(record.getMessage()).encode() + b"\n")
 
 
-def _tell(pipe: int, message: bytes) -> None:
+def _send(pipe: int, message: bytes) -> None:
     try:
         os.write(pipe, message)
     except OSError:

@@ -30,14 +30,14 @@ _HEAD_BYTES = 8192
 _HEAD_WITHIN = 5.0  # seconds
 _CONNECTIONS = 16
 
-Figures = Mapping[str, Any]
+Stats = Mapping[str, Any]
 
 
 class _Family(Protocol):
     def add_metric(self, labels: list[str], value: float) -> None: ...
 
 
-def exposition(mounts: Iterable[Figures], now: float | None = None) -> bytes:
+def exposition(mounts: Iterable[Stats], now: float | None = None) -> bytes:
     """Return figures of mounts, as `status_json` makes them, in the OpenMetrics text format.
 
     Args:
@@ -53,7 +53,7 @@ def exposition(mounts: Iterable[Figures], now: float | None = None) -> bytes:
 class _Collector:
     """Turns figures into families of metrics; see prometheus_client's custom collectors."""
 
-    def __init__(self, mounts: list[Figures], now: float) -> None:
+    def __init__(self, mounts: list[Stats], now: float) -> None:
         self._mounts = mounts
         self._now = now
 
@@ -124,7 +124,7 @@ class _Collector:
         )
 
     def _ledger(self) -> Iterator[Metric]:
-        def unreachable(one: Figures) -> float:
+        def unreachable(one: Stats) -> float:
             since = one["requests"]["unreachable_since"]
             return 0.0 if since is None else max(0.0, self._now - since)
 
@@ -201,7 +201,7 @@ class _Collector:
         return family
 
     @staticmethod
-    def _fill(family: _Family, mounts: Iterable[Figures], value: Callable[..., float | None]) -> None:
+    def _fill(family: _Family, mounts: Iterable[Stats], value: Callable[..., float | None]) -> None:
         for one in mounts:
             try:
                 found = value(one)
@@ -210,11 +210,11 @@ class _Collector:
             if found is not None:
                 family.add_metric([_point(one)], float(found))
 
-    def _alive(self) -> Iterator[Figures]:
+    def _alive(self) -> Iterator[Stats]:
         return (one for one in self._mounts if "pid" in one)
 
 
-def _point(one: Figures) -> str:
+def _point(one: Stats) -> str:
     return str(one["mountpoint"])
 
 
@@ -242,21 +242,21 @@ async def listen(address: str) -> list[trio.SocketListener]:
         raise UsageError(f"--metrics: cannot listen on {address}: {error.strerror or error}") from error
 
 
-async def serve_metrics(listeners: list[trio.SocketListener], figures: Callable[[], Figures]) -> None:
+async def serve_metrics(listeners: list[trio.SocketListener], stats: Callable[[], Stats]) -> None:
     """Answer GET /metrics, for as long as this runs.
 
     Args:
         listeners: from `listen`.
         figures: returns the mount's figures.
     """
-    room = trio.CapacityLimiter(_CONNECTIONS)
+    connections = trio.CapacityLimiter(_CONNECTIONS)
 
     async def answer(stream: trio.SocketStream) -> None:
         async with stream:
             try:
-                async with room:
+                async with connections:
                     with trio.move_on_after(_HEAD_WITHIN):
-                        await stream.send_all(_response(await _request_line(stream), figures))
+                        await stream.send_all(_response(await _request_line(stream), stats))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # whoever asked has gone
             except Exception:  # a statistic ends nothing
@@ -275,7 +275,7 @@ async def _request_line(stream: trio.SocketStream) -> bytes:
     return head.partition(b"\r\n")[0]
 
 
-def _response(line: bytes, figures: Callable[[], Figures]) -> bytes:
+def _response(line: bytes, stats: Callable[[], Stats]) -> bytes:
     method, _, rest = line.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
     status, kind, body = "200 OK", CONTENT_TYPE, b""
@@ -284,7 +284,7 @@ def _response(line: bytes, figures: Callable[[], Figures]) -> bytes:
     elif path != b"/metrics":
         status, kind, body = "404 Not Found", "text/plain", b"the metrics are at /metrics\n"
     else:
-        body = exposition([figures()])
+        body = exposition([stats()])
     lines = (
         f"HTTP/1.1 {status}",
         f"Content-Type: {kind}",

@@ -93,7 +93,7 @@ def real_path(path: Path) -> Path:
 
 def status(point: Path) -> dict[str, Any] | None:
     """Return a running mount's figures; None where none is mounted there, or it does not tell us."""
-    return probe.figures(point)
+    return probe.stats(point)
 
 
 def check_mountpoint(point: Path, kept_outside: dict[str, Path | None]) -> None:
@@ -108,7 +108,7 @@ def check_mountpoint(point: Path, kept_outside: dict[str, Path | None]) -> None:
     """
     there = mount_at(point)
     if there is not None and there.fstype.startswith(_MAY_HANG):
-        state, _ = probe.ask(point)
+        state, _ = probe.probe(point)
         if state is State.DEAD:
             raise UsageError(f"{point} holds a dead mount; clear it with: attachfs umount {point}")
         if state is State.HUNG:

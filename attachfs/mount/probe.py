@@ -20,7 +20,7 @@ ANSWERS_WITHIN = 5.0  # seconds; figures come from memory
 _BIGGEST = 65_536  # bytes of an extended attribute
 _GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV)
 
-_left_behind: dict[int, Path] = {}  # processes that wait for a mount, by their id
+_unreaped: dict[int, Path] = {}  # processes that wait for a mount, by their id
 
 
 class State(Enum):
@@ -31,7 +31,7 @@ class State(Enum):
     HUNG = "hung"  # there is one, and it does not answer
 
 
-def ask(point: Path, within: float | None = None) -> tuple[State, bytes]:
+def probe(point: Path, within: float | None = None) -> tuple[State, bytes]:
     """Ask a mount for its figures; return its state and what it said.
 
     What it said is empty where it does not tell us, as another user's does not.
@@ -41,7 +41,7 @@ def ask(point: Path, within: float | None = None) -> tuple[State, bytes]:
         within: seconds to wait; None: `ANSWERS_WITHIN`.
     """
     _reap()
-    if point in _left_behind.values():
+    if point in _unreaped.values():
         return State.HUNG, b""  # somebody waits there already
     reading, writing = os.pipe()
     pid = os.fork()
@@ -62,7 +62,7 @@ def ask(point: Path, within: float | None = None) -> tuple[State, bytes]:
         poll.register(reading)
         if not poll.poll(1000 * (ANSWERS_WITHIN if within is None else within)):
             os.kill(pid, signal.SIGKILL)  # may take effect only once the mount answers
-            _left_behind[pid] = point
+            _unreaped[pid] = point
             return State.HUNG, b""
         said = os.read(reading, _BIGGEST + 1)
         os.waitpid(pid, 0)
@@ -71,18 +71,18 @@ def ask(point: Path, within: float | None = None) -> tuple[State, bytes]:
     return (State.ALIVE, said[1:]) if said.startswith(b"+") else (State.DEAD, b"")
 
 
-def figures(point: Path) -> dict[str, Any] | None:
+def stats(point: Path) -> dict[str, Any] | None:
     """Return a running mount's figures; None where none is mounted there, or it does not tell us."""
     try:
-        found = json.loads(ask(point)[1])
+        found = json.loads(probe(point)[1])
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
 
 def _reap() -> None:
-    for pid in list(_left_behind):
+    for pid in list(_unreaped):
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG)[0] == 0:
                 continue
-        _left_behind.pop(pid, None)  # another thread may have been first
+        _unreaped.pop(pid, None)  # another thread may have been first

@@ -86,8 +86,8 @@ class Reloader:
                 await self._apply(await trio.to_thread.run_sync(self._reload))
         except AttachfsError as error:
             log.error("nothing was changed: %s", error.reason)  # noqa: TRY400 - the sentence is what matters
-        self._ledger.forget()
-        await self._filesystem.kernel.forget_metadata(self._mountpoint)
+        self._ledger.clear()
+        await self._filesystem.kernel.invalidate_metadata(self._mountpoint)
         log.info("names and attributes are forgotten")
 
     async def _apply(self, new: Config) -> None:
@@ -100,8 +100,8 @@ class Reloader:
         self.config = now = dataclasses.replace(old, **{name: getattr(new, name) for name in LIVE})
         mount_log.set_level(now.log_level)
         if self._client is not None:
-            self._client.retime(now.timeout)
-        self._filesystem.retime(now.timeout, now.negative_ttl)
+            self._client.set_timeouts(now.timeout)
+        self._filesystem.set_timeouts(now.timeout, now.negative_ttl)
         self._ledger.set_ttls(now.metadata_ttl, now.negative_ttl, now.stale_ttl, now.soft_timeout)
         self._blobs.change_policy(now.scan_policy)
         for name in sorted(changed & LIVE):

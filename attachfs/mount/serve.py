@@ -110,7 +110,7 @@ async def serve(
 
                 listeners = await metrics.listen(config.metrics)
                 tasks.keep_running(
-                    "serving metrics", metrics.serve_metrics, listeners, lambda: json.loads(control.figures())
+                    "serving metrics", metrics.serve_metrics, listeners, lambda: json.loads(control.stats())
                 )
             await _mounted(filesystem, control, config, mountpoint, ready)
 
@@ -166,7 +166,7 @@ async def _filesystem(
         if custody is not None:
             tasks.keep_running("bringing the custody log to the disk", custody.keep_synced)
 
-        def figures() -> bytes:
+        def stats() -> bytes:
             uptime = round((time.time_ns() - born) / 1e9, 1)
             about = {"mountpoint": str(mountpoint), "uptime_s": uptime, "log": log_place}
             return status_json(
@@ -192,7 +192,7 @@ async def _filesystem(
             Ownership(config.uid, config.gid, config.umask),
             timeout=config.timeout,
             negative_ttl=config.negative_ttl,
-            status=figures,
+            status=stats,
             space=lambda: (0, 0) if config.archive is not None else cache.space(),
             observer=custody,
         )
@@ -207,8 +207,8 @@ async def _filesystem(
             filesystem=filesystem,
             custody=custody,
         )
-        status = ServiceStatus(Notifier(), mountpoint, lambda: reloader.config, figures)
-        control = SignalHandler(mountpoint, reloader, status, tasks, figures)
+        status = ServiceStatus(Notifier(), mountpoint, lambda: reloader.config, stats)
+        control = SignalHandler(mountpoint, reloader, status, tasks, stats)
         if origin.connected is not None:
             with trio.move_on_after(_TRYING) as trying:
                 await origin.connected.wait()

@@ -31,12 +31,12 @@ class ServiceStatus:
         notifier: Notifier,
         mountpoint: Path,
         config: Callable[[], Config],
-        figures: Callable[[], bytes],
+        stats: Callable[[], bytes],
     ) -> None:
         self._notifier = notifier
         self._mountpoint = mountpoint
         self._config = config
-        self._figures = figures
+        self._stats = stats
         self._reloading = trio.Lock()
 
     @property
@@ -72,12 +72,12 @@ class ServiceStatus:
     def _state(self) -> str:
         state = f"{self._mountpoint}: {self._config().url}"
         try:
-            figures = json.loads(self._figures())
-            if figures["offline"]:
+            stats = json.loads(self._stats())
+            if stats["offline"]:
                 return f"{state}, offline"
-            if figures["requests"].get("unreachable_since") is not None:
-                return f"{state}, out of reach ({figures['requests']['unreachable_reason']})"
-            return f"{state}, {figures['open_files']} open files, {figures['downloading']} downloads"
+            if stats["requests"].get("unreachable_since") is not None:
+                return f"{state}, out of reach ({stats['requests']['unreachable_reason']})"
+            return f"{state}, {stats['open_files']} open files, {stats['downloading']} downloads"
         except Exception:  # a statistic ends nothing
             log.exception("the service manager is not told how the mount is")
             return state

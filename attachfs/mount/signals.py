@@ -43,13 +43,13 @@ class SignalHandler:
         reloader: Reloader,
         status: ServiceStatus,
         tasks: Background,
-        figures: Callable[[], bytes],
+        stats: Callable[[], bytes],
     ) -> None:
         self._mountpoint = mountpoint
         self._reloader = reloader
         self._status = status
         self._tasks = tasks
-        self.figures = figures
+        self.stats = stats
         self._terminal: int | None
         try:
             self._terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -64,7 +64,7 @@ class SignalHandler:
                 self._tasks.keep_running("reporting to the service manager", self._status.keep_reporting)
             async for number in signals:
                 if number == signal.SIGUSR1:
-                    self._tasks.part("SIGUSR1", "no figures are logged").start_soon(self._log_figures)
+                    self._tasks.part("SIGUSR1", "no figures are logged").start_soon(self._log_stats)
                 elif number == signal.SIGHUP and not self._hung_up():
                     self._tasks.part("SIGHUP", "what was not read again stays as it was").start_soon(
                         self._reload
@@ -80,8 +80,8 @@ class SignalHandler:
                     finally:
                         scope.cancel()
 
-    async def _log_figures(self) -> None:
-        log.info("figures: %s", self.figures().decode())
+    async def _log_stats(self) -> None:
+        log.info("figures: %s", self.stats().decode())
 
     def ready(self) -> None:
         """Tell the service manager that the mount answers."""

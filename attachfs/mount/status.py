@@ -31,7 +31,7 @@ def status_json(
     shared: SharedCache | None,
 ) -> bytes:
     """Return the running mount's figures as JSON."""
-    figures: dict[str, Any] = {
+    stats: dict[str, Any] = {
         "version": __version__,
         "pid": os.getpid(),
         **about,
@@ -54,15 +54,15 @@ def status_json(
         "offline": config.offline,
         "stale": ledger.stale,
         "outage": ledger.outage.stats(),
-        "memory": {} if origin.memory is None else _part("memory", origin.memory.figures),
+        "memory": {} if origin.memory is None else _part("memory", origin.memory.stats),
         "cache": _part("cache", lambda: dataclasses.asdict(cache.stats())),
-        "requests": {} if origin.client is None else _part("requests", origin.client.figures),
-        "shared_cache": None if shared is None else _part("shared_cache", shared.figures),
+        "requests": {} if origin.client is None else _part("requests", origin.client.stats),
+        "shared_cache": None if shared is None else _part("shared_cache", shared.stats),
         "descriptors": _part("descriptors", process.descriptors),
         "errors": dict(filesystem.faults.counts),
         "last_errors": filesystem.faults.latest(),
     }
-    return json.dumps(figures).encode()
+    return json.dumps(stats).encode()
 
 
 def _part(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

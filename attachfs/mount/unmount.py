@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from attachfs.errors import AttachfsError, UsageError
 from attachfs.mount.mountinfo import Mount, mount_at, mounts
-from attachfs.mount.probe import State, ask
+from attachfs.mount.probe import State, probe
 from attachfs.text import excerpt
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def unmount(point: Path, *, lazy: bool = False) -> None:
         raise UsageError(f"{point} is not an attachfs mount")
     watch = None
     if not lazy:
-        state, said = ask(there.point)
+        state, said = probe(there.point)
         if state is State.HUNG:
             raise AttachfsError(
                 f"{point} does not answer; detach it with: attachfs umount --lazy {point}. To free the "
@@ -132,7 +132,7 @@ def clear_dead(point: Path, source: str) -> bool:
     cleared = False
     while (there := mount_at(point)) is not None and there.is_ours and there.source == source:
         mine = os.getuid() in (0, there.user_id)
-        if not mine or ask(there.point)[0] is not State.DEAD or _detach(there, lazy=True):
+        if not mine or probe(there.point)[0] is not State.DEAD or _detach(there, lazy=True):
             break
         log.warning("%s held a dead mount of %s, which is replaced", point, source)
         cleared = True

@@ -103,16 +103,16 @@ class ByName:
             self._remember(node, owner)
         return owner
 
-    def known_owner(self, directory: ByNameNode) -> AssetRef | EventRef | None:
+    def cached_owner(self, directory: ByNameNode) -> AssetRef | EventRef | None:
         """Return what is remembered of whose directory it is, for an asset's or event's; nothing is asked."""
         return self._recent.get(directory) or self._listed(directory)
 
-    def known_record(self, node: ByNameNode) -> CacheEntry[Asset] | CacheEntry[Event] | None:
+    def cached_record(self, node: ByNameNode) -> CacheEntry[Asset] | CacheEntry[Event] | None:
         """Return what is remembered of a directory's owner, or a link's, for its time; nothing is asked."""
         directory = node if len(node.parts) in (1, 3) else node.parent
         assert directory is not None
-        owner = self.known_owner(directory)
-        return None if owner is None else self._ledger.known_record(owner)
+        owner = self.cached_owner(directory)
+        return None if owner is None else self._ledger.cached_record(owner)
 
     def _listed(self, directory: ByNameNode, *, complete: bool = False) -> AssetRef | EventRef | None:
         """Return the owner of a directory by listings; `complete`: by those that are at their end."""

@@ -49,7 +49,7 @@ class Directory:
         """Whether there are no more entries than those available."""
         return self._listing is None or self._listing.complete
 
-    async def reach(self, index: int) -> bool:
+    async def load_to(self, index: int) -> bool:
         """Wait until the entry at `index` is available; False if the directory ends before it.
 
         Raises:
@@ -57,7 +57,7 @@ class Directory:
         """
         if index < len(self._head):
             return True
-        return self._listing is not None and await self._listing.reach(index - len(self._head))
+        return self._listing is not None and await self._listing.load_to(index - len(self._head))
 
     def __getitem__(self, index: int) -> Entry:
         """Return an available entry."""

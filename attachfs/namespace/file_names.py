@@ -44,7 +44,7 @@ class FileNames:
         """
         return (await self._files(owner, None))[0]
 
-    def known(self, owner: AssetRef | EventRef) -> Files | None:
+    def cached(self, owner: AssetRef | EventRef) -> Files | None:
         """Return the same if nothing has to be asked for it."""
         record = self._ledger.fresh_record(owner)
         if record is None:
@@ -85,17 +85,17 @@ class FileNames:
         named = []
         for base, one in mentioned:
             # A file may be mentioned with an extension by one attribute, and without one by another.
-            known = "" if safe_names.extension(base) else types.get(one)
-            ending = safe_names.extension_for(known) if isinstance(known, str) else ""
+            cached = "" if safe_names.extension(base) else types.get(one)
+            ending = safe_names.extension_for(cached) if isinstance(cached, str) else ""
             named.append((safe_names.with_extension(base, ending) if ending else base, one))
-        failures = (known for known in types.values() if isinstance(known, BadAnswer))
+        failures = (cached for cached in types.values() if isinstance(cached, BadAnswer))
         return _distinct(owner, named), next(failures, None)
 
     async def _mime_types(self, files: list[AttachmentRef]) -> dict[str, str | AttachfsError]:
         """Ask for `/info`s side by side; return MIME types, or why there is none, by identity."""
         types: dict[str, str | AttachfsError] = {}
 
-        async def ask(file: AttachmentRef) -> None:
+        async def fetch(file: AttachmentRef) -> None:
             try:
                 types[file.attachment] = (await self._ledger.info(file)).mime_type
             except AttachfsError as error:
@@ -103,7 +103,7 @@ class FileNames:
 
         async with trio.open_nursery() as nursery:
             for file in files:
-                nursery.start_soon(ask, file)
+                nursery.start_soon(fetch, file)
         for file in files:
             outcome = types[file.attachment]
             if isinstance(outcome, AttachfsError) and not isinstance(outcome, _ANSWERED):

@@ -172,7 +172,7 @@ class SharedNames(ABC, Generic[R]):
             AttachfsError: it could not be done.
         """
         index = self._make(self._records(), None)
-        while await index.listing.reach(len(index.listing.ids)):
+        while await index.listing.load_to(len(index.listing.ids)):
             if not go_on(len(index.listing.starts)):
                 return
         old, self._index = self._index, index
@@ -190,7 +190,7 @@ class SharedNames(ABC, Generic[R]):
         """Return the records on a page of a listing, and whether it is the last page."""
 
     @abstractmethod
-    def _known(self, listing: Listing) -> list[R] | None:
+    def _cached(self, listing: Listing) -> list[R] | None:
         """Return a listing's records if nothing has to be asked for them."""
 
     @abstractmethod
@@ -212,7 +212,7 @@ class SharedNames(ABC, Generic[R]):
         if index is None:
             base = self._records()
             index = self._make(base, self._older())
-            records = self._known(base.get())
+            records = self._cached(base.get())
             if records is not None:
                 index.fill(map(self._candidate, records))
             self._index = index
@@ -241,7 +241,7 @@ class SharedNames(ABC, Generic[R]):
 
     async def _all(self) -> NameIndex:
         index = self._current()
-        await index.listing.reach(_ALL)
+        await index.listing.load_to(_ALL)
         return index
 
     async def _find(self, name: str) -> str | None:
@@ -275,7 +275,7 @@ class AssetNames(SharedNames[Asset]):
     async def _on_page(self, base: CacheEntry[Listing], number: int) -> tuple[list[Asset], bool]:
         return await self._ledger.listings.listed_assets(base, number)
 
-    def _known(self, listing: Listing) -> list[Asset] | None:
+    def _cached(self, listing: Listing) -> list[Asset] | None:
         del listing  # there may be hundreds of thousands: they are named page by page
         return None
 
@@ -306,8 +306,8 @@ class EventNames(SharedNames[Event]):
     async def _on_page(self, base: CacheEntry[Listing], number: int) -> tuple[list[Event], bool]:
         return await self._ledger.listings.listed_events(self._asset, base, number)
 
-    def _known(self, listing: Listing) -> list[Event] | None:
-        return self._ledger.listings.known_events(self._asset, listing)
+    def _cached(self, listing: Listing) -> list[Event] | None:
+        return self._ledger.listings.cached_events(self._asset, listing)
 
     async def _record(self, identity: str) -> Event:
         return await self._ledger.event(EventRef("assets", self._asset.asset, identity))

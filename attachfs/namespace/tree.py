@@ -86,24 +86,24 @@ class Tree:
             # not. As with a directory without r, one can pass through but not list it.
             with suppress(AccessDenied):
                 await self._ledger.record(node)
-        return node, self.known_attributes(node)
+        return node, self.cached_attributes(node)
 
-    def known_asset(self, node: Node) -> AssetRef | None:
+    def cached_asset(self, node: Node) -> AssetRef | None:
         """Return which asset a directory of assets' entry is, or an `events` directory's, without asking."""
         if isinstance(node, AssetRef):
             return node
         if isinstance(node, EventsDir):
             return AssetRef(node.realm, node.asset)
         if isinstance(node, ByNameNode):
-            owner = self.by_name.known_owner(ByNameNode(node.parts[:1]))
+            owner = self.by_name.cached_owner(ByNameNode(node.parts[:1]))
             return owner if isinstance(owner, AssetRef) else None
         return None
 
-    def known_file(self, parent: Node, name: str) -> tuple[Node, Attributes] | None:
+    def cached_file(self, parent: Node, name: str) -> tuple[Node, Attributes] | None:
         """Return the file that `name` would be below `parent`, and what is known of it without asking."""
         if isinstance(parent, AssetRef | EventRef) and is_uuid(name):
             node = child_of(parent, name)
-            return node, self.known_attributes(node)
+            return node, self.cached_attributes(node)
         return None
 
     async def link_target(self, node: Node) -> str:
@@ -119,13 +119,13 @@ class Tree:
                 return node.target(file)
         raise NotFound(f"{path_of(node)} is no symbolic link")
 
-    def known_directory(self, node: Node) -> Directory | None:
+    def cached_directory(self, node: Node) -> Directory | None:
         """Return a directory to be read, if nothing has to be asked for it."""
         if isinstance(node, AssetRef | EventRef):
             record = self._ledger.fresh_record(node)
             return None if record is None else directory_of_record(node, record.attachments)
         if isinstance(node, ByNameNode):
-            return self._known_named(node)
+            return self._cached_named(node)
         if isinstance(node, AttachmentRef):
             return None
         head: list[Entry] = []
@@ -138,13 +138,13 @@ class Tree:
             listing = (self.by_name if node is Place.BY_NAME else self._ledger).assets()
         return Directory(node, head, listing)
 
-    def _known_named(self, node: ByNameNode) -> Directory | None:
+    def _cached_named(self, node: ByNameNode) -> Directory | None:
         owner = self.by_name.resolved(node)
         if owner is None:
             return None
         if node.is_events and isinstance(owner, AssetRef):
             return Directory(node, [], self.by_name.events(owner))
-        files = self.by_name.files.known(owner)
+        files = self.by_name.files.cached(owner)
         return None if files is None else directory_of_links(node, owner, files)
 
     async def open_directory(self, node: Node) -> Directory:
@@ -154,9 +154,9 @@ class Tree:
             NotDirectory: `node` is a file.
             AttachfsError: its contents could not be asked.
         """
-        known = self.known_directory(node)
-        if known is not None:
-            return known
+        cached = self.cached_directory(node)
+        if cached is not None:
+            return cached
         match node:
             case AssetRef() | EventRef():
                 return directory_of_record(node, (await self._ledger.record(node)).attachments)
@@ -186,34 +186,34 @@ class Tree:
             if not info.time_ns:
                 with suppress(AttachfsError):  # what is readable without its owner stays so
                     await self._ledger.record(node.owner)
-            known = self._ledger.known_info(node)
+            cached = self._ledger.cached_info(node)
             time_ns = self._time_of(node, info)
-            expires = 0 if known is None or time_ns is None else known.expires
-            return Attributes(False, info.size, time_ns or 0, self.left(expires))
-        return self.known_attributes(node)
+            expires = 0 if cached is None or time_ns is None else cached.expires
+            return Attributes(False, info.size, time_ns or 0, self.ttl_remaining(expires))
+        return self.cached_attributes(node)
 
-    def known_attributes(self, node: Node) -> Attributes:
+    def cached_attributes(self, node: Node) -> Attributes:
         """Return a node's attributes from what is known, without asking."""
         if isinstance(node, AttachmentRef):
-            return self.attributes_of(node, self._ledger.known_info(node))
+            return self.attributes_of(node, self._ledger.cached_info(node))
         if isinstance(node, Place):
             return Attributes(True, 0, self._born_ns, self._fixed_ttl)
         if isinstance(node, ByNameNode):
             return self._named_attributes(node)
         ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
-        record = self._ledger.known_record(ref)
+        record = self._ledger.cached_record(ref)
         if record is None or isinstance(record.value, Exception):
             return Attributes(True, 0, 0, 0)
-        return Attributes(True, 0, record.value.time_ns, self.left(record.expires))
+        return Attributes(True, 0, record.value.time_ns, self.ttl_remaining(record.expires))
 
-    def attributes_of(self, file: AttachmentRef, known: CacheEntry[Info] | None) -> Attributes:
+    def attributes_of(self, file: AttachmentRef, cached: CacheEntry[Info] | None) -> Attributes:
         """Return the attributes of a file of which this `/info` is known."""
-        if known is None or not isinstance(known.value, Info):
+        if cached is None or not isinstance(cached.value, Info):
             return self._unknown
-        time_ns = self._time_of(file, known.value)
+        time_ns = self._time_of(file, cached.value)
         if time_ns is None:
             return self._unknown
-        return Attributes(False, known.value.size, time_ns, self.left(known.expires))
+        return Attributes(False, cached.value.size, time_ns, self.ttl_remaining(cached.expires))
 
     def _time_of(self, file: AttachmentRef, info: Info) -> int | None:
         """Return a file's time: its own, else its owner's, else 1970; None if the owner's is not known.
@@ -222,23 +222,23 @@ class Tree:
         """
         if info.time_ns:
             return info.time_ns
-        owner = self._ledger.known_record(file.owner)
+        owner = self._ledger.cached_record(file.owner)
         if owner is None:
             return None
         return 0 if isinstance(owner.value, Exception) else owner.value.time_ns
 
-    def left(self, expires: float) -> float:
+    def ttl_remaining(self, expires: float) -> float:
         """Return the seconds until a time on the ledger's clock, 0 after it."""
         return max(0.0, expires - self._ledger.clock())
 
     def _named_attributes(self, node: ByNameNode) -> Attributes:
         """Return the owner's time, for a directory and for the links in it."""
-        record = self.by_name.known_record(node)
+        record = self.by_name.cached_record(node)
         size = node.link_size if node.is_link else 0
         found = Attributes(not node.is_link, size, 0, 0, is_link=node.is_link)
         if record is None or isinstance(record.value, Exception):
             return found
-        return found._replace(time_ns=record.value.time_ns, valid_for=self.left(record.expires))
+        return found._replace(time_ns=record.value.time_ns, valid_for=self.ttl_remaining(record.expires))
 
     def xattr_is_possible(self, node: Node, name: str) -> bool:
         """Whether an extended attribute may exist, judging by its name: no request is made for others."""
@@ -269,29 +269,29 @@ class Tree:
             raise NoAttribute(f"{path_of(node)} has no attribute {name}")
         return values[name]
 
-    def known_xattr(self, node: Node, name: bytes) -> bytes | None:
+    def cached_xattr(self, node: Node, name: bytes) -> bytes | None:
         """Return a file's extended attribute from what is known, or None if it has to be asked for.
 
         Raises:
             NoAttribute: there is none of that name.
             AttachfsError: the file is known not to be there, or not to be readable.
         """
-        return self._file_xattrs.known(node, name) if isinstance(node, AttachmentRef) else None
+        return self._file_xattrs.cached(node, name) if isinstance(node, AttachmentRef) else None
 
-    def known_xattr_names(self, node: Node) -> list[bytes] | None:
+    def cached_xattr_names(self, node: Node) -> list[bytes] | None:
         """Return the names of a node's listed extended attributes, or None if they have to be asked for.
 
         Raises:
             AttachfsError: a file is known not to be there, or not to be readable.
         """
         if isinstance(node, AttachmentRef):
-            return self._file_xattrs.known_names(node)
+            return self._file_xattrs.cached_names(node)
         prefix = _record_prefix(node)
         if prefix is None:
             return []
-        owner = self.by_name.known_owner(node) if isinstance(node, ByNameNode) else node
+        owner = self.by_name.cached_owner(node) if isinstance(node, ByNameNode) else node
         record = self._ledger.fresh_record(owner) if isinstance(owner, AssetRef | EventRef) else None
-        return None if record is None else self._record_xattrs.known_names(prefix, record.fields)
+        return None if record is None else self._record_xattrs.cached_names(prefix, record.fields)
 
     async def xattr_names(self, node: Node) -> list[bytes]:
         """Return the names of the listed extended attributes.

@@ -49,10 +49,10 @@ def listed(names: Iterable[str]) -> list[bytes]:
     found = [name for name in dict.fromkeys(shown) if len(name) <= _NAME_MAX]
     if sum(len(name) + 1 for name in found) <= _LIST_MAX:
         return found
-    room, some = _LIST_MAX, []
+    space, some = _LIST_MAX, []
     for name in sorted(found, key=lambda name: name.count(b".")):
-        room -= len(name) + 1
-        if room < 0:
+        space -= len(name) + 1
+        if space < 0:
             break
         some.append(name)
     return some
@@ -100,7 +100,7 @@ class RecordXattrs:
     def __init__(self) -> None:
         self._listed: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
 
-    def known_names(self, prefix: str, fields: int) -> list[bytes] | None:
+    def cached_names(self, prefix: str, fields: int) -> list[bytes] | None:
         """Return what is listed of a record with these fields, or None if they are not known.
 
         Args:
@@ -123,8 +123,8 @@ class _CachedEntry(Derived):
 
     __slots__ = ("complete", "listed", "values")
 
-    def __init__(self, ledger: Ledger, file: AttachmentRef, known: CacheEntry[Info], info: Info) -> None:
-        super().__init__(ledger, file, known)
+    def __init__(self, ledger: Ledger, file: AttachmentRef, cached: CacheEntry[Info], info: Info) -> None:
+        super().__init__(ledger, file, cached)
         self.complete = False
         self.listed: list[bytes] = []
         self.values = {name.encode(): value for name, value in encoded(_facts(info)).items()}
@@ -146,7 +146,7 @@ class FileXattrs:
     def __len__(self) -> int:
         return len(self._ready)
 
-    def known(self, file: AttachmentRef, name: bytes) -> bytes | None:
+    def cached(self, file: AttachmentRef, name: bytes) -> bytes | None:
         """Return an attribute from what is known, or None if that has to be asked for.
 
         Raises:
@@ -154,18 +154,18 @@ class FileXattrs:
             AttachfsError: the file is known not to be there, or not to be readable.
         """
         ready = self._ready.get(file)
-        if ready is not None and ready.left():
+        if ready is not None and ready.ttl_remaining():
             value = ready.values.get(name)
             if value is not None:
                 return value
-        known = self._ledger.known_info(file)
+        cached = self._ledger.cached_info(file)
         text = name.decode("utf-8", "replace")
-        if known is None or not of_file_is_possible(text):
+        if cached is None or not of_file_is_possible(text):
             return None
-        info = known.get()
+        info = cached.get()
         if text.startswith(_JSON):
             return self.value(file, info, text)
-        ready = self._made_ready(file, known, info)
+        ready = self._made_ready(file, cached, info)
         value = ready.values.get(name)
         if value is None:
             value = self._completed(ready, info).get(name)
@@ -173,17 +173,17 @@ class FileXattrs:
             raise NoAttribute(f"{file.path} has no attribute {text}")
         return value
 
-    def known_names(self, file: AttachmentRef) -> list[bytes] | None:
+    def cached_names(self, file: AttachmentRef) -> list[bytes] | None:
         """Return what attributes are listed, or None if that has to be asked for.
 
         Raises:
             AttachfsError: the file is known not to be there, or not to be readable.
         """
-        known = self._ledger.known_info(file)
-        if known is None:
+        cached = self._ledger.cached_info(file)
+        if cached is None:
             return None
-        info = known.get()
-        ready = self._made_ready(file, known, info)
+        info = cached.get()
+        ready = self._made_ready(file, cached, info)
         self._completed(ready, info)
         return ready.listed
 
@@ -204,8 +204,8 @@ class FileXattrs:
     def all(self, file: AttachmentRef, info: Info) -> dict[str, bytes]:
         """Return all but the whole record, whether they can be listed or not."""
         values = {f"{_PREFIX}{key}": value for key, value in model.flatten(info.raw, file.path).items()}
-        realm, rest = file.path.split("/", 1)
-        values[_ORIGIN] = f"{self._base_url}/archivist/v2/attachments/{realm}/{rest}"
+        realm, remainder = file.path.split("/", 1)
+        values[_ORIGIN] = f"{self._base_url}/archivist/v2/attachments/{realm}/{remainder}"
         return encoded(values | _facts(info))
 
     def _completed(self, ready: _CachedEntry, info: Info) -> dict[bytes, bytes]:
@@ -216,10 +216,10 @@ class FileXattrs:
             ready.complete = True
         return ready.values
 
-    def _made_ready(self, file: AttachmentRef, known: CacheEntry[Info], info: Info) -> _CachedEntry:
+    def _made_ready(self, file: AttachmentRef, cached: CacheEntry[Info], info: Info) -> _CachedEntry:
         ready = self._ready.get(file)
-        if ready is None or ready.known is not known:
-            ready = self._ready[file] = _CachedEntry(self._ledger, file, known, info)
+        if ready is None or ready.cached is not cached:
+            ready = self._ready[file] = _CachedEntry(self._ledger, file, cached, info)
             self._ready.move_to_end(file)
             if len(self._ready) > _READY:
                 self._ready.popitem(last=False)

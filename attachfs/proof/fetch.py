@@ -59,11 +59,11 @@ async def _numbers(log: str, leaves: AbstractSet[int], service: LogService, kept
 
 
 async def _bring(log: str, number: int, service: LogService, kept: KeptLogs) -> None:
-    known = kept.kept_seal(log, number)
+    kept_seal_of = kept.kept_seal(log, number)
     try:
         # The seal first: the massif that comes after it holds at least what is sealed.
         raw_seal = await service.seal(log, number)
-        if raw_seal == known:
+        if raw_seal == kept_seal_of:
             return
         kept.add(log, number, await service.massif(log, number), raw_seal)
     except ProofError as error:
@@ -72,7 +72,7 @@ async def _bring(log: str, number: int, service: LogService, kept: KeptLogs) -> 
         was_there = kept.is_remembered(log, number)
         kept.refuse(log, number, _gone(number) if was_there else ProofError(State.NO_LOG, error.reason))
     except AttachfsError as error:
-        if known is None:
+        if kept_seal_of is None:
             kept.refuse(log, number, ProofError(State.NO_LOG, error.reason))
     except OSError as error:
         reason = f"{kept.folder}: the log cannot be kept: {error.strerror}"

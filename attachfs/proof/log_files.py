@@ -193,8 +193,8 @@ class KeptLogs(LogFolder):
             raw_seal = read_file(self.seal_path(tenant, number), seal.MAX_SIZE)
             kept = Massif(read_file(self.massif_path(tenant, number), massif.MAX_SIZE))
             sealed = seal.parse_seal(raw_seal)
-            known = self._sealed(tenant).get(number)
-            if known is None or known != (sealed.size, kept.root(sealed.size).hex()):
+            trusted = self._sealed(tenant).get(number)
+            if trusted is None or trusted != (sealed.size, kept.root(sealed.size).hex()):
                 return None
             return raw_seal if kept.is_consistent(sealed.size) else None
         except (OSError, ValueError, ProofError):
@@ -215,10 +215,10 @@ class KeptLogs(LogFolder):
             ProofError: it does, or it cannot be used.
             OSError: it cannot be written.
         """
-        came = Massif(raw_massif)
-        if came.number != number:
-            raise ProofError(State.UNREADABLE, f"massif {came.number} came instead of massif {number}")
-        self._compare(tenant, came, seal.parse_seal(raw_seal).size)
+        received = Massif(raw_massif)
+        if received.number != number:
+            raise ProofError(State.UNREADABLE, f"massif {received.number} came instead of massif {number}")
+        self._compare(tenant, received, seal.parse_seal(raw_seal).size)
         self.save(tenant, number, raw_massif, raw_seal)
 
     def remember(self, proof: Proof) -> None:
@@ -231,8 +231,8 @@ class KeptLogs(LogFolder):
             return
         with self._locked(proof.tenant):
             sealed = self._sealed(proof.tenant)
-            known = sealed.get(proof.massif)
-            if known is not None and known.size >= proof.sealed_size:
+            trusted = sealed.get(proof.massif)
+            if trusted is not None and trusted.size >= proof.sealed_size:
                 return
             sealed[proof.massif] = _Sealed(proof.sealed_size, proof.sealed_root)
             body = {str(number): list(one) for number, one in sorted(sealed.items())}
@@ -240,26 +240,26 @@ class KeptLogs(LogFolder):
 
     def unfinished(self, tenant: str, number: int) -> list[int]:
         """Return the massifs between what is remembered and a later massif: they join the two."""
-        known = max((one for one in self._sealed(tenant) if one < number), default=number)
-        return list(range(known, number))
+        trusted = max((one for one in self._sealed(tenant) if one < number), default=number)
+        return list(range(trusted, number))
 
-    def _compare(self, tenant: str, came: Massif, sealed_size: int) -> None:
+    def _compare(self, tenant: str, received: Massif, sealed_size: int) -> None:
         sealed = self._sealed(tenant)
-        known = sealed.get(came.number)
-        if known is not None:
-            if min(came.size, sealed_size) < known.size:
+        trusted = sealed.get(received.number)
+        if trusted is not None:
+            if min(received.size, sealed_size) < trusted.size:
                 raise _rewritten(
-                    f"it has {min(came.size, sealed_size)} sealed nodes, and had {known.size} before"
+                    f"it has {min(received.size, sealed_size)} sealed nodes, and had {trusted.size} before"
                 )
-            _compare_root(came, known)
-        before = sealed.get(came.number - 1)
-        if before is not None and before.size == came.first:
-            _compare_root(came, before)
+            _compare_root(received, trusted)
+        before = sealed.get(received.number - 1)
+        if before is not None and before.size == received.first:
+            _compare_root(received, before)
         try:
-            after = Massif(read_file(self.massif_path(tenant, came.number + 1), massif.MAX_SIZE))
+            after = Massif(read_file(self.massif_path(tenant, received.number + 1), massif.MAX_SIZE))
         except (OSError, ValueError, ProofError):
             return
-        if came.number + 1 in sealed and came.root(came.full_size) != after.root(after.first):
+        if received.number + 1 in sealed and received.root(received.full_size) != after.root(after.first):
             raise _rewritten("it does not lead to the massif that follows it")
 
     def _sealed(self, tenant: str) -> dict[int, _Sealed]:
@@ -316,9 +316,9 @@ def copy_logs(leaves: Mapping[str, AbstractSet[int]], source: LogFolder, target:
     return list(problems)
 
 
-def _compare_root(came: Massif, known: _Sealed) -> None:
-    if came.root(known.size).hex() != known.root:
-        raise _rewritten(f"its first {known.size} nodes are not those that were sealed before")
+def _compare_root(received: Massif, trusted: _Sealed) -> None:
+    if received.root(trusted.size).hex() != trusted.root:
+        raise _rewritten(f"its first {trusted.size} nodes are not those that were sealed before")
 
 
 def _rewritten(what: str) -> ProofError:

@@ -116,7 +116,7 @@ class TokenFile:
             async with self._lock:
                 # Whoever held the lock may have looked.
                 if self._clock() - self._looked >= _LOOK_AGAIN:
-                    await self._look(anew=False)
+                    await self._read_secret(anew=False)
         if self._problem:
             raise AccessDenied(self._problem)
         assert self._header is not None
@@ -127,10 +127,10 @@ class TokenFile:
         async with self._lock:
             if not self._problem and self._header is not None and self._header.reveal() != stale:
                 return True  # somebody else read it meanwhile
-            await self._look(anew=True)
+            await self._read_secret(anew=True)
             return not self._problem and self._header is not None and self._header.reveal() != stale
 
-    async def _look(self, *, anew: bool) -> None:
+    async def _read_secret(self, *, anew: bool) -> None:
         try:
             if anew or self._problem or await trio.to_thread.run_sync(self._changed):
                 await self._read()

@@ -48,7 +48,7 @@ class BlobBody:
         self,
         answer: Response,
         what: str,
-        asked: int,
+        requested: int,
         size: int | None,
         timeout: float,
         clock: Callable[[], float],
@@ -66,23 +66,23 @@ class BlobBody:
         self.end: int | None = self.length
         if answer.status == 416:
             # What was recorded is not there; or ranges do not work. Only asking for all of it tells.
-            raise _NoSuchRangeError(f"{what}: the service has no bytes from {asked} on (416)")
+            raise _NoSuchRangeError(f"{what}: the service has no bytes from {requested} on (416)")
         if answer.status == 206:
-            self.offset = asked
-            self.end = self._ranged(answer.header("content-range"), asked)
+            self.offset = requested
+            self.end = self._ranged(answer.header("content-range"), requested)
         if size is not None and self.end is not None and self.end > size:
             raise BadAnswer(f"{what}: {self.end} bytes are announced, the record says {size}")
         # Seconds of waiting left until enough must have come, and how much has since it was renewed.
-        self.patience = timeout
+        self.first_byte_timeout = timeout
         self._progress = 0
 
-    def _ranged(self, text: str | None, asked: int) -> int:
+    def _ranged(self, text: str | None, requested: int) -> int:
         found = _CONTENT_RANGE.fullmatch((text or "").strip())
         if found is None:
             raise BadAnswer(f"{self._what}: a part came that does not say which (206)")
         first, last = int(found[1]), int(found[2])
         total = math.inf if found[3] == "*" else int(found[3])
-        wrong = first != asked or not first <= last < total
+        wrong = first != requested or not first <= last < total
         wrong = wrong or (self.length is not None and self.length != last - first + 1)
         if self._size is not None and total != math.inf:
             wrong = wrong or total != self._size
@@ -95,7 +95,7 @@ class BlobBody:
 
     async def __anext__(self) -> bytes:
         began = self._clock()
-        with trio.move_on_after(min(self.patience, STALL)) as scope:
+        with trio.move_on_after(min(self.first_byte_timeout, STALL)) as scope:
             try:
                 piece = await self._answer.body.next()
             except BadAnswer as error:
@@ -103,8 +103,8 @@ class BlobBody:
                 raise BadAnswer(f"{error.reason} (after {self.offset + self.received} bytes)") from error
             finally:
                 # Only waiting is counted: how long the caller takes between pieces is its own affair.
-                self.patience = max(0.0, self.patience - (self._clock() - began))
-        if scope.cancelled_caught and self.patience > 0:
+                self.first_byte_timeout = max(0.0, self.first_byte_timeout - (self._clock() - began))
+        if scope.cancelled_caught and self.first_byte_timeout > 0:
             self.broken = True  # the connection may be dead without either end knowing
             raise StalledError(
                 f"{self._what}: nothing came for {STALL:g} s, after {self.offset + self.received} bytes"
@@ -125,7 +125,7 @@ class BlobBody:
         self._progress += len(piece)
         if self._progress >= _MIN_PROGRESS:
             self._progress = 0
-            self.patience = self._timeout
+            self.first_byte_timeout = self._timeout
         self.received += len(piece)
         if self._size is not None and self.offset + self.received > self._size:
             raise BadAnswer(f"{self._what}: more bytes came than the {self._size} of the record")
@@ -172,7 +172,7 @@ class Transfer:
         self._etag: str | None = None
         self._failures = 0  # in a row, without progress
         self._reached = start + _MIN_PROGRESS  # what lies beyond is progress
-        self._patience: float | None = None
+        self._first_byte_timeout: float | None = None
         self._ended = start >= size > 0  # nothing is left to ask for; an empty blob is asked for all the same
 
     @property
@@ -198,7 +198,7 @@ class Transfer:
                 if not body.broken:
                     raise
                 await self._pause(error)
-                self._patience = max(1.0, body.patience)
+                self._first_byte_timeout = max(1.0, body.first_byte_timeout)
                 continue
             chunk = Chunk(self._position, data)
             self._position += len(data)
@@ -213,12 +213,12 @@ class Transfer:
     async def _open(self) -> BlobBody:
         """Ask from the position on; begin anew if the service does not give just that."""
         try:
-            body = await self._open_body(self._position, self._patience)
+            body = await self._open_body(self._position, self._first_byte_timeout)
         except _NoSuchRangeError as error:
             await self._pause(error)
             self._position = 0
             return await self._open()
-        self._patience = None
+        self._first_byte_timeout = None
         if body.offset and self._etag is not None and body.etag not in (None, self._etag):
             # Another version than the one the first bytes are from.
             await body.aclose()

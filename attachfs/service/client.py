@@ -21,7 +21,7 @@ from attachfs.service.attempt import unread, whole
 from attachfs.service.auth import Auth
 from attachfs.service.blob_stream import BlobBody, Chunk, Transfer, brings_just
 from attachfs.service.connections import open_http
-from attachfs.service.messages import Request, Stats
+from attachfs.service.messages import Request
 from attachfs.service.pages import parse_page
 from attachfs.service.transport import Transport
 from attachfs.service.watch import watch
@@ -85,21 +85,16 @@ class Client:
         self._parts = trio.Semaphore(max(1, self.transport.limiter.bulk_limit // 2))
         self._no_parts_until = -math.inf
 
-    @property
-    def stats(self) -> Stats:
-        """The counters, by kind of request."""
-        return self.transport.stats
-
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Return counters, limits and the circuit's state, ready for JSON."""
         transport = self.transport
         circuit = transport.circuit
         return {
-            "requests": transport.stats.figures(),
+            "requests": transport.stats.as_dict(),
             "max_connections": transport.limiter.maximum,
             "connections_allowed": transport.limiter.limit,
             "in_flight": transport.limiter.in_flight,
-            "waiting": transport.limiter.waiting,
+            "waiting": transport.limiter.queued,
             "rate_limited_for_s": round(transport.gate.remaining, 1),
             "unsolicited": transport.unsolicited,
             "unreachable_since": circuit.open_since,
@@ -128,7 +123,7 @@ class Client:
         """Notice when the service is silent, and when it is back, for as long as this runs."""
         await watch(self.transport, _PROBE)
 
-    def retime(self, timeout: float) -> None:
+    def set_timeouts(self, timeout: float) -> None:
         """Change the timeout of what is asked from now on."""
         self._timeout = timeout
         self.transport.set_timeout(timeout)
@@ -137,22 +132,24 @@ class Client:
 
     async def assets_page(self, token: str = "", filters: Mapping[str, str] = NO_FILTERS) -> Page:
         """Return one page of all assets. The filters must be the same from page to page."""
-        ask = Request("assets", "/archivist/v2/assets", self._query(token, filters), accept=_LISTING_STATUSES)
-        return await self._page(ask, "assets")
+        request = Request(
+            "assets", "/archivist/v2/assets", self._query(token, filters), accept=_LISTING_STATUSES
+        )
+        return await self._page(request, "assets")
 
     async def events_page(
         self, asset: AssetRef | None, token: str = "", filters: Mapping[str, str] = NO_FILTERS
     ) -> Page:
         """Return one page of an asset's events, or of all assets' events (None)."""
         path = "/archivist/v2/assets/-/events" if asset is None else f"{_record_path(asset)}/events"
-        ask = Request(
+        request = Request(
             "events",
             path,
             self._query(token, filters),
             accept=_LISTING_STATUSES,
             credentials=asset is None or _with_credentials(asset),
         )
-        return await self._page(ask, "events")
+        return await self._page(request, "events")
 
     # Not async themselves: what they return is awaited, which is a task switch's cost less for each request.
 
@@ -174,11 +171,11 @@ class Client:
         request = Request(kind, path, credentials=_with_credentials(ref))
         return self.transport.perform(request, whole(_RECORD_LIMIT))
 
-    async def _page(self, ask: Request, key: str) -> Page:
-        raw = await self.transport.perform(ask, whole(_PAGE_LIMIT))
+    async def _page(self, request: Request, key: str) -> Page:
+        raw = await self.transport.perform(request, whole(_PAGE_LIMIT))
         if len(raw) > _PAGE_AT_ONCE:
-            return Page(*await trio.to_thread.run_sync(parse_page, raw, key, ask.path))
-        return Page(*parse_page(raw, key, ask.path))
+            return Page(*await trio.to_thread.run_sync(parse_page, raw, key, request.path))
+        return Page(*parse_page(raw, key, request.path))
 
     def _query(self, token: str, filters: Mapping[str, str]) -> str:
         fields = {**filters, "page_size": str(self._page_size)}
@@ -204,7 +201,7 @@ class Client:
         del digest  # whoever asked compares
 
         transfer = Transfer(
-            lambda offset, patience: self._open_blob(ref, offset, size, patience), size, start
+            lambda offset, silence_limit: self._open_blob(ref, offset, size, silence_limit), size, start
         )
         try:
             yield transfer
@@ -226,7 +223,9 @@ class Client:
             if self._clock() < self._no_parts_until:
                 yield None
                 return
-            answer = await self.transport.perform(self._ask_blob(ref, f"bytes={start}-{stop - 1}"), unread)
+            answer = await self.transport.perform(
+                self._blob_request(ref, f"bytes={start}-{stop - 1}"), unread
+            )
             try:
                 if brings_just(answer, start, stop, size):
                     yield BlobBody(answer, _attachment_path(ref), start, size, self._timeout, self._clock)
@@ -237,17 +236,17 @@ class Client:
             yield None
 
     async def _open_blob(
-        self, ref: AttachmentRef, offset: int, size: int | None, patience: float | None = None
+        self, ref: AttachmentRef, offset: int, size: int | None, silence_limit: float | None = None
     ) -> BlobBody:
-        request = self._ask_blob(ref, f"bytes={offset}-" if offset else "")
-        answer = await self.transport.perform(request, unread, patience)
+        request = self._blob_request(ref, f"bytes={offset}-" if offset else "")
+        answer = await self.transport.perform(request, unread, silence_limit)
         try:
             return BlobBody(answer, _attachment_path(ref), offset, size, self._timeout, self._clock)
         except BaseException:
             await answer.aclose()
             raise
 
-    def _ask_blob(self, ref: AttachmentRef, wanted: str) -> Request:
+    def _blob_request(self, ref: AttachmentRef, wanted: str) -> Request:
         return Request(
             "blob",
             _attachment_path(ref),

@@ -27,11 +27,11 @@ class Slot:
 
 
 class _Waiter:
-    __slots__ = ("event", "granted")
+    __slots__ = ("acquired", "event")
 
     def __init__(self) -> None:
         self.event = trio.Event()
-        self.granted = False
+        self.acquired = False
 
 
 class Limiter:
@@ -59,7 +59,7 @@ class Limiter:
         return self._held[False] + self._held[True]
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """Requests that wait for a slot."""
         return len(self._queues[False]) + len(self._queues[True])
 
@@ -84,7 +84,7 @@ class Limiter:
         try:
             await waiter.event.wait()
         except BaseException:
-            if waiter.granted:  # the grant and the cancellation crossed
+            if waiter.acquired:  # the grant and the cancellation crossed
                 self.put_back(bulk=bulk)
             else:
                 self._queues[bulk].remove(waiter)
@@ -121,6 +121,6 @@ class Limiter:
             if bulk is None:
                 return
             waiter = self._queues[bulk].popleft()
-            waiter.granted = True
+            waiter.acquired = True
             self._held[bulk] += 1
             waiter.event.set()

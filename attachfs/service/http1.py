@@ -194,13 +194,13 @@ class Body(httpx.AsyncByteStream):
         self._keep_alive = head.keep_alive
         self._chunked = head.chunked
         self._until_close = head.length is None and not head.chunked
-        self._rest = head.length or 0  # bytes of the body, or of this chunk, that are still to come
+        self._body_remaining = head.length or 0  # bytes of the body, or of this chunk, that are still to come
         self._buffer = first
         self._between = head.chunked  # before a chunk's size line
         self._first_chunk = True
-        if not self._chunked and not self._until_close and len(first) >= self._rest:
-            self._check_end(first[self._rest :])
-            self._buffer = first[: self._rest]
+        if not self._chunked and not self._until_close and len(first) >= self._body_remaining:
+            self._check_end(first[self._body_remaining :])
+            self._buffer = first[: self._body_remaining]
 
     async def next(self) -> bytes:
         """Return the next piece, b"" at the end.
@@ -213,7 +213,7 @@ class Body(httpx.AsyncByteStream):
         try:
             if self._chunked:
                 return await self._next_chunked()
-            piece = self._buffer or (await self._more() if self._rest or self._until_close else b"")
+            piece = self._buffer or (await self._more() if self._body_remaining or self._until_close else b"")
         except NETWORK_ERRORS as error:
             self._end(reusable=False)
             raise httpx.ReadError("the connection broke") from error
@@ -225,13 +225,13 @@ class Body(httpx.AsyncByteStream):
             if not piece:
                 self._end(reusable=False)
             return piece
-        self._rest -= len(piece)
-        if not self._rest and self._done is not None:
+        self._body_remaining -= len(piece)
+        if not self._body_remaining and self._done is not None:
             self._check_end(b"")
         return piece
 
     async def _more(self) -> bytes:
-        piece = await self._wire.receive(self._rest or 2**20)
+        piece = await self._wire.receive(self._body_remaining or 2**20)
         if not piece and not self._until_close:
             raise httpx.RemoteProtocolError("the connection ended before the body")
         return piece
@@ -240,9 +240,9 @@ class Body(httpx.AsyncByteStream):
         if self._done is None:
             return b""
         if self._between:
-            self._rest = await self._chunk_size()
+            self._body_remaining = await self._chunk_size()
             self._between = False
-            if not self._rest:
+            if not self._body_remaining:
                 for _ in range(_HEADERS_LIMIT):
                     trailer = await self._line(_HEAD_LIMIT)
                     if not trailer:
@@ -251,14 +251,14 @@ class Body(httpx.AsyncByteStream):
                         raise httpx.RemoteProtocolError("the trailer is none")
                 else:
                     raise httpx.RemoteProtocolError("the trailer is too long")
-                left, self._buffer = self._buffer, b""
-                self._check_end(left)
+                unread, self._buffer = self._buffer, b""
+                self._check_end(unread)
                 return b""
         if not self._buffer:
             self._buffer = await self._more()
-        piece, self._buffer = self._buffer[: self._rest], self._buffer[self._rest :]
-        self._rest -= len(piece)
-        self._between = not self._rest
+        piece, self._buffer = self._buffer[: self._body_remaining], self._buffer[self._body_remaining :]
+        self._body_remaining -= len(piece)
+        self._between = not self._body_remaining
         return piece
 
     async def _chunk_size(self) -> int:
@@ -286,17 +286,17 @@ class Body(httpx.AsyncByteStream):
 
     def _check_end(self, behind: bytes) -> None:
         """Apply the framing rule: all of the body has come."""
-        left = behind or self._wire.unread()
+        unread = behind or self._wire.unread()
         used = self._connection.used
         self._connection.used = True
-        self._end(reusable=self._keep_alive and left is None, left_over=bool(left))
-        if left and used:
+        self._end(reusable=self._keep_alive and unread is None, has_unread=bool(unread))
+        if unread and used:
             raise UnsolicitedError("bytes came behind the answer")
 
-    def _end(self, *, reusable: bool, left_over: bool = False) -> None:
+    def _end(self, *, reusable: bool, has_unread: bool = False) -> None:
         done, self._done = self._done, None
         if done is not None:
-            done(self._connection, reusable, left_over)
+            done(self._connection, reusable, has_unread)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the pieces."""

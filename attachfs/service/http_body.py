@@ -54,7 +54,7 @@ def without_header(error: Exception) -> Exception | None:
     return None if isinstance(error, httpx.LocalProtocolError) else error
 
 
-def is_certificate_trouble(error: BaseException) -> bool:
+def is_certificate_error(error: BaseException) -> bool:
     """Whether a failure to connect is about the certificate, which no retry mends."""
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes_of(error))
 

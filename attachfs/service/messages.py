@@ -54,12 +54,12 @@ class Counters:
     statuses: dict[str, int] = field(default_factory=dict)
     latencies: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
 
-    def answered(self, status: int, took: float) -> None:
+    def answered(self, status: int, duration: float) -> None:
         """Count an answer's head."""
         self.statuses[str(status)] = self.statuses.get(str(status), 0) + 1
-        self.latencies[bisect.bisect_left(LATENCY_BOUNDS, took)] += 1
-        self.latency_sum += took
-        self.latency_max = max(self.latency_max, took)
+        self.latencies[bisect.bisect_left(LATENCY_BOUNDS, duration)] += 1
+        self.latency_sum += duration
+        self.latency_max = max(self.latency_max, duration)
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Stats:
         """Return the counters of a kind."""
         return self.kinds.setdefault(kind, Counters())
 
-    def figures(self) -> dict[str, dict[str, float]]:
+    def as_dict(self) -> dict[str, dict[str, float]]:
         """Return all figures, ready for JSON."""
         return {kind: asdict(counters) for kind, counters in self.kinds.items()}
 

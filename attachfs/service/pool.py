@@ -187,11 +187,11 @@ class Http1Pool(httpx.AsyncBaseTransport):
 
     def _is_quiet(self, connection: Connection) -> bool:
         """Return whether nothing has arrived on an idle connection; close it otherwise."""
-        left = connection.wire.unread()
-        if left is None:
+        unread = connection.wire.unread()
+        if unread is None:
             return True
         connection.wire.close()
-        if left:
+        if unread:
             self._note_unsolicited(connection.origin)
         return False
 
@@ -220,9 +220,9 @@ class Http1Pool(httpx.AsyncBaseTransport):
                 raise
         return await self._connect(host, port, context)  # type: ignore[no-any-return]
 
-    def _done(self, connection: Connection, reusable: bool, left_over: bool) -> None:  # noqa: FBT001
+    def _done(self, connection: Connection, reusable: bool, has_unread: bool) -> None:  # noqa: FBT001
         """Take a connection back whose answer has ended, or was given up."""
-        if left_over:
+        if has_unread:
             self._note_unsolicited(connection.origin)
         now = self._clock()
         if not reusable or self._distrusted.get(connection.origin, now) > now:
@@ -235,7 +235,7 @@ class Http1Pool(httpx.AsyncBaseTransport):
 
     def _note_unsolicited(self, origin: Origin) -> None:
         self.unsolicited += 1
-        known = origin in self._distrusted
+        distrusted = origin in self._distrusted
         if len(self._distrusted) >= _HOSTS:
             self._distrusted.clear()
         self._distrusted[origin] = self._clock() + _DISTRUST
@@ -243,7 +243,7 @@ class Http1Pool(httpx.AsyncBaseTransport):
             for connection in [one for one in group if one.origin == origin]:
                 group.remove(connection)
                 connection.wire.close()
-        if not known:
+        if not distrusted:
             log.warning(
                 "%s:%d sends bytes that belong to no answer; they are discarded, and each request to it gets "
                 "a connection of its own",

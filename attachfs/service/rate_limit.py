@@ -18,7 +18,7 @@ _HIGHEST_FLOOR = 30.0
 _SPREAD = 0.1  # of the wait, at random on top, so that many mounts do not return together
 
 
-def asked_wait(headers: Mapping[str, str], wall: float) -> float | None:
+def requested_wait(headers: Mapping[str, str], wall: float) -> float | None:
     """Return the seconds a 429 or 503 asks to wait, the longer if it says two, None if nothing usable.
 
     Args:
@@ -80,7 +80,7 @@ class RateLimitGate:
         """Seconds until it opens, 0 if it is open."""
         return max(0.0, self._reopens - self._clock())
 
-    def shut(self, asked: float | None, began: float) -> bool:
+    def shut(self, requested: float | None, began: float) -> bool:
         """Shut for as long as asked for; return whether this 429 is news.
 
         Args:
@@ -93,7 +93,7 @@ class RateLimitGate:
             self._rounds += 1
             self._shut_at = self._clock()
         floor = min(_HIGHEST_FLOOR, _FIRST_FLOOR * 2 ** min(self._rounds - 1, 10))
-        wait = min(_LONGEST_WAIT, max(asked or 0.0, floor))
+        wait = min(_LONGEST_WAIT, max(requested or 0.0, floor))
         wait *= 1 + random.uniform(0, _SPREAD)  # noqa: S311 - spread, not secrecy
         self._reopens = max(self._reopens, self._clock() + wait)
         return news

@@ -30,7 +30,7 @@ from attachfs.service.http1 import UnsolicitedError
 from attachfs.service.http_body import RawBody
 from attachfs.service.messages import Request, Response, Stats, origin, redirect_target
 from attachfs.service.pool import lacks_descriptors
-from attachfs.service.rate_limit import RateLimitGate, asked_wait
+from attachfs.service.rate_limit import RateLimitGate, requested_wait
 from attachfs.service.refusals import Refusal, error_of, is_stranger_page, read_refusal
 
 log = logging.getLogger("attachfs.api")
@@ -96,7 +96,7 @@ class Transport:
         self.gate = RateLimitGate(clock)
         self.circuit = CircuitBreaker(clock, wall)
         self.stats = Stats()
-        self.waiting: dict[RequestState, None] = {}  # sent and not answered, the longest waiting first
+        self.unanswered: dict[RequestState, None] = {}  # sent and not answered, the longest waiting first
         self.busy: trio.Event | None = None  # who waits until something is asked
         self._usual = 0.0  # seconds to an answer's head, lately: the worst, slowly forgotten
 
@@ -119,7 +119,7 @@ class Transport:
         """Use other credentials from now on."""
         self._auth = auth
 
-    async def perform(self, request: Request, finish: Finish[T], patience: float | None = None) -> T:
+    async def perform(self, request: Request, finish: Finish[T], silence_limit: float | None = None) -> T:
         """Ask until there is an answer, and return what `finish` makes of it.
 
         Args:
@@ -132,7 +132,7 @@ class Transport:
         Raises:
             AttachfsError: as the module's table of errors says.
         """
-        timeout = self.timeout if patience is None else patience
+        timeout = self.timeout if silence_limit is None else silence_limit
         state = RequestState(
             request, self._base_path + request.path, self.url_of(request), timeout, self._clock()
         )
@@ -215,7 +215,7 @@ class Transport:
             url = state.url
             for _ in range(_REDIRECTS + 1):
                 try:
-                    self.waiting[state] = None
+                    self.unanswered[state] = None
                     if self.busy is not None:
                         self.busy.set()
                     outgoing = self.outgoing(state, url)
@@ -228,7 +228,7 @@ class Transport:
                 ) as failure:  # a library's, about an address or a proxy of no use
                     raise BadAnswer(f"{state.what}: cannot be asked ({type(failure).__name__})") from None
                 finally:
-                    self.waiting.pop(state, None)
+                    self.unanswered.pop(state, None)
                 self._note_head(state, response.status_code)
                 if response.status_code not in _REDIRECT_STATUSES:
                     outcome = await self._judge(state, response, slot, finish)
@@ -281,12 +281,12 @@ class Transport:
 
     def _note_head(self, state: RequestState, status: int) -> None:
         now = self._clock()
-        took = now - state.sent_at
+        duration = now - state.sent_at
         state.answered = True
         state.scope.deadline = state.deadline if state.request.bulk else min(state.deadline, now + STALL)
-        self._usual = max(took, 0.9 * self._usual)
-        self.stats.of(state.request.kind).answered(status, took)
-        log.debug("%s: %d after %.3f s", state.what, status, took)
+        self._usual = max(duration, 0.9 * self._usual)
+        self.stats.of(state.request.kind).answered(status, duration)
+        log.debug("%s: %d after %.3f s", state.what, status, duration)
 
     def _without_answer(self, state: RequestState, failure: Exception) -> Again:
         """Return what an exchange that brought no response comes to."""
@@ -302,7 +302,7 @@ class Transport:
             state.reconnected = True  # it may have ended while it was idle
             return Again(error, cause, counts=False, fresh=True)
         passing = broken or isinstance(failure, httpx.ConnectTimeout)
-        if http_body.is_certificate_trouble(failure) or not (passing or isinstance(error, Unreachable)):
+        if http_body.is_certificate_error(failure) or not (passing or isinstance(error, Unreachable)):
             raise error from cause
         return Again(error, cause)
 
@@ -372,8 +372,8 @@ class Transport:
             if await self._auth.renew(state.header):
                 return Again(counts=False)
         if status == 429:
-            asked = asked_wait(response.headers, self._wall())
-            if self.gate.shut(asked, state.sent_at):
+            requested = requested_wait(response.headers, self._wall())
+            if self.gate.shut(requested, state.sent_at):
                 self.limiter.halve()
                 log.warning(
                     "%s: the service limits the rate; nothing is asked for %.1f s, then by %d at a time",
@@ -387,7 +387,7 @@ class Transport:
             raise error
         if status in OUTAGE_STATUSES:
             self.circuit.note_failure(state.what, f"status {status}", state.sent_at)
-        return Again(error, wait=asked_wait(response.headers, self._wall()) or 0.0)
+        return Again(error, wait=requested_wait(response.headers, self._wall()) or 0.0)
 
     def url_of(self, request: Request) -> httpx.URL:
         """Return a request's whole address. Raises BadAnswer: it is beyond reason."""

@@ -29,34 +29,34 @@ async def watch(transport: Transport, probe: Request) -> None:
     circuit.watched = True
     try:
         while True:
-            if not transport.waiting and circuit.failing_since is None:
+            if not transport.unanswered and circuit.failing_since is None:
                 transport.busy = trio.Event()
                 await transport.busy.wait()
                 transport.busy = None
             await trio.sleep(_TICK)
             _note_silence(transport)
             if circuit.probe_is_due:
-                await _ask(transport, probe)
+                await _probe(transport, probe)
     finally:
         circuit.watched = False
 
 
 def _note_silence(transport: Transport) -> None:
     now = trio.current_time()
-    for state in transport.waiting:
+    for state in transport.unanswered:
         seconds = now - state.sent_at
         if seconds >= transport.silence and not state.silent:
             state.silent = True
             transport.circuit.note_failure(state.what, f"no answer for {seconds:.0f} s", state.sent_at)
 
 
-async def _ask(transport: Transport, request: Request) -> None:
+async def _probe(transport: Transport, request: Request) -> None:
     """Ask one question on a new connection, without a slot, and whatever the circuit says."""
-    circuit, patience, now = transport.circuit, transport.silence, trio.current_time()
+    circuit, silence_limit, now = transport.circuit, transport.silence, trio.current_time()
     what = "a question whether the ledger is there"
-    state = RequestState(request, what, transport.url_of(request), patience, now)
+    state = RequestState(request, what, transport.url_of(request), silence_limit, now)
     state.fresh = True
-    with trio.move_on_after(patience) as state.scope:
+    with trio.move_on_after(silence_limit) as state.scope:
         try:
             with suppress(AccessDenied, BadAnswer, RateLimited, UsageError):
                 # Without credentials the service refuses, and that is an answer too.
@@ -74,5 +74,5 @@ async def _ask(transport: Transport, request: Request) -> None:
         except AttachfsError as error:
             log.debug("%s: %s", what, error.reason)
     if state.scope.cancelled_caught:
-        circuit.note_failure(what, f"no answer for {patience:.0f} s", now)
+        circuit.note_failure(what, f"no answer for {silence_limit:.0f} s", now)
     circuit.probed()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from attachfs.shared_cache.objects import Trouble
+from attachfs.shared_cache.objects import StoreError
 from attachfs.shared_cache.sigv4 import AwsKeys
 
 _EARLY = 300.0  # seconds before their end at which temporary credentials are renewed
@@ -83,7 +83,7 @@ class AwsEnvironment:
             return keys, self._clock() + _REREAD
         if "credential_process" in settings:
             return self._from_process(settings["credential_process"])
-        raise Trouble(
+        raise StoreError(
             "refused",
             f"no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or fill profile "
             f"{self._profile} of {self._files[0]}",
@@ -105,7 +105,7 @@ class AwsEnvironment:
                 until = datetime.fromisoformat(said["Expiration"]).timestamp() - _EARLY
         except (OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError) as error:
             # Its output may hold the secret: not quoted.
-            raise Trouble("refused", f"credential_process failed ({type(error).__name__})") from None
+            raise StoreError("refused", f"credential_process failed ({type(error).__name__})") from None
         return keys, max(until, self._clock() + 1)
 
     def _settings(self) -> dict[str, str]:

@@ -33,7 +33,7 @@ class Missing(Exception):
     """The store answers that it has no such object."""
 
 
-class Trouble(Exception):
+class StoreError(Exception):
     """The store could not be used. `kind` is counted, `reason` is logged; neither holds a secret."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
@@ -91,7 +91,7 @@ class ObjectStream:
     def __init__(self, response: httpx.Response, size: int) -> None:
         self._response = response
         self._pieces = response.aiter_raw()
-        self._left = size
+        self._remaining = size
 
     async def next(self) -> bytes:
         """Return the next piece, b"" at the end.
@@ -103,12 +103,12 @@ class ObjectStream:
             with trio.fail_after(_STALL):
                 piece = await anext(self._pieces, b"")
         except trio.TooSlowError:
-            raise Trouble("slow", f"the body stood still for {_STALL:g} s") from None
+            raise StoreError("slow", f"the body stood still for {_STALL:g} s") from None
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise trouble_of(error) from error
-        self._left -= len(piece)
-        if self._left < 0 or (not piece and self._left):
-            raise Trouble("broken", "the object has another length than the ledger records")
+            raise store_error_of(error) from error
+        self._remaining -= len(piece)
+        if self._remaining < 0 or (not piece and self._remaining):
+            raise StoreError("broken", "the object has another length than the ledger records")
         return piece
 
     async def aclose(self) -> None:
@@ -214,7 +214,7 @@ class ObjectStore:
             while True:
                 url = self.address.listing_url(after)
                 if url is None:
-                    raise Trouble("refused", "a plain HTTP store cannot list what it has")
+                    raise StoreError("refused", "a plain HTTP store cannot list what it has")
                 headers = await self.address.headers(
                     "GET", url, EMPTY_SHA256, {"Accept-Encoding": "identity"}
                 )
@@ -224,7 +224,7 @@ class ObjectStore:
                     with trio.fail_after(_WRITE):
                         found, after = self.address.parse_listing(await response.aread())
                 except (ValueError, trio.TooSlowError, httpx.HTTPError) as error:
-                    raise Trouble("broken", "the listing cannot be read") from error
+                    raise StoreError("broken", "the listing cannot be read") from error
                 finally:
                     await response.aclose()
                 for one in found:
@@ -255,19 +255,17 @@ class ObjectStore:
     async def _exchange(
         self, method: str, url: str, headers: dict[str, str], content: AsyncIterator[bytes] | None
     ) -> httpx.Response:
-        waiting = _WRITE if content is not None else FIRST_BYTE
-        timeout = httpx.Timeout(waiting, connect=CONNECT)
+        limit = _WRITE if content is not None else FIRST_BYTE
+        timeout = httpx.Timeout(limit, connect=CONNECT)
         request = self._http.build_request(method, url, headers=headers, content=content, timeout=timeout)
         try:
             # One deadline for all of it: a drip of interim answers is no answer.
-            with trio.fail_after(
-                waiting if content is None else math.inf
-            ):  # an upload's bound is its progress
+            with trio.fail_after(limit if content is None else math.inf):  # an upload's bound is its progress
                 return await self._http.send(request, stream=True)
         except trio.TooSlowError:
-            raise Trouble("slow", f"no answer within {waiting:g} s") from None
+            raise StoreError("slow", f"no answer within {limit:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise trouble_of(error) from error
+            raise store_error_of(error) from error
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code in (404, 410):
@@ -278,30 +276,30 @@ class ObjectStore:
 
 def _check_size(response: httpx.Response, size: int) -> None:
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise Trouble("broken", "the object comes encoded, which was not asked for")
+        raise StoreError("broken", "the object comes encoded, which was not asked for")
     length = response.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:18]) != size:
-        raise Trouble("wrong", f"the object has {length[:18]} bytes, the ledger records {size}")
+        raise StoreError("wrong", f"the object has {length[:18]} bytes, the ledger records {size}")
 
 
-def _refusal(response: httpx.Response) -> Trouble:
+def _refusal(response: httpx.Response) -> StoreError:
     status = response.status_code
     if 300 <= status < 400:
-        return Trouble("refused", f"it answers with a redirect ({status}), which is not followed")
-    return Trouble("refused", f"it answers {status}")
+        return StoreError("refused", f"it answers with a redirect ({status}), which is not followed")
+    return StoreError("refused", f"it answers {status}")
 
 
-def trouble_of(error: Exception) -> Trouble:
+def store_error_of(error: Exception) -> StoreError:
     """Return what an exception of the library means; its text, which may quote headers, stays out."""
     if isinstance(error, httpx.ConnectTimeout):
-        return Trouble("slow", f"no connection within {CONNECT:g} s")
+        return StoreError("slow", f"no connection within {CONNECT:g} s")
     if isinstance(error, httpx.TimeoutException):
-        return Trouble("slow", "no answer in time")
+        return StoreError("slow", "no answer in time")
     for cause in causes_of(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Trouble("unreachable", "its certificate is refused: see --shared-cache-ca-file")
+            return StoreError("unreachable", "its certificate is refused: see --shared-cache-ca-file")
         if isinstance(cause, OSError) and cause.errno:
-            return Trouble("unreachable", os.strerror(cause.errno))
+            return StoreError("unreachable", os.strerror(cause.errno))
     if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol):
-        return Trouble("unreachable", "it cannot be connected to")
-    return Trouble("broken", "the answer broke off or is not HTTP")
+        return StoreError("unreachable", "it cannot be connected to")
+    return StoreError("broken", "the answer broke off or is not HTTP")

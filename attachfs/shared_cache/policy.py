@@ -7,7 +7,7 @@ from typing import Any
 
 from attachfs.model import Digest
 from attachfs.shared_cache.breaker import StoreBreaker
-from attachfs.shared_cache.objects import ObjectStore, Trouble
+from attachfs.shared_cache.objects import ObjectStore, StoreError
 
 _SHUNNED = 600.0  # seconds for which an object that was wrong is not asked for again
 _MANY = 10_000  # digests remembered, of each kind
@@ -62,10 +62,10 @@ class SharedCache:
         self.lost_races += 1
         self.reads.failed("it is slower than the service")
 
-    def failed(self, trouble: Trouble) -> None:
+    def failed(self, error: StoreError) -> None:
         """Note what went wrong."""
-        self.errors[trouble.kind] = self.errors.get(trouble.kind, 0) + 1
-        self.reads.failed(trouble.reason, cost_time=trouble.kind == "slow")
+        self.errors[error.kind] = self.errors.get(error.kind, 0) + 1
+        self.reads.failed(error.reason, cost_time=error.kind == "slow")
 
     def differs(self, digest: Digest) -> bool:
         """Note an object whose bytes are wrong; return whether to log it: the first of them since start."""
@@ -92,7 +92,7 @@ class SharedCache:
         self._wrong.pop(digest, None)
         self._remember(self._there, digest, None)
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Return what `status` and metrics show."""
         return {
             "store": self.store.name,

@@ -19,7 +19,7 @@ import trio
 from attachfs.blobs.source import BlobSource, Chunk, Chunks, Part
 from attachfs.errors import first_of
 from attachfs.model import AttachmentRef, Digest
-from attachfs.shared_cache.objects import FIRST_BYTE, Missing, ObjectStream, Trouble
+from attachfs.shared_cache.objects import FIRST_BYTE, Missing, ObjectStream, StoreError
 from attachfs.shared_cache.policy import SharedCache
 
 log = logging.getLogger(__name__)
@@ -166,23 +166,23 @@ class _Transfer:
 
     async def _try_store(self, failed: trio.Event, race: trio.CancelScope) -> None:
         stream: ObjectStream | None = None
-        told = False
+        reported = False
         try:
             stream, first = await self._open_store(failed)
             if self._service is not None:
                 return
-            told = True
+            reported = True
             self._stream, stream = stream, None
             self._first = SharedChunk(0, first)
             self._deadline = trio.current_time() + _BODY + self._size / _RATE
             race.cancel()
-        except (Trouble, trio.TooSlowError) as error:
-            told = True
-            slow = Trouble("slow", f"no first byte within {FIRST_BYTE:g} s")
-            self._note(error if isinstance(error, Trouble) else slow)
+        except (StoreError, trio.TooSlowError) as error:
+            reported = True
+            slow = StoreError("slow", f"no first byte within {FIRST_BYTE:g} s")
+            self._note(error if isinstance(error, StoreError) else slow)
             failed.set()
         finally:
-            if not told and not failed.is_set():
+            if not reported and not failed.is_set():
                 if self._service is not None:
                     self._shared.lost()
                 else:
@@ -241,13 +241,13 @@ class _Transfer:
             try:
                 with trio.fail_at(self._deadline):
                     piece = await self._stream.next()
-            except Trouble as error:
+            except StoreError as error:
                 await self._stop_store()
                 self._note(error)
                 return None
             except trio.TooSlowError:
                 await self._stop_store()
-                self._note(Trouble("slow", "its bytes come too slowly"))
+                self._note(StoreError("slow", "its bytes come too slowly"))
                 return None
         if piece:
             self._hash.update(piece)
@@ -260,7 +260,7 @@ class _Transfer:
             self._source.unverified.discard(self._digest)
             self._shared.hit(self._digest, self._size)
             raise StopAsyncIteration
-        self._note(Trouble("wrong", "the bytes do not match the digest"))
+        self._note(StoreError("wrong", "the bytes do not match the digest"))
         return None
 
     async def _stop_store(self) -> None:
@@ -275,13 +275,13 @@ class _Transfer:
             raise StopAsyncIteration
         return first
 
-    def _note(self, trouble: Trouble) -> None:
-        if trouble.kind != "wrong":
-            self._shared.failed(trouble)
+    def _note(self, error: StoreError) -> None:
+        if error.kind != "wrong":
+            self._shared.failed(error)
         elif self._shared.differs(self._digest):
             log.warning(
                 "the shared cache %s holds something else under %s (%s); the service is asked instead",
                 self._shared.store.name,
                 self._digest.hex,
-                trouble.reason,
+                error.reason,
             )

@@ -7,7 +7,7 @@ import trio
 
 from attachfs.cache.disk_cache import CachedBlob
 from attachfs.model import Digest
-from attachfs.shared_cache.objects import Trouble
+from attachfs.shared_cache.objects import StoreError
 from attachfs.shared_cache.policy import SharedCache
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,9 @@ class Uploader:
             try:
                 await self._upload(digest, size)
                 self._shared.writes.succeeded()
-            except Trouble as trouble:
+            except StoreError as error:
                 self._shared.upload_drops += 1
-                self._shared.writes.failed(trouble.reason, cost_time=trouble.kind == "slow")
+                self._shared.writes.failed(error.reason, cost_time=error.kind == "slow")
 
     async def _upload(self, digest: Digest, size: int) -> None:
         blob = await trio.to_thread.run_sync(self._open, digest, size)

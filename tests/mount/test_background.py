@@ -94,7 +94,7 @@ def test_figures_that_cannot_be_had_end_nothing(tmp_path: Path, ledger: DemoServ
 
 
 def test_a_part_of_the_figures_that_cannot_be_had_is_left_out(tmp_path: Path, ledger: DemoServer) -> None:
-    with broken(tmp_path, ledger, "attachfs.ledger.offline:AnswerStore.figures") as mounted:
+    with broken(tmp_path, ledger, "attachfs.ledger.offline:AnswerStore.stats") as mounted:
         status = mounted.status()
         assert status["memory"] == {}
         assert "unreachable_since" in status["requests"]

@@ -110,9 +110,9 @@ def test_a_thousand_reads_of_more_than_fits_never_exceed_the_bound(tmp_path: Pat
         assert max(sampler.sizes) <= bound
         assert len(sampler.sizes) == 1000 + 2 * ledger.counts["blob"]
         assert 45 <= len(mounted.cached()) <= 55
-        figures = mounted.status()["cache"]
-        assert figures["spills"] == 0
-        assert figures["evicted"] >= 145
+        stats = mounted.status()["cache"]
+        assert stats["spills"] == 0
+        assert stats["evicted"] >= 145
         # The last one read is still there, and is not asked for again.
         asked = ledger.counts["blob"]
         assert (mounted.point / order[-1]).read_bytes() == contents[order[-1]]

@@ -134,16 +134,16 @@ class TestUnmounting:
         pid = daemon_of(point)
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert probe.ask(point, within=0.2)[0] is State.HUNG
+            assert probe.probe(point, within=0.2)[0] is State.HUNG
             monkeypatch.setattr(probe, "ANSWERS_WITHIN", 0.2)
             with pytest.raises(AttachfsError, match="does not answer"):
                 unmount.unmount(point)
-            assert len(probe._left_behind) == 1  # one process waits there, however often it is asked
+            assert len(probe._unreaped) == 1  # one process waits there, however often it is asked
         finally:
             os.kill(pid, signal.SIGCONT)
-        gone(next(iter(probe._left_behind)))
-        assert probe.ask(point)[0] is State.ALIVE
-        assert probe._left_behind == {}
+        gone(next(iter(probe._unreaped)))
+        assert probe.probe(point)[0] is State.ALIVE
+        assert probe._unreaped == {}
         assert attachfs("umount", point).returncode == 0
 
     def test_mounting_on_a_mount_that_hangs_says_so_and_does_not_wait(
@@ -221,7 +221,7 @@ class TestDeadMounts:
         pid = daemon_of(point)
         os.kill(pid, signal.SIGKILL)
         gone(pid)
-        assert probe.ask(point)[0] is State.DEAD
+        assert probe.probe(point)[0] is State.DEAD
 
     def test_our_own_is_replaced(self, tmp_path: Path, point: Path, ledger: DemoServer) -> None:
         self.crash(tmp_path, point, ledger)

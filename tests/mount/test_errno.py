@@ -240,7 +240,7 @@ ROWS = (
 )
 
 # Rows that need more than one program and one answer have tests of their own below.
-ELSEWHERE = {errors.Interrupted, errors.NoRoom, errors.TooManyFiles, errors.Unexpected}
+ELSEWHERE = {errors.Interrupted, errors.NoSpace, errors.TooManyFiles, errors.Unexpected}
 # A mistake on a command line ends the command: no handler raises it.
 NOT_SEEN = {errors.UsageError}
 

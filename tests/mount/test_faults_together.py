@@ -106,9 +106,9 @@ def test_an_outage_opens_a_circuit_and_what_is_known_goes_on_being_told(tmp_path
         # A probe from time to time; no more.
         assert len(ledger.seen) - asked < 3 + 2 * (time.monotonic() - began)
         assert (mounted.point / known.path).read_bytes() == known.content
-        figures = mounted.mounted.status()["requests"]
-        assert figures["unreachable_since"]
-        assert figures["unreachable_reason"]
+        stats = mounted.mounted.status()["requests"]
+        assert stats["unreachable_since"]
+        assert stats["unreachable_reason"]
         ledger.everything = None
         mounted.serves_a_good_file_soon((errno.EHOSTUNREACH,))
         assert mounted.mounted.status()["requests"]["unreachable_since"] is None

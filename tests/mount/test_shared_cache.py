@@ -82,7 +82,7 @@ class Machine:
         for path, data in self.fleet.files.items():
             assert (self.mounted.point / path).read_bytes() == data
 
-    def figures(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Return what status says of the shared cache."""
         found: dict[str, Any] = self.mounted.status()["shared_cache"]
         return found
@@ -90,8 +90,8 @@ class Machine:
     def wait_for(self, key: str, value: int) -> None:
         """Wait until a figure has a value; uploads go on behind readers' backs."""
         until = time.monotonic() + 30
-        while self.figures()[key] != value:
-            assert time.monotonic() < until, self.figures()
+        while self.stats()[key] != value:
+            assert time.monotonic() < until, self.stats()
             time.sleep(0.02)  # nothing tells from outside
 
 
@@ -109,7 +109,7 @@ def test_a_second_machine_downloads_nothing_from_the_service(fleet: Fleet) -> No
     assert fleet.downloads == COUNT
     with fleet.machine() as second:
         second.read_all()
-        assert second.figures()["hits"] == COUNT
+        assert second.stats()["hits"] == COUNT
     assert fleet.downloads == COUNT
     assert set(fleet.store.objects().values()) == set(fleet.files.values())
 
@@ -126,15 +126,15 @@ def test_every_object_flipped_costs_no_byte_and_is_healed(fleet: Fleet) -> None:
     before = fleet.downloads
     with fleet.machine() as reader:
         reader.read_all()
-        assert reader.figures()["hits"] == 0
+        assert reader.stats()["hits"] == 0
     assert fleet.downloads - before == COUNT
     healed = set(fleet.files.values())
     for _ in range(COUNT):  # three wrong ones in a row turn reading off: a machine heals what it has met
         with fleet.machine("--shared-cache-write") as writer:
             writer.read_all()
-            wrong = writer.figures()["wrong"]
+            wrong = writer.stats()["wrong"]
             until = time.monotonic() + 30
-            while wrong and writer.figures()["uploaded"] < wrong:
+            while wrong and writer.stats()["uploaded"] < wrong:
                 assert time.monotonic() < until
                 time.sleep(0.02)
         if set(fleet.store.objects().values()) == healed:
@@ -203,4 +203,4 @@ def test_a_store_that_stands_still_costs_little_once(fleet: Fleet, when: str) ->
                 stack.enter_context(fleet.store.stopped())
             assert (machine.mounted.point / path).read_bytes() == data
         assert time.monotonic() - began < 25
-        assert machine.figures()["off"]
+        assert machine.stats()["off"]

@@ -36,12 +36,12 @@ def test_the_figures_as_a_table_and_as_json(mount: Mount, ledger: DemoServer) ->
         for words in (str(mounted.point), "token file", f"{ledger.url}: answers", "last errors"):
             assert words in said.stdout
         below = attachfs("status", "--json", mounted.point / "assets")
-        figures = json.loads(below.stdout)
-        assert (figures["state"], figures["source"]) == ("alive", ledger.url)
+        stats = json.loads(below.stdout)
+        assert (stats["state"], stats["source"]) == ("alive", ledger.url)
         size = (mounted.point / ledger.story["pdf"]).stat().st_size
-        assert figures["verified_bytes"] == size
-        assert figures["requests"]["requests"]["blob"]["requests"] == 2
-        assert [error["errno"] for error in figures["last_errors"]][-1] == 74
+        assert stats["verified_bytes"] == size
+        assert stats["requests"]["requests"]["blob"]["requests"] == 2
+        assert [error["errno"] for error in stats["last_errors"]][-1] == 74
         assert str(mounted.point) in attachfs("status").stdout
         assert any(
             json.loads(line)["mountpoint"] == str(mounted.point)

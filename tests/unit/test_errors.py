@@ -25,7 +25,7 @@ TABLE = {
     errors.Unreachable: "EHOSTUNREACH",
     errors.BadAnswer: "EIO",
     errors.IntegrityError: "EBADMSG",
-    errors.NoRoom: "ENOSPC",
+    errors.NoSpace: "ENOSPC",
     errors.TooManyFiles: "EMFILE",
     errors.NoAttribute: "ENODATA",
     errors.IsDirectory: "EISDIR",

@@ -17,7 +17,7 @@ from attachfs.blobs.pins import Pins
 from attachfs.blobs.staging import Staging
 from attachfs.cache.descriptor import Descriptor
 from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
-from attachfs.errors import BadAnswer, IntegrityError, NoRoom, Unexpected, Unreachable
+from attachfs.errors import BadAnswer, IntegrityError, NoSpace, Unexpected, Unreachable
 from attachfs.model import AttachmentRef, Digest
 from attachfs.units import MinFree
 from tests.unit.fakes import FakeBytes, Piece, Transfer, file_ref
@@ -337,13 +337,13 @@ class TestFailures:
     async def test_no_room_is_told(self, nursery: trio.Nursery, cache: DiskCache) -> None:
         class Full(Unpinned):
             async def reserve(self, *_: object) -> Writer:
-                raise NoRoom("full")
+                raise NoSpace("full")
 
         source = FakeBytes()
         download = Download(REF, digest_of(DATA), len(DATA), source, Full(cache))
         download.acquire()
         await download.run(lambda _: None)
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             await download.finished()
         download.release()
         assert source.transfers == []
@@ -445,7 +445,7 @@ class TestFullDisk:
 
         def full(writer: Writer, data: bytes, offset: int) -> None:
             if offset + len(data) > LIMIT // 2 and not writer.spilled:
-                raise NoRoom("the disk is full")
+                raise NoSpace("the disk is full")
             write(writer, data, offset)
 
         monkeypatch.setattr(Writer, "write", full)
@@ -471,7 +471,7 @@ class TestFullDisk:
         moved = threading.Event()
 
         def move() -> None:
-            download.staged._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
+            download.staged._relocate(NoSpace("the disk is full"), lambda: cache.spill(len(DATA)))
             moved.set()
 
         real = os.preadv
@@ -512,7 +512,7 @@ class TestFullDisk:
         def pread(blob: CachedBlob, length: int, offset: int) -> bytes:
             if blob is before and download.staged.reader is before:
                 monkeypatch.undo()
-                download.staged._relocate(NoRoom("the disk is full"), lambda: cache.spill(len(DATA)))
+                download.staged._relocate(NoSpace("the disk is full"), lambda: cache.spill(len(DATA)))
             return real(blob, length, offset)
 
         monkeypatch.setattr(CachedBlob, "pread", pread)

@@ -551,7 +551,7 @@ class TestRecords:
         world.serve(FILE, DATA)
         attributes = {"a": attribute(3, digest_of(DATA).hex), "b": attribute(3, digest_of(b"x").hex)}
         world.ledger_source.records[asset_ref()] = as_json(asset_record(asset_ref(), attributes))
-        world.ledger.forget()
+        world.ledger.clear()
         with pytest.raises(IntegrityError):
             await world.blobs.open(FILE)
 
@@ -775,7 +775,7 @@ class TestClaims:
         world.record(FILE, DATA, anchor=b"x")
         assert await world.blobs.mount_attribute(FILE, "attested") == b"mismatch"
         world.ledger_source.records.clear()
-        world.ledger.forget()
+        world.ledger.clear()
         assert await world.blobs.mount_attribute(FILE, "attested") == b"unavailable"
 
     async def test_without_a_usable_hash(self, world: World) -> None:

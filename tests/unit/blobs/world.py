@@ -58,7 +58,7 @@ class World:
         self.ledger_source.infos[ref] = info_body(ref, data, **info)
         value = attribute(int(ref.attachment[:8], 16), digest_of(data if anchor is None else anchor).hex)
         self.ledger_source.records[asset_ref()] = as_json(asset_record(asset_ref(), {"x": value}))
-        self.ledger.forget()
+        self.ledger.clear()
 
     def serve(
         self, ref: AttachmentRef, data: bytes, served: bytes | Exception | None = None, **info: Any

@@ -13,7 +13,7 @@ import pytest
 
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.cache.quarantine import QuarantineNote
-from attachfs.errors import NoRoom
+from attachfs.errors import NoSpace
 from attachfs.model import Digest
 from attachfs.units import MinFree
 
@@ -45,7 +45,7 @@ def load(root: Path, bound: int, numbers: list[int], report: int) -> None:
         data = blob(number)
         try:
             writer = cache.reserve(len(data))
-        except NoRoom:
+        except NoSpace:
             continue
         half = len(data) // 2
         writer.write(data[:half], 0)

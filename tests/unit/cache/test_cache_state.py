@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from attachfs.cache.descriptor import CachedBlob
 from attachfs.cache.disk_cache import DiskCache, Writer
 from attachfs.cache.quarantine import QuarantineNote
-from attachfs.errors import NoRoom, Unexpected
+from attachfs.errors import NoSpace, Unexpected
 from attachfs.model import Digest
 from attachfs.units import MinFree
 
@@ -120,7 +120,7 @@ class CacheMachine(RuleBasedStateMachine):
     def reserve(self, data: bytes) -> object:
         try:
             writer = self.cache.reserve(len(data))
-        except NoRoom:
+        except NoSpace:
             stats = self.cache.stats()
             in_use = sum(
                 (_size_of(item) + 4 * 4096) // 4096 * 4096 + 4096
@@ -344,7 +344,7 @@ def fetch(cache: DiskCache, data: bytes) -> CachedBlob:
         return blob
     try:
         writer = cache.reserve(len(data))
-    except NoRoom:
+    except NoSpace:
         writer = cache.spill(len(data))
     writer.write(data, 0)
     return writer.admit(digest_of(data))

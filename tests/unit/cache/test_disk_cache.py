@@ -21,7 +21,7 @@ from attachfs.cache import files as cache_files
 from attachfs.cache import scan
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.cache.quarantine import QuarantineNote
-from attachfs.errors import NoRoom, Unexpected, UsageError
+from attachfs.errors import NoSpace, Unexpected, UsageError
 from attachfs.model import Digest
 from attachfs.units import MinFree
 
@@ -571,7 +571,7 @@ def test_what_is_in_use_is_not_evicted_for_nothing(make: Make) -> None:
         writer = cache.reserve(len(data))
         writer.write(data, 0)
         held.append(writer.admit(digest_of(data)))
-    with pytest.raises(NoRoom, match="in use"):
+    with pytest.raises(NoSpace, match="in use"):
         cache.reserve(45_000)
     assert cache.stats().blobs == 4
     held.pop().close()
@@ -584,7 +584,7 @@ def test_what_is_in_use_is_not_evicted_for_nothing(make: Make) -> None:
 def test_reservations_count_before_a_byte_is_written(make: Make) -> None:
     cache = make(300_000)
     writers = [cache.reserve(45_000) for _ in range(4)]
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         cache.reserve(45_000)
     for writer in writers:
         writer.abort()
@@ -594,7 +594,7 @@ def test_reservations_count_before_a_byte_is_written(make: Make) -> None:
 def test_a_blob_larger_than_the_cache_goes_through_an_unlinked_file(make: Make) -> None:
     cache = make(200_000)
     data = blob_of(1, 300_000)
-    with pytest.raises(NoRoom, match="larger than the cache"):
+    with pytest.raises(NoSpace, match="larger than the cache"):
         cache.reserve(len(data))
     writer = cache.spill(len(data))
     writer.write(data, 0)
@@ -687,7 +687,7 @@ def test_what_is_opened_or_removed_while_the_walk_goes_on(
         put(cache, blob_of(number))
     cache.close()
     cache = make(index=False)
-    real = scan.walk
+    real = scan.scan_blobs
     oldest = blob_of(0)
 
     def walk(*args: Any) -> Iterator[Any]:
@@ -695,7 +695,7 @@ def test_what_is_opened_or_removed_while_the_walk_goes_on(
         assert get(cache, oldest) == oldest
         assert cache.remove(digest_of(blob_of(7)))
 
-    monkeypatch.setattr(scan, "walk", walk)
+    monkeypatch.setattr(scan, "scan_blobs", walk)
     cache.index()
     entries = [entry.digest for entry in cache.entries()]
     assert len(entries) == 19
@@ -775,7 +775,7 @@ def test_commands_work_beside_a_mount(make: Make) -> None:
     command = make(exclusive=False)
     assert len(command.entries()) == 2
     assert all(result.ok for result in command.verify_all())
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         command.reserve(1)
     assert command.remove(digest_of(blob_of(1)))
     assert get(mount, blob_of(1)) is None
@@ -916,7 +916,7 @@ def test_a_symlinked_folder_is_not_followed(make: Make, tmp_path: Path, place: s
     if place.startswith(("blobs", "shard")):
         assert get(cache, data) is None
     if place == "tmp":
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             cache.reserve(len(data))
         writer = cache.spill(len(data))
     else:
@@ -925,7 +925,7 @@ def test_a_symlinked_folder_is_not_followed(make: Make, tmp_path: Path, place: s
     with writer.admit(digest_of(data)) as blob:
         assert blob.pread(len(data), 0) == data
     cache.remove(digest_of(data))
-    with contextlib.suppress(NoRoom):
+    with contextlib.suppress(NoSpace):
         cache.reserve(4).quarantine(note(b"good", b""))
     with contextlib.suppress(Unexpected):
         cache.clear()
@@ -970,7 +970,7 @@ def test_a_failing_write(make: Make, monkeypatch: pytest.MonkeyPatch, code: int)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", fail)
-        with pytest.raises(Unexpected if code == errno.EIO else NoRoom):
+        with pytest.raises(Unexpected if code == errno.EIO else NoSpace):
             writer.write(b"0123456789", 0)
     writer.abort()
     put(cache, b"0123456789")
@@ -1089,7 +1089,7 @@ def test_a_directory_taken_over_by_another_mount(make: Make) -> None:
     data = blob_of(1)
     shutil.rmtree(cache.root)
     other = make()
-    with pytest.raises(NoRoom, match="in use by"):
+    with pytest.raises(NoSpace, match="in use by"):
         cache.reserve(len(data))
     assert get(cache, data) is None
     cache.spill(len(data)).abort()
@@ -1099,8 +1099,8 @@ def test_a_directory_taken_over_by_another_mount(make: Make) -> None:
 
 def test_warnings_come_once_and_repeats_are_counted(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     cache = make()
-    cache._troubles.warn("odd", "something is odd")
-    cache._troubles.warn("odd", "something else is odd")
+    cache._warnings.warn("odd", "something is odd")
+    cache._warnings.warn("odd", "something else is odd")
     cache.close()
     assert warnings_in(caplog) == ["something is odd", "trouble with the cache (odd) was met 2 times in all"]
 
@@ -1129,7 +1129,7 @@ def test_a_full_disk(make: Make, small_disk: Path) -> None:
         assert get(cache, blob_of(number, 300_000)) == blob_of(number, 300_000)
     assert cache.stats().evicted > 20
     data = blob_of(1, 3 * MIB)
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         cache.reserve(len(data))
     assert cache.stats().blobs > 0  # nothing was evicted in vain
     writer = cache.spill(len(data))
@@ -1144,10 +1144,10 @@ def test_a_disk_filled_by_somebody_else(make: Make, small_disk: Path) -> None:
     writer = cache.reserve(len(data))
     with (small_disk / "filler").open("wb") as filler, contextlib.suppress(OSError):
         filler.write(bytes(3 * MIB))
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         writer.write(data, 0)
     writer.abort()
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         cache.reserve(len(data))
     cache.spill(len(data)).abort()
     (small_disk / "filler").unlink()
@@ -1163,11 +1163,11 @@ def test_min_free_is_left_free(make: Make, small_disk: Path) -> None:
         assert vfs.f_bavail * vfs.f_frsize >= MIB
     one = cache.reserve(400_000)
     two = cache.reserve(400_000)
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         cache.reserve(400_000)  # two are promised already, though not written
     one.abort()
     two.abort()
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoSpace):
         cache.reserve(MIB + 300_000)
 
 
@@ -1197,7 +1197,7 @@ def test_a_disk_made_read_only(make: Make, small_disk: Path, caplog: pytest.LogC
     cache = make(MIB, root=small_disk / "cache")
     assert get(cache, data) == data
     for _ in range(3):
-        with pytest.raises(NoRoom):
+        with pytest.raises(NoSpace):
             cache.reserve(10)
     cache.spill(10).abort()
     assert not cache.remove(digest_of(data))
@@ -1228,7 +1228,7 @@ def test_a_directory_of_mode_0(make: Make) -> None:
                 os.setuid(65534)
                 cache = make(root=place)
                 assert get(cache, b"abc") is None
-                with pytest.raises(NoRoom):
+                with pytest.raises(NoSpace):
                     cache.reserve(10)
                 writer = cache.spill(3)
                 writer.write(b"abc", 0)

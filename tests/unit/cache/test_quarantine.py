@@ -10,7 +10,7 @@ import pytest
 
 from attachfs.cache import files
 from attachfs.cache.quarantine import Quarantine, QuarantineNote
-from attachfs.errors import NoRoom, Unexpected
+from attachfs.errors import NoSpace, Unexpected
 from attachfs.model import Digest
 
 EXPECTED = Digest("sha256", "a" * 64)
@@ -139,7 +139,7 @@ def test_a_symlinked_folder_is_not_followed(folder: Path, tmp_path: Path) -> Non
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, NoRoom), (errno.EIO, Unexpected)])
+@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, Unexpected)])
 def test_a_disk_in_trouble(
     folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
 ) -> None:

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
-from attachfs.cache.lock_file import holder_of
+from attachfs.cache.lock_file import lock_holder
 from attachfs.cli import doctor, doctor_ledger, manifest, output
 from attachfs.cli import main as cli_main
 from attachfs.cli.findings import Finding, State
@@ -404,7 +404,7 @@ def test_commands_work_beside_whoever_holds_the_cache(cached: Cached) -> None:
         cache.index()
         blob = cache.open(Digest("sha256", cached.digests[0]), 5000)
         assert blob is not None
-        assert holder_of(cached.root) == (os.getpid(), "the mount /there")
+        assert lock_holder(cached.root) == (os.getpid(), "the mount /there")
         assert "the mount /there" in call("cache", "stat", "--cache-dir", cached.root).stdout
         assert call("cache", "clear", "--yes", "--cache-dir", cached.root).exit_code == 0
         assert blob.pread(5000, 0) == b"a" * 5000
@@ -412,7 +412,7 @@ def test_commands_work_beside_whoever_holds_the_cache(cached: Cached) -> None:
         assert cache.open(Digest("sha256", cached.digests[1]), 6000) is None
     finally:
         cache.close()
-    assert holder_of(cached.root) is None
+    assert lock_holder(cached.root) is None
 
 
 # -- pins ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from attachfs.cli import export
 from attachfs.cli.export_copy import Copier, stamp_of
 from attachfs.cli.export_scan import Scanner, Source
 from attachfs.cli.verify_bag import is_bag
-from attachfs.errors import NoRoom, Unexpected, UsageError
+from attachfs.errors import NoSpace, Unexpected, UsageError
 from tests.unit.archive.bags import PHOTO, entry_of, sha256
 from tests.unit.fakes import info_body
 
@@ -142,7 +142,7 @@ def test_a_full_disk_is_no_refusal(world: World) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(NoRoom, match="run it again to go on"):
+        with pytest.raises(NoSpace, match="run it again to go on"):
             world.copy()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -157,7 +157,7 @@ def test_room_is_checked_before(tmp_path: Path) -> None:
         journal.add(entry_of(PHOTO, DATA, size=2**60, sha256=""))
         assert journal.count(TODO)[0] == 1
         with pytest.raises(UsageError, match="1024 PiB are still to come: make room"):
-            export._check_room(journal, tmp_path)
+            export._check_space(journal, tmp_path)
 
 
 def test_a_mount_that_has_gone_refuses_nothing(world: World, tmp_path: Path) -> None:

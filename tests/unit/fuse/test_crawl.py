@@ -82,7 +82,7 @@ class World:
         self.ahead.entered(node)
         directory = await self.tree.open_directory(node)
         found: list[Entry] = []
-        while await directory.reach(len(found)):
+        while await directory.load_to(len(found)):
             found.append(directory[len(found)])
         self.ahead.listed(directory.behind or directory)
         return found

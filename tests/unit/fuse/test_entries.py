@@ -140,13 +140,13 @@ class TestKnownFiles:
         assert world.again() == (number, 8, 60, 60)
 
     async def test_directories_are_not_kept(self, world: World) -> None:
-        attributes = world.tree.known_attributes(Place.ASSETS)
+        attributes = world.tree.cached_attributes(Place.ASSETS)
         world.entries.found(ROOT, b"assets", Place.ASSETS, attributes)
         assert world.entries.ready(ROOT, b"assets") is None
         assert len(world.entries) == 0
 
     async def test_a_size_that_is_not_known_is_not_kept(self, world: World) -> None:
-        world.entries.found(EVENT, FILE.attachment.encode(), FILE, world.tree.known_attributes(FILE))
+        world.entries.found(EVENT, FILE.attachment.encode(), FILE, world.tree.cached_attributes(FILE))
         assert world.again() is None
 
     async def test_only_so_many_are_kept_the_oldest_goes(
@@ -166,7 +166,7 @@ class TestKnownFiles:
 class TestRecordsThatChange:
     async def test_what_is_forgotten_is_not_told(self, world: World) -> None:
         await world.look_up()
-        world.ledger.forget()
+        world.ledger.clear()
         assert world.again() is None
 
     async def test_a_newer_record_is_told_instead(self, world: World) -> None:

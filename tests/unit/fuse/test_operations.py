@@ -141,20 +141,20 @@ class TestKnownFiles:
 
     async def test_are_asked_for_again_once_they_are_forgotten(self, world: World) -> None:
         number = (await world.look_up()).st_ino
-        world.ledger.forget()
+        world.ledger.clear()
         await world.look_up()
-        world.ledger.forget()
+        world.ledger.clear()
         await world.fs.getattr(number, CTX)
-        world.ledger.forget()
+        world.ledger.clear()
         await world.xattr(number, "user.mime_type")
-        world.ledger.forget()
+        world.ledger.clear()
         await world.fs.listxattr(number, CTX)
         assert world.source.count("info") == world.room.came == 5
         assert world.heard.looked_at == [FILE] * 3
 
     async def test_one_that_is_gone_is_told_as_absent(self, world: World) -> None:
         await world.look_up()
-        world.ledger.forget()
+        world.ledger.clear()
         world.source.infos[FILE] = NotFound("404")
         entry = await world.look_up()
         assert (entry.st_ino, entry.entry_timeout) == (0, 5)

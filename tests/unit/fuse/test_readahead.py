@@ -70,7 +70,7 @@ async def test_the_first_file_of_a_listing_brings_its_siblings_side_by_side(worl
     assert set(world.asked) == set(FILES[1:])  # all of them while none has been answered
     world.source.gate.set()
     await wait_all_tasks_blocked()
-    assert all(world.ledger.known_info(file) is not None for file in FILES[1:])
+    assert all(world.ledger.cached_info(file) is not None for file in FILES[1:])
 
 
 async def test_on_an_event_too(world: World) -> None:
@@ -101,7 +101,7 @@ async def test_happens_once_for_a_listing(world: World) -> None:
         world.ahead.stat(file)
     await wait_all_tasks_blocked()
     assert len(world.asked) == len(FILES) - 1
-    world.ledger.forget()
+    world.ledger.clear()
     await world.show()
     world.ahead.stat(FILES[0])
     await wait_all_tasks_blocked()

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from attachfs.errors import NoRoom, TooManyFiles, Unexpected, Unreachable
+from attachfs.errors import NoSpace, TooManyFiles, Unexpected, Unreachable
 from attachfs.fuse.scarcity import scarcity_of
 
 
@@ -16,11 +16,11 @@ def caused(outer: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (caused(NoRoom("no room"), OSError(errno.EMFILE, "")), TooManyFiles, "ulimit -n, or LimitNOFILE="),
+        (caused(NoSpace("no room"), OSError(errno.EMFILE, "")), TooManyFiles, "ulimit -n, or LimitNOFILE="),
         (caused(Unreachable("no"), OSError(errno.ENFILE, "")), TooManyFiles, "fs.file-max"),
         (MemoryError(), Unexpected, "MemoryMax="),
         (OSError(errno.ENOMEM, ""), Unexpected, "ulimit -v"),
-        (caused(NoRoom("no"), RuntimeError("can't start new thread")), Unexpected, "TasksMax="),
+        (caused(NoSpace("no"), RuntimeError("can't start new thread")), Unexpected, "TasksMax="),
     ],
 )
 def test_a_resource_that_is_used_up_is_named_with_its_remedy_whoever_met_it(
@@ -31,6 +31,6 @@ def test_a_resource_that_is_used_up_is_named_with_its_remedy_whoever_met_it(
     assert words in found.reason
 
 
-@pytest.mark.parametrize("error", [NoRoom("no room"), RuntimeError("other"), OSError(errno.ENOSPC, "")])
+@pytest.mark.parametrize("error", [NoSpace("no room"), RuntimeError("other"), OSError(errno.ENOSPC, "")])
 def test_other_errors_are_for_want_of_nothing(error: Exception) -> None:
     assert scarcity_of(error) is None

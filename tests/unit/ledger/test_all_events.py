@@ -150,7 +150,7 @@ async def test_whoever_wants_it_no_more_ends_it(world: World) -> None:
 
 
 async def test_what_is_to_be_forgotten_while_it_is_read_is_not_told(world: World) -> None:
-    world.on_page = world.events.forget
+    world.on_page = world.events.clear
     assert not await world.read()
     assert world.of(1) is None
 

@@ -66,7 +66,7 @@ async def test_a_damaged_one_is_set_aside_and_a_new_one_begun(
     assert path.with_name("ledger.sqlite.damaged").exists()
     later = AnswerStore(path)
     await later.open()
-    assert later.figures()["answers"] == len(KEYS)
+    assert later.stats()["answers"] == len(KEYS)
     await later.aclose()
 
 
@@ -101,12 +101,12 @@ async def test_one_that_is_locked_keeps_nobody_waiting_for_long(
         for _ in range(2):
             store.put(KEYS[0], b"anew", store.generation)
             await store.write()
-        assert "locked" in store.figures()["problem"]
+        assert "locked" in store.stats()["problem"]
         other.execute("ROLLBACK")
     other.close()
     assert len([r for r in caplog.records if "end what else has it open" in r.message]) == 1
     assert await store.get(KEYS[0]) is not None
-    assert store.figures()["problem"] == ""
+    assert store.stats()["problem"] == ""
     await store.aclose()
 
 
@@ -124,7 +124,7 @@ async def test_the_event_loop_goes_on_while_the_database_is_locked(
             nursery.start_soon(store.write)
             while nursery.child_tasks:
                 await trio.sleep(0.01)
-                store.figures()
+                store.stats()
                 turns += 1
         assert turns > 10
     other.close()

@@ -35,8 +35,8 @@ QUESTIONS: dict[str, Ask] = {
     "info": lambda ledger: ledger.info(FILE),
     "asset": lambda ledger: ledger.asset(ASSET),
     "event": lambda ledger: ledger.event(EVENT),
-    "assets": lambda ledger: ledger.assets().reach(0),
-    "events": lambda ledger: ledger.events(ASSET).reach(0),
+    "assets": lambda ledger: ledger.assets().load_to(0),
+    "events": lambda ledger: ledger.events(ASSET).load_to(0),
     "all events": all_events,
     "found": lambda ledger: ledger.listings.find_assets("cat"),
 }
@@ -45,9 +45,9 @@ QUESTIONS: dict[str, Ask] = {
 def remembered(ledger: Ledger) -> list[str]:
     """Return what the ledger would serve of an earlier generation."""
     known = {
-        "info": ledger.known_info(FILE),
-        "asset": ledger.known_record(ASSET),
-        "event": ledger.known_record(EVENT),
+        "info": ledger.cached_info(FILE),
+        "asset": ledger.cached_record(ASSET),
+        "event": ledger.cached_record(EVENT),
     }
     return [name for name, entry in known.items() if entry is not None]
 
@@ -75,11 +75,11 @@ async def test_an_answer_of_an_older_generation_is_not_kept(
     async with trio.open_nursery() as callers:
         callers.start_soon(ask, ledger)
         await wait_all_tasks_blocked()
-        ledger.forget()
+        ledger.clear()
         source.gate.set()  # the caller gets its answer; nothing is raised
     source.gate = None
     assert remembered(ledger) == []
-    assert store.figures()["answers"] == store.puts == 0
+    assert store.stats()["answers"] == store.puts == 0
     requests = len(source.calls)
     await ask(ledger)
     assert len(source.calls) > requests
@@ -100,7 +100,7 @@ async def test_who_asks_after_forgetting_does_not_get_what_was_asked_before(
     async with trio.open_nursery() as callers:
         callers.start_soon(ask)
         await wait_all_tasks_blocked()
-        ledger.forget()
+        ledger.clear()
         source.infos[FILE] = info_body(FILE, scanned_status="SCANNED_BAD")
         callers.start_soon(ask)
         await wait_all_tasks_blocked()
@@ -114,9 +114,9 @@ async def test_what_was_derived_of_a_record_is_not_served_after_forgetting(
 ) -> None:
     ledger = Ledger(source, nursery)
     await ledger.info(FILE)
-    known = ledger.known_info(FILE)
+    known = ledger.cached_info(FILE)
     assert known is not None
     made = Derived(ledger, FILE, known)
-    assert made.left() > 0
-    ledger.forget()
-    assert made.left() == 0
+    assert made.ttl_remaining() > 0
+    ledger.clear()
+    assert made.ttl_remaining() == 0

@@ -34,8 +34,8 @@ QUESTIONS: dict[str, Ask] = {
     "info": lambda ledger: ledger.info(FILE),
     "asset": lambda ledger: ledger.asset(ASSET),
     "event": lambda ledger: ledger.event(EVENT),
-    "assets": lambda ledger: ledger.assets().reach(0),
-    "events": lambda ledger: ledger.events(ASSET).reach(0),
+    "assets": lambda ledger: ledger.assets().load_to(0),
+    "events": lambda ledger: ledger.events(ASSET).load_to(0),
     "found": lambda ledger: ledger.listings.find_assets("cat"),
 }
 kinds = pytest.mark.parametrize("kind", QUESTIONS)
@@ -257,7 +257,7 @@ class TestKeptOnDisk:
         with pytest.raises(Unreachable):
             await ledger.info(FILE)
         with pytest.raises(Unreachable):
-            await ledger.assets().reach(0)
+            await ledger.assets().load_to(0)
         await store.aclose()
 
     async def test_what_the_service_said_is_gone_is_not_shown_again(

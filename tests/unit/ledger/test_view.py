@@ -176,14 +176,18 @@ class TestRecords:
     async def test_what_is_known_is_told_without_asking(
         self, ledger: Ledger, source: FakeSource, mock_clock: MockClock
     ) -> None:
-        assert ledger.known_info(FILE) is None
-        assert ledger.known_record(ASSET) is None
-        assert ledger.known_record(EVENT) is None
+        assert ledger.cached_info(FILE) is None
+        assert ledger.cached_record(ASSET) is None
+        assert ledger.cached_record(EVENT) is None
         await ledger.info(FILE)
         await ledger.asset(ASSET)
         await ledger.event(EVENT)
         before = len(source.calls)
-        info, asset, event = ledger.known_info(FILE), ledger.known_record(ASSET), ledger.known_record(EVENT)
+        info, asset, event = (
+            ledger.cached_info(FILE),
+            ledger.cached_record(ASSET),
+            ledger.cached_record(EVENT),
+        )
         assert info is not None
         assert info.get().size == len(b"evidence")
         assert info.expires == mock_clock.current_time() + 60
@@ -225,7 +229,7 @@ class TestRecords:
             await ledger.info(FILE)
             await ledger.asset(ASSET)
             await ledger.event(EVENT)
-            ledger.forget()
+            ledger.clear()
         assert {kind: source.count(kind) for kind, _ in ASKS} == {"info": 2, "asset": 2, "event": 2}
 
     async def test_realms_are_apart(self, ledger: Ledger, source: FakeSource) -> None:
@@ -234,7 +238,7 @@ class TestRecords:
         with pytest.raises(NotFound):
             await ledger.asset(public)
         source.records[public] = as_json(asset_record(public))
-        ledger.forget()
+        ledger.clear()
         assert (await ledger.asset(public)).attachments == ()
 
     @pytest.mark.parametrize("ttl", [0.0, 1e9])
@@ -294,13 +298,13 @@ class TestListings:
         source.asset_pages = {"": page(range(3), "t1"), "t1": page(range(3, 5))}
         listing = ledger.assets()
         assert source.calls == []
-        assert await listing.reach(2)
+        assert await listing.load_to(2)
         assert source.calls == [("assets", "")]
         assert (listing.ids, listing.complete) == ([uuid(n) for n in range(3)], False)
-        assert await listing.reach(3)
+        assert await listing.load_to(3)
         assert source.calls == [("assets", ""), ("assets", "t1")]
         assert (listing.ids, listing.complete) == ([uuid(n) for n in range(5)], True)
-        assert not await listing.reach(5)
+        assert not await listing.load_to(5)
         assert len(source.calls) == 2
 
     async def test_readers_share_it(self, ledger: Ledger, source: FakeSource) -> None:
@@ -308,7 +312,7 @@ class TestListings:
         source.gate = trio.Event()
         async with trio.open_nursery() as readers:
             for index in (0, 1, 4, 4, 9):
-                readers.start_soon(ledger.assets().reach, index)
+                readers.start_soon(ledger.assets().load_to, index)
             await wait_all_tasks_blocked()
             source.gate.set()
         assert source.calls == [("assets", ""), ("assets", "t1")]
@@ -316,8 +320,8 @@ class TestListings:
     async def test_the_records_it_brings_are_kept(self, ledger: Ledger, source: FakeSource) -> None:
         source.asset_pages = {"": page([1])}
         source.event_pages = {(ASSET, ""): FakePage([event_record(EVENT, {"x": attribute(3, B)})])}
-        await ledger.assets().reach(0)
-        await ledger.events(ASSET).reach(0)
+        await ledger.assets().load_to(0)
+        await ledger.events(ASSET).load_to(0)
         assert (await ledger.asset(ASSET)).attachments[0].id == uuid(3)
         assert await ledger.anchors(FILE) == {Digest("sha256", A)}
         assert await ledger.anchors(file_ref(event=2)) == {Digest("sha256", B)}
@@ -336,16 +340,16 @@ class TestListings:
     async def test_duplicates_are_dropped(self, ledger: Ledger, source: FakeSource) -> None:
         source.asset_pages = {"": page([1, 2, 1], "t"), "t": page([2, 3, 3])}
         listing = ledger.assets()
-        assert not await listing.reach(3)
+        assert not await listing.load_to(3)
         assert listing.ids == [uuid(1), uuid(2), uuid(3)]
 
     async def test_a_page_with_nothing_new_is_not_the_end(self, ledger: Ledger, source: FakeSource) -> None:
         source.asset_pages = {"": page([1], "t"), "t": page([], "u"), "u": page([1], "v"), "v": page([2])}
-        assert await ledger.assets().reach(1)
+        assert await ledger.assets().load_to(1)
 
     async def test_an_empty_listing(self, ledger: Ledger, source: FakeSource) -> None:
         source.asset_pages = {"": page([])}
-        assert not await ledger.assets().reach(0)
+        assert not await ledger.assets().load_to(0)
         assert ledger.assets().complete
 
     @pytest.mark.parametrize(
@@ -357,7 +361,7 @@ class TestListings:
     ) -> None:
         source.asset_pages = {token: page([n], tokens[token]) for n, token in enumerate(tokens)}
         with pytest.raises(BadAnswer, match="circles"):
-            await ledger.assets().reach(100)
+            await ledger.assets().load_to(100)
         assert len(source.calls) <= len(tokens)
 
     async def test_a_page_that_fails_is_asked_for_again_and_what_came_stays(
@@ -366,10 +370,10 @@ class TestListings:
         source.asset_pages = {"": page([1, 2], "t"), "t": Unreachable("x")}
         listing = ledger.assets()
         with pytest.raises(Unreachable):
-            await listing.reach(2)
-        assert await listing.reach(1)
+            await listing.load_to(2)
+        assert await listing.load_to(1)
         source.asset_pages["t"] = page([3])
-        assert await listing.reach(2)
+        assert await listing.load_to(2)
         assert source.calls == [("assets", ""), ("assets", "t"), ("assets", "t")]
 
     async def test_one_reader_who_leaves_does_not_stop_the_others(
@@ -381,12 +385,12 @@ class TestListings:
 
         async def leave() -> None:
             with leaving:
-                await ledger.assets().reach(0)
+                await ledger.assets().load_to(0)
 
         async with trio.open_nursery() as readers:
             readers.start_soon(leave)
             await wait_all_tasks_blocked()
-            readers.start_soon(ledger.assets().reach, 0)
+            readers.start_soon(ledger.assets().load_to, 0)
             await wait_all_tasks_blocked()
             leaving.cancel()
             await wait_all_tasks_blocked()
@@ -399,24 +403,24 @@ class TestListings:
         caplog.set_level(logging.WARNING)
         records: list[dict[str, object]] = [{"identity": "../x"}, {}, asset_record(ASSET)]
         source.asset_pages = {"": FakePage(records)}
-        assert not await ledger.assets().reach(1)
+        assert not await ledger.assets().load_to(1)
         assert ledger.assets().ids == [ASSET.asset]
         assert len(caplog.records) == 2
 
     async def test_another_assets_events_are_left_out(self, ledger: Ledger, source: FakeSource) -> None:
         source.event_pages = {(ASSET, ""): FakePage([event_record(event_ref(9, 5)), event_record(EVENT)])}
-        await ledger.events(ASSET).reach(0)
+        await ledger.events(ASSET).load_to(0)
         assert ledger.events(ASSET).ids == [EVENT.event]
-        assert ledger.known_record(event_ref(9, 5)) is None
+        assert ledger.cached_record(event_ref(9, 5)) is None
 
     async def test_public_events_are_public_wherever_they_say_they_are(
         self, ledger: Ledger, source: FakeSource
     ) -> None:
         public = AssetRef("publicassets", ASSET.asset)
         source.event_pages = {(public, ""): FakePage([event_record(event_ref(realm="publicassets"))])}
-        await ledger.events(public).reach(0)
-        assert ledger.known_record(event_ref(realm="publicassets")) is not None
-        assert ledger.known_record(EVENT) is None
+        await ledger.events(public).load_to(0)
+        assert ledger.cached_record(event_ref(realm="publicassets")) is not None
+        assert ledger.cached_record(EVENT) is None
 
 
 class TestBounds:
@@ -434,8 +438,8 @@ class TestBounds:
         for number in (3, 4, 5):
             source.infos[file_ref(number)] = info_body(file_ref(number))
             await ledger.info(file_ref(number))
-        assert ledger.known_info(file_ref(3)) is None
-        assert ledger.known_info(file_ref(5)) is not None
+        assert ledger.cached_info(file_ref(3)) is None
+        assert ledger.cached_info(file_ref(5)) is not None
 
     async def test_listings_are_not_shared_without_end(
         self, monkeypatch: pytest.MonkeyPatch, ledger: Ledger, source: FakeSource
@@ -443,7 +447,7 @@ class TestBounds:
         monkeypatch.setattr(listing_cache, "_LISTED_IDS", 5)
         source.asset_pages = {"": page(range(4), "t"), "t": page(range(4, 8), "u"), "u": page(range(8, 9))}
         listing = ledger.assets()
-        await listing.reach(6)
+        await listing.load_to(6)
         assert ledger.assets() is not listing
-        assert await listing.reach(8)  # whoever reads it reads on
-        assert not await listing.reach(9)
+        assert await listing.load_to(8)  # whoever reads it reads on
+        assert not await listing.load_to(9)

@@ -11,7 +11,7 @@ from attachfs.mount.metrics import exposition
 from attachfs.service.messages import Counters
 
 
-def figures(**more: Any) -> dict[str, Any]:
+def stats(**more: Any) -> dict[str, Any]:
     return {
         "mountpoint": '/m "ü"\n',
         "pid": 7,
@@ -40,7 +40,7 @@ def test_requests_are_counted_by_kind_and_status_with_a_histogram() -> None:
     counters = Counters(requests=4, errors=1, bytes=99)
     for status, took in ((200, 0.004), (200, 0.2), (404, 99)):
         counters.answered(status, took)
-    found = values(figures(requests={"requests": {"info": vars(counters)}, "unreachable_since": None}))
+    found = values(stats(requests={"requests": {"info": vars(counters)}, "unreachable_since": None}))
     assert found["attachfs_requests_total", "info,200"] == 2
     assert found["attachfs_requests_total", "info,404"] == 1
     assert found["attachfs_requests_failed_total", "info"] == 1
@@ -53,16 +53,16 @@ def test_requests_are_counted_by_kind_and_status_with_a_histogram() -> None:
 
 def test_a_shared_cache_has_its_errors_apart_from_its_misses() -> None:
     shared = {"hits": 5, "misses": 2, "bytes": 70, "uploaded": 1, "off": True, "errors": {"wrong": 3}}
-    found = values(figures(shared_cache=shared))
+    found = values(stats(shared_cache=shared))
     assert found["attachfs_shared_cache_hits_total", ""] == 5
     assert found["attachfs_shared_cache_misses_total", ""] == 2
     assert found["attachfs_shared_cache_errors_total", "wrong"] == 3
     assert found["attachfs_shared_cache_used", ""] == 0
-    assert ("attachfs_shared_cache_used", "") not in values(figures(shared_cache=None))
+    assert ("attachfs_shared_cache_used", "") not in values(stats(shared_cache=None))
 
 
 def test_an_outage_is_told_with_its_length() -> None:
-    found = values(figures(requests={"requests": {}, "unreachable_since": 400}))
+    found = values(stats(requests={"requests": {}, "unreachable_since": 400}))
     assert found["attachfs_ledger_reachable", ""] == 0
     assert found["attachfs_ledger_unreachable_seconds", ""] == 600
 
@@ -72,7 +72,7 @@ def test_a_mount_that_does_not_answer_is_down_and_says_no_more() -> None:
 
 
 def test_what_a_mount_does_not_have_is_left_out() -> None:
-    found = values(figures(requests={}, errors={"mismatch": 2}))
+    found = values(stats(requests={}, errors={"mismatch": 2}))
     assert found["attachfs_refused_total", "mismatch"] == 2
     assert not any(name.startswith(("attachfs_ledger", "attachfs_cache")) for name, _ in found)
 

@@ -147,7 +147,7 @@ class TestMountpoint:
             (State.DEAD, "dead mount"),
             (State.HUNG, "does not answer; first: attachfs umount --lazy"),
         ):
-            monkeypatch.setattr(probe, "ask", lambda _, state=state: (state, b""))
+            monkeypatch.setattr(probe, "probe", lambda _, state=state: (state, b""))
             with pytest.raises(UsageError, match=words):
                 check_mountpoint(tmp_path, {})
 

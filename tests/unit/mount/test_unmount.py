@@ -8,7 +8,7 @@ import pytest
 
 from attachfs.mount import unmount
 from attachfs.mount.mountinfo import Mount, mount_above
-from attachfs.mount.probe import State, ask
+from attachfs.mount.probe import State, probe
 from attachfs.mount.unmount import User, users, who
 
 
@@ -38,8 +38,8 @@ def test_many_are_summed_up() -> None:
 
 
 def test_a_directory_that_is_no_mount_answers_without_a_status(tmp_path: Path) -> None:
-    assert ask(tmp_path) == (State.ALIVE, b"")
-    assert ask(tmp_path / "missing") == (State.ALIVE, b"")
+    assert probe(tmp_path) == (State.ALIVE, b"")
+    assert probe(tmp_path / "missing") == (State.ALIVE, b"")
     assert unmount._watch(b"") is None
     watch = unmount._watch(b'{"pid": %d}' % os.getpid())
     assert watch is not None

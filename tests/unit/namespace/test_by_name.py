@@ -67,7 +67,7 @@ def run(source: FakeSource, work: Callable[[ByName, Ledger], Awaitable[T]]) -> T
 
 
 async def everything(listing: Listing) -> list[str]:
-    while await listing.reach(len(listing.ids)):
+    while await listing.load_to(len(listing.ids)):
         pass
     return listing.ids
 
@@ -176,7 +176,7 @@ def test_a_name_means_the_same_while_a_listing_runs_and_after_it(
 
     async def partly(by_name: ByName, _: Ledger) -> None:
         listing = by_name.assets()
-        await listing.reach(data.draw(st.integers(0, len(assets))))
+        await listing.load_to(data.draw(st.integers(0, len(assets))))
         early = {name: await by_name.resolve(ByNameNode((name,))) for name in listing.ids}
         await everything(listing)
         for name, owner in early.items():
@@ -260,7 +260,7 @@ def test_files_listed_are_opened_unique_and_the_same_in_every_order(
 
         async def listed(by_name: ByName, _: Ledger) -> dict[str, AttachmentRef]:
             found = await by_name.files.all(owner)
-            known = by_name.files.known(owner)
+            known = by_name.files.cached(owner)
             assert known is None or known == found
             return found
 
@@ -371,7 +371,7 @@ async def tree(source: FakeSource, nursery: trio.Nursery) -> Tree:
 
 async def shown(directory: Directory) -> list[str]:
     index = 0
-    while await directory.reach(index):
+    while await directory.load_to(index):
         index += 1
     return [directory[i].name for i in range(index)]
 
@@ -410,7 +410,7 @@ async def test_links_lead_to_the_files_and_tell_their_length(tree: Tree) -> None
     ):
         target = await tree.link_target(node)
         assert target == "../" * len(node.parts) + file.path
-        attributes = tree.known_attributes(node)
+        attributes = tree.cached_attributes(node)
         assert attributes.is_link
         assert not attributes.is_dir
         assert attributes.size == len(target)
@@ -559,7 +559,7 @@ async def test_what_was_listed_opens_even_if_the_service_filters_badly(
     deaf = Deaf()
     deaf.asset_pages = source.asset_pages
     by_name = ByName(Ledger(deaf, nursery))
-    await by_name.assets().reach(0)
+    await by_name.assets().load_to(0)
     assert await by_name.resolve(named(X)) == asset_ref(5)
     await everything(by_name.assets())
     assert await by_name.resolve(named(X)) == ASSET
@@ -582,7 +582,7 @@ async def test_a_service_that_does_not_filter_is_not_believed(
 
 async def test_a_listing_streams(tree: Tree, source: FakeSource) -> None:
     directory = await tree.open_directory(Place.BY_NAME)
-    assert await directory.reach(0)
+    assert await directory.load_to(0)
     assert len(source.calls) == 1
     assert directory.available == 1
 
@@ -598,7 +598,7 @@ async def test_directories_have_their_owners_times_and_attributes(tree: Tree, so
     await tree.lookup(Place.BY_NAME, X)
     await tree.lookup(named(X, "events"), SEALED)
     for node in (named(X), named(X, "events"), named(X, "events", SEALED)):
-        assert tree.known_attributes(node).time_ns == 1_772_448_052 * 10**9
+        assert tree.cached_attributes(node).time_ns == 1_772_448_052 * 10**9
     assert await tree.xattr(named(X, "events", SEALED), "user.event.identity") == EVENT.path.encode()
     assert b"user.asset.identity" in await tree.xattr_names(named(X))
     asked = len(source.calls)
@@ -622,5 +622,5 @@ async def test_what_is_remembered_for_times_is_bounded(
     by_name = ByName(Ledger(source, nursery))
     for name in (X, f"{X} (00000001)", f"{X} ({uuid(1)})"):
         await by_name.resolve(named(name))
-    assert by_name.known_record(named(X)) is None
-    assert by_name.known_record(named(f"{X} ({uuid(1)})")) is not None
+    assert by_name.cached_record(named(X)) is None
+    assert by_name.cached_record(named(f"{X} ({uuid(1)})")) is not None

@@ -63,7 +63,7 @@ async def tree(source: FakeSource, nursery: trio.Nursery) -> Tree:
 
 async def contents(directory: Directory) -> list[Entry]:
     index = 0
-    while await directory.reach(index):
+    while await directory.load_to(index):
         index += 1
     assert directory.available == index
     return [directory[i] for i in range(index)]
@@ -235,7 +235,7 @@ class TestDirectories:
     async def test_assets_come_page_by_page(self, tree: Tree, source: FakeSource) -> None:
         directory = await tree.open_directory(Place.ASSETS)
         assert directory.available == 0
-        assert await directory.reach(0)
+        assert await directory.load_to(0)
         assert directory[0] == Entry(uuid(1), ASSET)
         assert len(source.calls) == 1
         assert await contents(directory) == [Entry(uuid(1), ASSET), Entry(uuid(9), asset_ref(9))]
@@ -265,7 +265,7 @@ class TestDirectories:
         self, tree: Tree, source: FakeSource, mock_clock: MockClock
     ) -> None:
         directory = await tree.open_directory(Place.ASSETS)
-        assert await directory.reach(0)
+        assert await directory.load_to(0)
         mock_clock.jump(1000)
         source.asset_pages[""] = FakePage([asset_record(asset_ref(50))])
         assert await contents(directory) == [Entry(uuid(1), ASSET), Entry(uuid(9), asset_ref(9))]
@@ -282,7 +282,7 @@ class TestDirectories:
     async def test_listing_asks_for_no_info(self, tree: Tree, source: FakeSource) -> None:
         for node in (ROOT, Place.ASSETS, ASSET, EVENTS, EVENT):
             for _, child in await contents(await tree.open_directory(node)):
-                tree.known_attributes(child)
+                tree.cached_attributes(child)
         assert source.count("info") == 0
         # The listings bring the records.
         assert source.count("asset") == source.count("event") == 0
@@ -296,25 +296,25 @@ class TestAttributes:
         assert (found.is_dir, found.size, found.time_ns, found.size_known) == (False, 8, TIME, True)
         assert found.valid_for == 60
         mock_clock.jump(50)
-        assert tree.known_attributes(FILE).valid_for == 10
+        assert tree.cached_attributes(FILE).valid_for == 10
         assert source.calls == [("info", FILE)]
 
     async def test_of_a_file_that_was_not_asked_for_are_not_known_and_must_not_be_kept(
         self, tree: Tree, source: FakeSource
     ) -> None:
-        found = tree.known_attributes(FILE)
+        found = tree.cached_attributes(FILE)
         assert (found.is_dir, found.size_known, found.valid_for) == (False, False, 0)
         assert source.calls == []
 
     async def test_of_a_file_whose_time_is_up_are_not_known(self, tree: Tree, mock_clock: MockClock) -> None:
         await tree.attributes(FILE)
         mock_clock.jump(61)
-        assert not tree.known_attributes(FILE).size_known
+        assert not tree.cached_attributes(FILE).size_known
 
     async def test_of_a_file_that_is_not_there(self, tree: Tree) -> None:
         with pytest.raises(NotFound):
             await tree.attributes(file_ref(99))
-        assert not tree.known_attributes(file_ref(99)).size_known
+        assert not tree.cached_attributes(file_ref(99)).size_known
 
     @pytest.mark.parametrize("file", [FILE, ON_EVENT], ids=path_of)
     @pytest.mark.parametrize("unusable", ["", "yesterday", "1969-01-01T00:00:00Z", None, 7])
@@ -326,7 +326,7 @@ class TestAttributes:
             found = await tree.attributes(file)
             assert (found.time_ns, found.size_known) == (TIME, True)
             assert found.valid_for > 50
-            assert tree.known_attributes(file)[:3] == found[:3]
+            assert tree.cached_attributes(file)[:3] == found[:3]
         assert len(source.calls) == 2
 
     @pytest.mark.parametrize("owner", [AccessDenied("403"), Unreachable("x"), None], ids=repr)
@@ -344,7 +344,7 @@ class TestAttributes:
     ) -> None:
         source.infos[FILE] = info_body(FILE, timestamp_accepted="")
         await tree.ledger.info(FILE)
-        assert not tree.known_attributes(FILE).size_known
+        assert not tree.cached_attributes(FILE).size_known
 
     async def test_what_is_always_there(self, tree: Tree, source: FakeSource) -> None:
         for place in Place:
@@ -520,16 +520,16 @@ class TestExtendedAttributes:
     async def test_names_that_a_listing_brought_are_those_of_the_record_and_cost_no_request(
         self, tree: Tree, source: FakeSource, node: AssetRef | EventRef
     ) -> None:
-        assert tree.known_xattr_names(node) is None
+        assert tree.cached_xattr_names(node) is None
         directory = await tree.open_directory(Place.ASSETS if node == ASSET else EVENTS)
-        while await directory.reach(directory.available):
+        while await directory.load_to(directory.available):
             pass
         source.calls.clear()
-        names = tree.known_xattr_names(node)
+        names = tree.cached_xattr_names(node)
         assert source.calls == []
         assert names
         assert names == await tree.xattr_names(node)
 
     async def test_names_of_what_has_no_record_are_known_to_be_none(self, tree: Tree) -> None:
         for node in (ROOT, Place.ASSETS, EVENTS, ByNameNode(("x", "events")), ByNameNode(("x", "y"))):
-            assert tree.known_xattr_names(node) == []
+            assert tree.cached_xattr_names(node) == []

@@ -53,10 +53,10 @@ async def world(nursery: trio.Nursery) -> World:
 async def test_are_those_that_are_asked_for(world: World) -> None:
     info = await world.ledger.info(FILE)
     everything = world.xattrs.all(FILE, info)
-    assert world.xattrs.known_names(FILE) == [name.encode() for name in everything]
+    assert world.xattrs.cached_names(FILE) == [name.encode() for name in everything]
     for name, value in everything.items():
-        assert world.xattrs.known(FILE, name.encode()) == world.xattrs.value(FILE, info, name) == value
-    assert world.xattrs.known(FILE, b"user.attachment.json") == info.raw
+        assert world.xattrs.cached(FILE, name.encode()) == world.xattrs.value(FILE, info, name) == value
+    assert world.xattrs.cached(FILE, b"user.attachment.json") == info.raw
     assert world.source.count("info") == 1
 
 
@@ -72,105 +72,105 @@ async def test_hash_and_type_need_no_json_and_the_others_need_it_once(
 
     monkeypatch.setattr(model, "flatten", counted)
     for _ in range(3):
-        assert world.xattrs.known(FILE, MIME) == b"text/plain"
-        assert len(world.xattrs.known(FILE, SHA256) or b"") == 64
+        assert world.xattrs.cached(FILE, MIME) == b"text/plain"
+        assert len(world.xattrs.cached(FILE, SHA256) or b"") == 64
     assert read == []
     for _ in range(3):
-        assert world.xattrs.known(FILE, SIZE) == b"8"
-        assert world.xattrs.known_names(FILE)
+        assert world.xattrs.cached(FILE, SIZE) == b"8"
+        assert world.xattrs.cached_names(FILE)
         with pytest.raises(NoAttribute):
-            world.xattrs.known(FILE, b"user.attachment.nothing")
+            world.xattrs.cached(FILE, b"user.attachment.nothing")
     assert len(read) == 1
 
 
 async def test_of_a_file_that_is_not_known_have_to_be_asked_for(world: World) -> None:
-    assert world.xattrs.known(OTHER, SIZE) is None
-    assert world.xattrs.known_names(OTHER) is None
+    assert world.xattrs.cached(OTHER, SIZE) is None
+    assert world.xattrs.cached_names(OTHER) is None
     assert world.source.count("info") == 1
 
 
 @pytest.mark.parametrize("name", [b"user.attachfs.cached", b"user.x", b"user.asset.identity", b"\xff"])
 async def test_what_no_record_has_is_left_to_others(world: World, name: bytes) -> None:
-    assert world.xattrs.known(FILE, name) is None
+    assert world.xattrs.cached(FILE, name) is None
 
 
 async def test_of_a_file_that_is_not_there(world: World) -> None:
     with pytest.raises(NotFound):
         await world.ledger.info(file_ref(9))
     with pytest.raises(NotFound):
-        world.xattrs.known(file_ref(9), SIZE)
+        world.xattrs.cached(file_ref(9), SIZE)
     with pytest.raises(NotFound):
-        world.xattrs.known_names(file_ref(9))
+        world.xattrs.cached_names(file_ref(9))
 
 
 async def test_without_a_sha256_there_is_none(world: World) -> None:
     await world.renew(hash={"alg": "md5", "value": "0" * 32})
     with pytest.raises(NoAttribute):
-        world.xattrs.known(FILE, SHA256)
+        world.xattrs.cached(FILE, SHA256)
 
 
 async def test_an_empty_value_is_a_value(world: World) -> None:
     await world.renew(mime_type="")
-    assert world.xattrs.known(FILE, MIME) == b""
-    assert world.xattrs.known(FILE, b"user.attachment.scanned_bad_reason") == b""
+    assert world.xattrs.cached(FILE, MIME) == b""
+    assert world.xattrs.cached(FILE, b"user.attachment.scanned_bad_reason") == b""
 
 
 async def test_a_type_that_is_too_long_to_be_told_is_not(world: World) -> None:
     await world.renew(mime_type="x" * 65_537)
     with pytest.raises(NoAttribute):
-        world.xattrs.known(FILE, MIME)
+        world.xattrs.cached(FILE, MIME)
 
 
 class TestRecordsThatChange:
     @pytest.fixture(params=[MIME, SIZE], ids=["some", "all"])
     async def world(self, world: World, request: pytest.FixtureRequest) -> World:
-        world.xattrs.known(FILE, request.param)
+        world.xattrs.cached(FILE, request.param)
         return world
 
     async def test_a_newer_one_is_told(self, world: World) -> None:
         await world.renew(mime_type="image/png", size=9)
-        assert world.xattrs.known(FILE, MIME) == b"image/png"
-        assert world.xattrs.known(FILE, SIZE) == b"9"
+        assert world.xattrs.cached(FILE, MIME) == b"image/png"
+        assert world.xattrs.cached(FILE, SIZE) == b"9"
 
     async def test_one_that_is_forgotten_has_to_be_asked_for(self, world: World) -> None:
-        world.ledger.forget()
-        assert world.xattrs.known(FILE, MIME) is None
+        world.ledger.clear()
+        assert world.xattrs.cached(FILE, MIME) is None
 
     async def test_one_whose_time_is_up_has_to_be_asked_for(self, world: World) -> None:
         world.now += 59
-        assert world.xattrs.known(FILE, MIME) == b"text/plain"
+        assert world.xattrs.cached(FILE, MIME) == b"text/plain"
         for later in (1, 100):
             world.now += later
-            assert world.xattrs.known(FILE, MIME) is None
-            assert world.xattrs.known_names(FILE) is None
+            assert world.xattrs.cached(FILE, MIME) is None
+            assert world.xattrs.cached_names(FILE) is None
 
     async def test_what_is_learnt_of_others_changes_nothing(self, world: World) -> None:
         await world.renew(OTHER, mime_type="image/png")
-        assert world.xattrs.known(FILE, MIME) == b"text/plain"
+        assert world.xattrs.cached(FILE, MIME) == b"text/plain"
 
     async def test_one_that_says_that_it_is_gone(self, world: World) -> None:
         world.source.infos[FILE] = NotFound("404")
         with pytest.raises(NotFound):
             await world.ledger.info(FILE, anew=True)
         with pytest.raises(NotFound):
-            world.xattrs.known(FILE, MIME)
+            world.xattrs.cached(FILE, MIME)
 
 
 async def test_only_so_many_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xattrs, "_READY", 2)
     for number in range(10, 15):
         await world.renew(file_ref(number), mime_type=f"text/{number}")
-        world.xattrs.known(file_ref(number), MIME)
+        world.xattrs.cached(file_ref(number), MIME)
     assert len(world.xattrs) == 2
-    assert world.xattrs.known(file_ref(10), MIME) == b"text/10"
+    assert world.xattrs.cached(file_ref(10), MIME) == b"text/10"
 
 
 async def test_names_that_are_no_utf_8_are_answered(world: World) -> None:
     await world.renew(ü="1")
-    assert world.xattrs.known(FILE, "user.attachment.ü".encode()) == b"1"
+    assert world.xattrs.cached(FILE, "user.attachment.ü".encode()) == b"1"
     with pytest.raises(NoAttribute):
-        world.xattrs.known(FILE, b"user.attachment.\xfc")
-    assert json.loads(world.xattrs.known(FILE, b"user.attachment.json") or b"")["ü"] == "1"
+        world.xattrs.cached(FILE, b"user.attachment.\xfc")
+    assert json.loads(world.xattrs.cached(FILE, b"user.attachment.json") or b"")["ü"] == "1"
 
 
 @pytest.mark.parametrize("length", [65_535, 65_536, 65_537, 131_072, 200_000])
@@ -202,8 +202,8 @@ async def test_a_files_record_comes_in_pieces_whether_it_is_known_or_not(world: 
     await world.renew(long="x" * 70_000)
     whole = world.source.infos[FILE]
     assert isinstance(whole, bytes)
-    assert world.xattrs.known(FILE, b"user.attachment.json.0") == whole[:65_536]
-    assert world.xattrs.known(FILE, b"user.attachment.json.1") == whole[65_536:]
+    assert world.xattrs.cached(FILE, b"user.attachment.json.0") == whole[:65_536]
+    assert world.xattrs.cached(FILE, b"user.attachment.json.1") == whole[65_536:]
     info = await world.ledger.info(FILE)
     assert world.xattrs.value(FILE, info, "user.attachment.json.1") == whole[65_536:]
 
@@ -281,8 +281,8 @@ def test_no_record_makes_a_list_too_long_or_unsafe_and_every_listed_name_has_a_v
 async def test_a_name_with_control_characters_is_listed_escaped_and_found_so(world: World) -> None:
     await world.renew(FILE, **{"\x1b[2J\n\u202e": "1"})
     name = rb"user.attachment.\x1b[2J\n\u202e"
-    assert name in (world.xattrs.known_names(FILE) or ())
-    assert world.xattrs.known(FILE, name) == b"1"
+    assert name in (world.xattrs.cached_names(FILE) or ())
+    assert world.xattrs.cached(FILE, name) == b"1"
 
 
 def test_a_record_deeper_than_the_stack_has_attributes_or_is_a_bad_answer() -> None:

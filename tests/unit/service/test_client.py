@@ -194,9 +194,9 @@ async def test_a_blob_is_streamed_and_everything_given_back(clock: MockClock) ->
     async with client_of(service) as client:
         async with open_blob(client, FILE) as body:
             assert (body.offset, body.length, body.etag) == (0, SIZE, '"v1"')
-            assert client.stats.of("blob").in_flight == 1
+            assert client.transport.stats.of("blob").in_flight == 1
             assert await read(body) == DATA
-        counters = client.stats.of("blob")
+        counters = client.transport.stats.of("blob")
         assert (counters.requests, counters.bytes, counters.in_flight) == (1, SIZE, 0)
         assert client.transport.limiter.in_flight == 0
     assert "Range" not in service.requests[0].headers
@@ -526,8 +526,8 @@ async def test_figures_count_by_kind_and_hold_no_secret(clock: MockClock) -> Non
         await client.asset(ASSET)
         with pytest.raises(NotFound):
             await client.event(EVENT)
-        figures = client.figures()
-    info, event = figures["requests"]["info"], figures["requests"]["event"]
+        stats = client.stats()
+    info, event = stats["requests"]["info"], stats["requests"]["event"]
     assert info == {
         "requests": 2,
         "retries": 0,
@@ -540,7 +540,7 @@ async def test_figures_count_by_kind_and_hold_no_secret(clock: MockClock) -> Non
         "latencies": [0] * 8 + [2] + [0] * 4,
     }
     assert (event["requests"], event["errors"]) == (1, 1)
-    assert TOKEN not in str(figures)
+    assert TOKEN not in str(stats)
 
 
 async def test_a_client_needs_a_usable_address(clock: MockClock) -> None:

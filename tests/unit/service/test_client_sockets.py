@@ -630,7 +630,7 @@ async def test_a_certificate_of_the_given_authority_is_trusted_and_others_are_no
             assert type(problem) is Unreachable
             assert "TLS: the certificate is refused: " in problem.reason
             assert "unable to get local issuer certificate" in problem.reason
-            assert client.stats.of("info").requests == 1, "no retry mends a certificate"
+            assert client.transport.stats.of("info").requests == 1, "no retry mends a certificate"
 
 
 async def test_a_certificate_for_another_host_is_refused(clock: MockClock, tmp_path: Path) -> None:

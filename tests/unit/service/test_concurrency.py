@@ -40,11 +40,11 @@ async def test_metadata_goes_first_and_each_kind_in_its_order() -> None:
         for name, bulk in [("blob 1", True), ("blob 2", True), ("info 1", False), ("info 2", False)]:
             nursery.start_soon(partial(ask, name, bulk=bulk))
             await wait_all_tasks_blocked()
-        assert limiter.waiting == 4
+        assert limiter.queued == 4
         assert slot.release()
         assert not slot.release()
     assert order == ["info 1", "info 2", "blob 1", "blob 2"]
-    assert (limiter.in_flight, limiter.waiting) == (0, 0)
+    assert (limiter.in_flight, limiter.queued) == (0, 0)
 
 
 async def test_blobs_have_their_share_while_much_metadata_waits() -> None:
@@ -85,7 +85,7 @@ async def test_a_cancelled_wait_leaves_no_trace_even_if_it_was_just_granted() ->
         await wait_all_tasks_blocked()
         slot.release()  # grants one
         nursery.cancel_scope.cancel()  # and at the same moment both are cancelled
-    assert (limiter.in_flight, limiter.waiting) == (0, 0)
+    assert (limiter.in_flight, limiter.queued) == (0, 0)
     with trio.fail_after(0):
         await limiter.acquire(bulk=False)
 

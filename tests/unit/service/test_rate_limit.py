@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs.errors import RateLimited
-from attachfs.service.rate_limit import RateLimitGate, asked_wait
+from attachfs.service.rate_limit import RateLimitGate, requested_wait
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
@@ -69,7 +69,7 @@ def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_longer_sane_wait_is_taken(headers: dict[str, str], wait: float | None) -> None:
-    assert asked_wait(headers, NOW) == wait
+    assert requested_wait(headers, NOW) == wait
 
 
 def test_a_gate_stays_shut_for_as_long_as_asked(clock: Hands) -> None:

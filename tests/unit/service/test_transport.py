@@ -143,7 +143,7 @@ async def test_what_passes_by_itself_is_not_seen(
     service = Service(passing, OK)
     async with client_of(service) as client:
         assert await client.info(FILE) == b'{"size":1}'
-        counters = client.stats.of("info")
+        counters = client.transport.stats.of("info")
     assert (counters.requests, counters.retries, counters.errors, counters.in_flight) == (2, 1, 0, 0)
     assert counters.bytes >= 10
 
@@ -242,7 +242,7 @@ async def test_a_body_beyond_all_bounds_is_given_up_early(
     async with client_of(service) as client:
         with pytest.raises(BadAnswer, match=f"longer than {limit} bytes"):
             await ask(client)
-        kinds = client.stats.figures().values()
+        kinds = client.transport.stats.as_dict().values()
         assert sum(kind["bytes"] for kind in kinds) <= (0 if announced else limit + len(piece))
     assert endless.closed
     assert len(service.requests) == 1
@@ -465,7 +465,7 @@ async def test_a_429_stops_everybody_for_as_long_as_it_says(clock: MockClock) ->
         await wait_all_tasks_blocked()
         clock.autojump_threshold = 0
         assert len(service.requests) == 1
-        assert client.figures()["rate_limited_for_s"] > 0
+        assert client.stats()["rate_limited_for_s"] > 0
         assert client.transport.limiter.limit == 4
     assert len(service.requests) == 6
     assert all(5.5 <= at <= 5.5 * 1.1 for at in service.times[1:])
@@ -530,7 +530,7 @@ async def test_hundreds_of_slow_downloads_do_not_keep_metadata_waiting(clock: Mo
         for number in range(200):
             nursery.start_soon(download, number)
         await wait_all_tasks_blocked()
-        assert client.stats.of("blob").in_flight == 24
+        assert client.transport.stats.of("blob").in_flight == 24
         began = clock.current_time()
         for number in range(100):
             await client.info(file_ref(number))
@@ -578,7 +578,7 @@ async def test_an_outage_makes_requests_fail_at_once_and_ends_by_itself(clock: M
             assert type(result) is Unreachable
             assert "out of reach since" in result.reason
         assert (len(service.requests), clock.current_time()) == (asked, began)
-        assert client.figures()["unreachable_since"] is not None
+        assert client.stats()["unreachable_since"] is not None
         await trio.sleep(300)
         assert len(probes(service)) < 300 / 6 + 10, "one in six seconds"
         service.script[:] = [OK]
@@ -587,7 +587,7 @@ async def test_an_outage_makes_requests_fail_at_once_and_ends_by_itself(clock: M
             await trio.sleep(0.5)
         assert clock.current_time() - began <= 7
         assert isinstance(await outcome(client), bytes)
-        assert client.figures()["unreachable_since"] is None
+        assert client.stats()["unreachable_since"] is None
 
 
 async def test_silence_counts_as_an_outage_and_lets_one_request_wait_and_the_others_fail_at_once(
@@ -754,7 +754,7 @@ async def test_a_cancelled_request_gives_everything_back(clock: MockClock) -> No
             with trio.move_on_after(1):
                 await client.info(FILE)
             assert client.transport.limiter.in_flight == 0
-            assert client.stats.of("info").in_flight == 0
+            assert client.transport.stats.of("info").in_flight == 0
     assert pieces.closed
 
 

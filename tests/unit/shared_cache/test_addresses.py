@@ -11,7 +11,7 @@ from attachfs.model import Digest
 from attachfs.shared_cache.aws_credentials import AwsEnvironment
 from attachfs.shared_cache.connect import open_store
 from attachfs.shared_cache.http_address import HttpAddress, authorization_of
-from attachfs.shared_cache.objects import EMPTY_SHA256, Listed, Trouble
+from attachfs.shared_cache.objects import EMPTY_SHA256, Listed, StoreError
 from attachfs.shared_cache.s3_address import S3Address
 from attachfs.shared_cache.sigv4 import AwsKeys
 
@@ -182,13 +182,13 @@ async def test_a_process_gives_credentials_until_shortly_before_their_end(tmp_pa
 @pytest.mark.parametrize("command", ["false", "echo nothing", "/nonexistent/program", "echo {}"])
 async def test_a_process_that_fails_is_told_without_what_it_printed(tmp_path: Path, command: str) -> None:
     home = profile(tmp_path, "", f"[default]\ncredential_process = {command}\n")
-    with pytest.raises(Trouble, match="credential_process failed") as raised:
+    with pytest.raises(StoreError, match="credential_process failed") as raised:
         await AwsEnvironment({}, home).keys()
     assert "nothing" not in raised.value.reason
 
 
 async def test_without_credentials_it_says_where_they_are_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match="set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID"):
         await AwsEnvironment({}, tmp_path).keys()
 
 

@@ -77,7 +77,7 @@ class Story:
         return laid
 
 
-class Teller:
+class StoryWriter:
     """Puts assets, events and blobs into a store under identities made from names."""
 
     def __init__(self, store: Store) -> None:
