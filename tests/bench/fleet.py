@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.mount.conftest import run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, Served, serve
-from tests.mount.shared_stores import run_nginx
+from tests.services.shared_stores import run_nginx
+from tests.services.threaded_ledger import Handler, ScriptedLedger, Served, serve
 
 _PATIENCE = 3600.0  # seconds
 

@@ -18,7 +18,7 @@ import pytest
 
 from attachfs.demo.spawn import DemoServer, spawn_server
 from attachfs.mount.mountinfo import mount_at
-from tests.mount.scripted import Served
+from tests.services.threaded_ledger import Served
 
 ENDS_WITHIN = 30  # seconds
 
@@ -192,3 +192,52 @@ def either(request: pytest.FixtureRequest, mount: Mount) -> Mount:
     if request.param == "ledger":
         return mount
     return functools.partial(mount, archive=request.getfixturevalue("bag"))
+
+
+class Program:
+    """The program, at home in a directory of its own."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.environ = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("ATTACHFS_", "DATATRAILS_"))},
+            "HOME": str(base),
+            "XDG_STATE_HOME": str(base / "state"),
+            "XDG_CACHE_HOME": str(base / "xdg-cache"),
+            "XDG_CONFIG_HOME": str(base / "config"),
+            "ATTACHFS_CACHE_MIN_FREE": "0",  # however full this machine's disk is
+        }
+
+    def __call__(self, *arguments: object, check: int | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "attachfs", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=self.environ,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        if check is not None:
+            assert done.returncode == check, done.stdout + done.stderr
+        return done
+
+    def doctor(self, *arguments: object) -> tuple[int, dict[str, dict[str, str]]]:
+        """Return the exit code and the findings by what was checked, as if ours were the only mounts."""
+        done = self("doctor", "--json", *arguments)
+        findings = [json.loads(line) for line in done.stdout.splitlines()]
+        assert done.returncode == exit_code(findings), done.stdout
+        ours = [one for one in findings if one["check"] != "mount" or str(self.base) in one["detail"]]
+        return exit_code(ours), {one["check"]: one for one in ours}
+
+
+def exit_code(findings: list[dict[str, str]]) -> int:
+    states = {one["state"] for one in findings}
+    return 1 if "WRONG" in states else 3 if "unknown" in states else 0
+
+
+@pytest.fixture
+def attachfs(tmp_path: Path) -> Program:
+    """Return the program, at home in the test's own directory."""
+    return Program(tmp_path)

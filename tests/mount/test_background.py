@@ -12,7 +12,7 @@ import pytest
 
 from attachfs.demo.spawn import DemoServer
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, serve
 
 # In the mount's process: this function raises what no part of attachfs expects, the first `times` times.
 _BREAK = """

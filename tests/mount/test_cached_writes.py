@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tests.mount.conftest import run_mount
-from tests.mount.scripted import ScriptedLedger, serve
+from tests.services.threaded_ledger import ScriptedLedger, serve
 
 WRITES = 80
 READERS = 3

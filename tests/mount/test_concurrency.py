@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from tests.mount.conftest import run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, serve
 
 
 def test_hundreds_of_slow_opens_do_not_hold_up_a_stat_or_a_directory(tmp_path: Path) -> None:

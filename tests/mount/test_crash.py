@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, Served, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, Served, serve
 
 # At random instants. Each step of the cache has its turn in tests/unit/cache/test_cache_crash.py, which kills
 # before every system call; what is left for chance is readers, downloads and the mount around it.

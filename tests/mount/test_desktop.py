@@ -14,7 +14,7 @@ import pytest
 
 from attachfs.demo.spawn import DemoServer, spawn_server
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import ScriptedLedger, serve
+from tests.services.threaded_ledger import ScriptedLedger, serve
 
 MiB = 2**20
 VESSEL = "by-name/MV Northern Tern"

@@ -15,7 +15,8 @@ import pytest
 
 from attachfs import errors
 from attachfs.errors import ERRNO, AttachfsError, errno_of
-from tests.mount.faulty import TOKEN, Case, Exchange, Lane, lane, serving, status
+from tests.mount.lane import Lane, lane
+from tests.services.faulty_ledger import TOKEN, Case, Exchange, serving, status
 
 TIMEOUT = 2
 SLACK = 3

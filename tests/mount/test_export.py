@@ -16,7 +16,7 @@ import pytest
 from attachfs.demo.spawn import DemoServer
 from tests.mount.conftest import Mounted, run_mount
 from tests.mount.oracle import Recorded, directories_and_files
-from tests.mount.scripted import ScriptedLedger, serve
+from tests.services.threaded_ledger import ScriptedLedger, serve
 
 logging.getLogger("bagit").setLevel(logging.CRITICAL)
 

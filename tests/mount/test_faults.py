@@ -19,23 +19,21 @@ from typing import Any
 
 import pytest
 
-from tests.mount.faulty import (
+from tests.mount.lane import Held, Lane, lane
+from tests.services.faulty_ledger import (
     PLACES,
     Case,
     Exchange,
-    Held,
-    Lane,
     Script,
     at_first,
     at_place,
     body,
     chunked,
-    lane,
     serving,
     status,
     value,
 )
-from tests.mount.scripted import identity
+from tests.services.threaded_ledger import identity
 
 MiB = 2**20
 TIMEOUT = 2  # seconds

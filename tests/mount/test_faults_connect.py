@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.mount.faulty import TOKEN, Case, Lane, Ledger, lane, serving, status
+from tests.mount.lane import Lane, lane
+from tests.services.faulty_ledger import TOKEN, Case, Ledger, serving, status
 
 TIMEOUT = 2
 SLACK = 4

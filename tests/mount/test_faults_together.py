@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.faulty import TOKEN, Case, Exchange, Lane, lane, serving, status
+from tests.mount.lane import Lane, lane
+from tests.services.faulty_ledger import TOKEN, Case, Exchange, serving, status
 
 SLACK = 4
 

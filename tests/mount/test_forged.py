@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.faulty import Case, Exchange, Lane, Reply, lane
+from tests.mount.lane import Lane, lane
+from tests.services.faulty_ledger import Case, Exchange, Reply
 
 JSON = (("Content-Type", "application/json"),)
 PAGE = b"<!DOCTYPE html><html><body>Log in</body></html>"

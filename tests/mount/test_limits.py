@@ -14,7 +14,7 @@ import pytest
 from attachfs.demo.spawn import DemoServer
 from attachfs.mount.mountinfo import mount_at
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import ScriptedLedger, serve
+from tests.services.threaded_ledger import ScriptedLedger, serve
 
 _LIMIT = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
 

@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 
 from attachfs.demo.spawn import DemoServer, spawn_server
-from tests.mount.conftest import Mount
-from tests.mount.test_commands import Program, attachfs
-
-__all__ = ["attachfs"]  # the fixture
+from tests.mount.conftest import Mount, Program
 
 
 def test_a_listing_shows_what_is_recorded_and_downloads_nothing(

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, identity, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, identity, serve
 
 KiB, MiB = 1024, 2**20
 WITHHELD = 128 * KiB  # bytes at the end that a stream keeps back until the whole is right

@@ -15,7 +15,7 @@ import pytest
 from attachfs.demo.spawn import spawn_server
 from tests.mount.conftest import run_mount
 from tests.mount.oracle import directories_and_files
-from tests.mount.scripted import identity
+from tests.services.threaded_ledger import identity
 
 
 def errno_of(path: Path) -> int:

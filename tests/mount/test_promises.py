@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.mount.conftest import run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, identity, send, send_json, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, identity, send, send_json, serve
 
 CONTENT = random.Random(1).randbytes(200 * 1024)
 

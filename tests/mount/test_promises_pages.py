@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, identity, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, identity, serve
 
 KiB, MiB = 1024, 2**20
 SIZE = MiB + 1

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, serve
 
 KiB, MiB = 2**10, 2**20
 BLOCK = 128 * KiB

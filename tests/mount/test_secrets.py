@@ -23,7 +23,7 @@ import pytest
 import trustme
 
 from tests.mount.conftest import ENDS_WITHIN
-from tests.mount.faulty import Case, Exchange, Ledger, body, serving, status
+from tests.services.faulty_ledger import Case, Exchange, Ledger, body, serving, status
 
 pytestmark = pytest.mark.slow
 

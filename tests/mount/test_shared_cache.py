@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import ScriptedLedger, Served, serve
-from tests.mount.shared_stores import SharedStore, run_nginx, run_s3
+from tests.services.shared_stores import SharedStore, run_nginx, run_s3
+from tests.services.threaded_ledger import ScriptedLedger, Served, serve
 
 COUNT = 12
 

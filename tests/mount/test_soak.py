@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.faulty import TOKEN, Case, Exchange, Lane, Ledger, at_place, lane, serving
+from tests.mount.lane import Lane, lane
+from tests.services.faulty_ledger import TOKEN, Case, Exchange, Ledger, at_place, serving
 
 ASSETS = 40
 TIMEOUT = 4

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import Handler, ScriptedLedger, send, serve
+from tests.services.threaded_ledger import Handler, ScriptedLedger, send, serve
 
 ROOT = Path(__file__).parents[2]
 Watched = Callable[..., contextlib.AbstractContextManager[Mounted]]

@@ -269,3 +269,11 @@ def test_the_linter_names_the_same_packages() -> None:
         name.removesuffix("/*") for name, rules in lint["per-file-ignores"].items() if "TID251" in rules
     }
     assert excused - {"tests"} == {f"attachfs/{name}" for names in KNOWS.values() for name in names}
+
+
+def test_no_test_module_imports_from_another() -> None:
+    imports = re.compile(
+        r"^\s*(?:from|import) (tests\.\S*\btest_\w+)|^from tests\S* import .*\btest_", re.MULTILINE
+    )
+    found = {path.name: imports.findall(path.read_text()) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert not {name: modules for name, modules in found.items() if modules}

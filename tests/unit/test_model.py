@@ -14,7 +14,7 @@ from attachfs import model
 from attachfs.errors import BadAnswer
 from attachfs.model import AssetRef, AttachmentRef, Digest, EventRef
 from attachfs.service.pages import parse_page
-from tests.unit.fakes import as_json, attribute, file_ref, info_body, uuid
+from tests.services.memory_source import as_json, attribute, file_ref, info_body, uuid
 
 HEX = hashlib.sha256(b"evidence").hexdigest()
 SHA = Digest("sha256", HEX)

@@ -10,7 +10,15 @@ from attachfs.archive.entries import Exported
 from attachfs.archive.journal import Journal
 from attachfs.archive.writer import finish, write_file
 from attachfs.model import AssetRef, AttachmentRef, EventRef
-from tests.unit.fakes import as_json, asset_record, attribute, event_record, file_ref, info_body, uuid
+from tests.services.memory_source import (
+    as_json,
+    asset_record,
+    attribute,
+    event_record,
+    file_ref,
+    info_body,
+    uuid,
+)
 
 URL = "https://ledger.example"
 ASSET = AssetRef("assets", uuid(1))

@@ -16,7 +16,7 @@ from attachfs.archive.layout import (
     record_path,
 )
 from attachfs.model import AssetRef, AttachmentRef, EventRef
-from tests.unit.fakes import uuid
+from tests.services.memory_source import uuid
 
 A, E, F = uuid(1), uuid(2), uuid(3)
 

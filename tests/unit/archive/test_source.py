@@ -12,8 +12,8 @@ from attachfs.archive.source import Archive, BagSource
 from attachfs.blobs.pins import PinStatus
 from attachfs.errors import BadAnswer, IntegrityError, NotFound, ScanRefused, Unreachable
 from attachfs.model import AssetRef, AttachmentRef, Digest
+from tests.services.memory_source import asset_ref, file_ref, uuid
 from tests.unit.archive.bags import ASSET, BAD, CONTENTS, EVENT, PAPER, PHOTO, URL, make_bag, records, sha256
-from tests.unit.fakes import asset_ref, file_ref, uuid
 
 
 def digest(ref: AttachmentRef) -> Digest:

@@ -20,7 +20,7 @@ from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
 from attachfs.errors import BadAnswer, IntegrityError, NoSpace, Unexpected, Unreachable
 from attachfs.model import AttachmentRef, Digest
 from attachfs.units import MinFree
-from tests.unit.fakes import FakeBytes, Piece, Transfer, file_ref
+from tests.services.memory_source import FakeBytes, Piece, Transfer, file_ref
 
 REF = file_ref()
 DATA = bytes(range(256)) * 4096  # 1 MiB

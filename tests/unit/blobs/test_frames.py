@@ -15,7 +15,8 @@ from attachfs.cache.disk_cache import DiskCache
 from attachfs.ledger.view import Ledger
 from attachfs.service import wire
 from attachfs.units import MinFree
-from tests.unit.fakes import (
+from tests.services.http_in_process import raw_server, real_client
+from tests.services.memory_source import (
     FakeSource,
     as_json,
     asset_record,
@@ -24,7 +25,6 @@ from tests.unit.fakes import (
     file_ref,
     info_body,
 )
-from tests.unit.scripted import raw_server, real_client
 
 HANDLER = 2  # of the FUSE layer, which pyfuse3 calls
 AT_MOST = 12

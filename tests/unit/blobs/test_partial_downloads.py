@@ -12,8 +12,8 @@ from attachfs.blobs.download import NO_PAUSE, WITHHELD, PausePolicy
 from attachfs.blobs.handle import BlobHandle
 from attachfs.errors import BadAnswer, IntegrityError, Unreachable
 from attachfs.model import AttachmentRef
+from tests.services.memory_source import Piece, Transfer, file_ref
 from tests.unit.blobs.world import World, descriptors, digest_of, flipped
-from tests.unit.fakes import Piece, Transfer, file_ref
 
 FILE = file_ref(3)
 KiB, MiB = 2**10, 2**20

@@ -14,8 +14,8 @@ from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.withholding import WITHHELD
 from attachfs.errors import AttachfsError, IntegrityError, Unreachable
+from tests.services.memory_source import Transfer, file_ref
 from tests.unit.blobs.world import World, digest_of, flipped
-from tests.unit.fakes import Transfer, file_ref
 
 FILE = file_ref(3)
 KiB, MiB = 2**10, 2**20

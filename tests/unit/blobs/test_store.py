@@ -27,8 +27,7 @@ from attachfs.errors import (
     errno_of,
 )
 from attachfs.model import AttachmentRef
-from tests.unit.blobs.world import MakeWorld, World, descriptors, digest_of, flipped
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     as_json,
     asset_record,
     asset_ref,
@@ -36,6 +35,7 @@ from tests.unit.fakes import (
     file_ref,
     info_body,
 )
+from tests.unit.blobs.world import MakeWorld, World, descriptors, digest_of, flipped
 
 FILE, OTHER = file_ref(3), file_ref(4)
 SMALL = b"evidence" * 1000

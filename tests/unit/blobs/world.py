@@ -13,7 +13,7 @@ from attachfs.cache.disk_cache import DiskCache
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef, Digest
 from attachfs.units import MinFree
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakeBytes,
     FakeSource,
     as_json,

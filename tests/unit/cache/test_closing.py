@@ -15,7 +15,7 @@ import pytest
 from attachfs.cache.disk_cache import DiskCache, Writer
 from attachfs.errors import TooManyFiles
 from attachfs.units import MinFree
-from tests.unit.cache.test_disk_cache import blob_of, digest_of, put
+from tests.unit.cache.blobs import blob_of, digest_of, put
 
 MIB = 2**20
 

@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
-import random
 import shutil
 import stat
 import subprocess
@@ -24,6 +22,7 @@ from attachfs.cache.quarantine import QuarantineNote
 from attachfs.errors import NoSpace, Unexpected, UsageError
 from attachfs.model import Digest
 from attachfs.units import MinFree
+from tests.unit.cache.blobs import blob_of, digest_of, get, path_of, put
 
 # The children touch nothing that another thread could hold; later Pythons warn of any fork beside threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -33,33 +32,6 @@ MIB = 1 << 20
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def digest_of(data: bytes, alg: str = "sha256") -> Digest:
-    return Digest(alg, hashlib.new(alg, data).hexdigest())
-
-
-def blob_of(number: int, size: int = 10_000) -> bytes:
-    return random.Random(number).randbytes(size)
-
-
-def path_of(cache: DiskCache, data: bytes, alg: str = "sha256") -> Path:
-    digest = digest_of(data, alg)
-    return cache.root / "blobs" / alg / digest.hex[:2] / digest.hex
-
-
-def put(cache: DiskCache, data: bytes, alg: str = "sha256") -> None:
-    writer = cache.reserve(len(data))
-    writer.write(data, 0)
-    writer.admit(digest_of(data, alg)).close()
-
-
-def get(cache: DiskCache, data: bytes) -> bytes | None:
-    blob = cache.open(digest_of(data), len(data))
-    if blob is None:
-        return None
-    with blob:
-        return blob.pread(len(data) + 1, 0)
 
 
 def note(expected: bytes, got: bytes) -> QuarantineNote:

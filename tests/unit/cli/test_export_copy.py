@@ -16,8 +16,8 @@ from attachfs.cli.export_copy import Copier, stamp_of
 from attachfs.cli.export_scan import Scanner, Source
 from attachfs.cli.verify_bag import is_bag
 from attachfs.errors import NoSpace, Unexpected, UsageError
+from tests.services.memory_source import info_body
 from tests.unit.archive.bags import PHOTO, entry_of, sha256
-from tests.unit.fakes import info_body
 
 DATA = os.urandom(300_000)
 

@@ -16,7 +16,15 @@ from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.namespace.directory import Entry
 from attachfs.namespace.nodes import EventsDir, Node, Place
 from attachfs.namespace.tree import Tree
-from tests.unit.fakes import FakePage, FakeSource, as_json, asset_record, attribute, event_record, uuid
+from tests.services.memory_source import (
+    FakePage,
+    FakeSource,
+    as_json,
+    asset_record,
+    attribute,
+    event_record,
+    uuid,
+)
 
 T = TypeVar("T")
 ASSETS = 1000

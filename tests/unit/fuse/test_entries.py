@@ -15,7 +15,7 @@ from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef
 from attachfs.namespace.nodes import ROOT, Node, Place
 from attachfs.namespace.tree import Attributes, Tree
-from tests.unit.fakes import FakeSource, event_ref, file_ref, info_body
+from tests.services.memory_source import FakeSource, event_ref, file_ref, info_body
 
 EVENT, FILE, OTHER = event_ref(), file_ref(3, event=2), file_ref(4, event=2)
 TIME = 1_672_531_200 * 10**9

@@ -9,7 +9,7 @@ from attachfs.errors import NotFound, Unexpected
 from attachfs.fuse import inodes
 from attachfs.fuse.inodes import ROOT_INODE, HandleTable, Inode, InodeTable
 from attachfs.namespace.nodes import ROOT, EventsDir, Node, Place, path_of
-from tests.unit.fakes import asset_ref, event_ref, file_ref, uuid
+from tests.services.memory_source import asset_ref, event_ref, file_ref, uuid
 
 NODES: list[Node] = [
     Place.ASSETS,

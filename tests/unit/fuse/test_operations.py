@@ -23,7 +23,7 @@ from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef
 from attachfs.namespace.nodes import Node
 from attachfs.namespace.tree import Tree
-from tests.unit.fakes import FakeSource, event_ref, file_ref, info_body
+from tests.services.memory_source import FakeSource, event_ref, file_ref, info_body
 
 EVENT, FILE, OTHER = event_ref(), file_ref(3, event=2), file_ref(4, event=2)
 CTX = pyfuse3.RequestContext()

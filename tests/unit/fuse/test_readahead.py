@@ -11,7 +11,7 @@ from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef, EventRef
 from attachfs.namespace.nodes import EventsDir, Place, path_of
 from attachfs.namespace.tree import Tree
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakePage,
     FakeSource,
     as_json,

@@ -15,7 +15,7 @@ from attachfs.ledger import all_events as all_events_module
 from attachfs.ledger.all_events import BulkEvents
 from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.model import AssetRef, Event
-from tests.unit.fakes import asset_ref, event_ref, uuid
+from tests.services.memory_source import asset_ref, event_ref, uuid
 
 Pages = dict[str, tuple[list[tuple[str, Event]], str] | Exception]
 

@@ -12,7 +12,7 @@ from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.offline import RecordingSource, StoredAnswers
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef
-from tests.unit.fakes import FakeSource, file_ref, info_body
+from tests.services.memory_source import FakeSource, file_ref, info_body
 
 
 class LookingBack(FakeSource):

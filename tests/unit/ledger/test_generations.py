@@ -11,7 +11,7 @@ from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.derived import Derived
 from attachfs.ledger.offline import RecordingSource, StoredAnswers
 from attachfs.ledger.view import Ledger
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakePage,
     FakeSource,
     as_json,

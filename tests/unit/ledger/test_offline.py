@@ -8,7 +8,7 @@ import pytest
 from attachfs.errors import Unreachable
 from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.offline import OfflineSource, RecordingSource, StoredAnswers
-from tests.unit.fakes import FakePage, FakeSource, asset_ref, event_record, event_ref
+from tests.services.memory_source import FakePage, FakeSource, asset_ref, event_record, event_ref
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from attachfs.errors import NotFound
 from attachfs.ledger.record_tables import AssetTable, EventTable, pack_event, unpack_events
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
-from tests.unit.fakes import asset_ref, event_ref, uuid
+from tests.services.memory_source import asset_ref, event_ref, uuid
 
 TEXT = st.text(max_size=20)  # of any code points but surrogates
 IDS = st.uuids().map(str)

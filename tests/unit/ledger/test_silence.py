@@ -16,7 +16,7 @@ from attachfs.ledger.offline import RecordingSource, StoredAnswers
 from attachfs.ledger.view import Ledger
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.nodes import ByNameNode
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakePage,
     FakeSource,
     as_json,

@@ -22,7 +22,7 @@ from attachfs.ledger import records as records_module
 from attachfs.ledger.ttl_cache import TTLCache
 from attachfs.ledger.view import Ledger
 from attachfs.model import AssetRef, Digest
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakePage,
     FakeSource,
     as_json,

@@ -30,7 +30,7 @@ from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory
 from attachfs.namespace.nodes import ByNameNode, Place, parent_of, path_of
 from attachfs.namespace.tree import Tree
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakePage,
     FakeSource,
     as_json,

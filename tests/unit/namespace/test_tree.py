@@ -21,7 +21,7 @@ from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.namespace.directory import Directory, Entry
 from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, parent_of, path_of
 from attachfs.namespace.tree import Tree
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakePage,
     FakeSource,
     as_json,

@@ -15,7 +15,7 @@ from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.namespace import xattrs
 from attachfs.namespace.tree import Tree
 from attachfs.namespace.xattrs import FileXattrs
-from tests.unit.fakes import (
+from tests.services.memory_source import (
     FakeSource,
     as_json,
     asset_record,

@@ -32,7 +32,7 @@ from attachfs.service.auth import (
     TokenFile,
     jwt_expiry,
 )
-from tests.unit.scripted import TOKEN, Service
+from tests.services.http_in_process import TOKEN, Service
 
 SECRET = "correct-horse-battery-staple"
 

@@ -23,7 +23,7 @@ from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.service.auth import NoAuth
 from attachfs.service.blob_stream import StalledError
 from attachfs.service.client import BlobBody, Chunk, Client
-from tests.unit.scripted import (
+from tests.services.http_in_process import (
     ASSET,
     EVENT,
     FILE,

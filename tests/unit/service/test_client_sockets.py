@@ -27,7 +27,7 @@ from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.pool import ClockJumps, Http1Pool
 from attachfs.service.wire import Wire, connect
-from tests.unit.scripted import FILE, TOKEN, FakeAuth, open_blob, raw_server, real_client
+from tests.services.http_in_process import FILE, TOKEN, FakeAuth, open_blob, raw_server, real_client
 
 DATA = bytes(range(256)) * 4000  # about a megabyte
 SIZE = len(DATA)

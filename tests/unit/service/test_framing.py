@@ -23,7 +23,7 @@ from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.http1 import UnsolicitedError
 from attachfs.service.pool import Http1Pool
-from tests.unit.scripted import FILE, file_ref, raw_server
+from tests.services.http_in_process import FILE, file_ref, raw_server
 
 QUIET = 0.05
 FORGED = {

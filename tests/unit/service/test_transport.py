@@ -29,7 +29,7 @@ from attachfs.service import connections
 from attachfs.service.auth import Auth, NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.messages import redirect_target
-from tests.unit.scripted import (
+from tests.services.http_in_process import (
     ASSET,
     FILE,
     ONE,

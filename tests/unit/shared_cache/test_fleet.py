@@ -16,7 +16,7 @@ from attachfs.shared_cache.objects import ObjectStore
 from attachfs.shared_cache.policy import SharedCache
 from attachfs.shared_cache.source import SharedCacheSource
 from attachfs.shared_cache.uploads import add
-from tests.unit.fakes import FakeBytes, file_ref
+from tests.services.memory_source import FakeBytes, file_ref
 
 BLOBS = {file_ref(n): random.Random(n).randbytes(20_000 + n) for n in range(50)}
 

@@ -16,7 +16,7 @@ from attachfs.shared_cache.http_address import HttpAddress
 from attachfs.shared_cache.objects import FIRST_BYTE, ObjectStore
 from attachfs.shared_cache.policy import SharedCache
 from attachfs.shared_cache.source import HEDGE, SharedCacheSource
-from tests.unit.fakes import FakeBytes, file_ref
+from tests.services.memory_source import FakeBytes, file_ref
 
 REF = file_ref()
 DATA = bytes(range(256)) * 1000

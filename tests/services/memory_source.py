@@ -1,4 +1,4 @@
-"""Small fakes that several test modules share: a ledger's answers and a blob's bytes, both under control."""
+"""Records, listings and blobs as `ledger/` and `blobs/` ask for them, without HTTP."""
 
 import hashlib
 import json

@@ -1,15 +1,13 @@
 """A ledger on raw sockets, every byte of which a test can bend: for what no HTTP library would send.
 
 `Ledger` answers as the service would. A test gives it a `Case` (an asset with a file, and an event with
-another) and a script for one kind of request about it. `Lane` is a mount of such a ledger, in which many
-cases go wrong one after another.
+another) and a script for one kind of request about it.
 """
 
 import contextlib
 import hashlib
 import json
 import select
-import signal
 import socket
 import ssl
 import struct
@@ -17,17 +15,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-from tests.mount.conftest import Mounted, run_mount
-from tests.mount.scripted import Served, identity
+from tests.services.threaded_ledger import identity
 
 TOKEN = "t0ken-of-the-faulty-ledger"
 KINDS = ("assets", "asset", "events", "event", "info", "blob")
-_PATIENCE = 30  # seconds, for what happens at once unless something is broken
+PATIENCE = 30  # seconds, for what happens at once unless something is broken
 _PREFIX = "/archivist/v2/"
 _TOKEN_PATH = "/archivist/iam/v1/appidp/token"
 
@@ -105,7 +100,7 @@ class Exchange:
         """Say nothing more until the client goes away."""
         self.ends = True
         with contextlib.suppress(OSError):
-            self.sock.settimeout(2 * _PATIENCE)
+            self.sock.settimeout(2 * PATIENCE)
             while self.sock.recv(65536):
                 pass
 
@@ -243,7 +238,7 @@ class Ledger:
         with self.changed:
             return self.counts[kind, case.asset if case else ""]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = _PATIENCE) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Wait until `condition` holds; it is looked at after every request, and at `poke`."""
         with self.changed:
             assert self.changed.wait_for(condition, seconds)
@@ -317,7 +312,7 @@ class Ledger:
             listener.close()
         self.drop()
         for thread in list(self._threads):
-            thread.join(_PATIENCE)
+            thread.join(PATIENCE)
 
     def drop(self) -> None:
         """End all connections."""
@@ -354,7 +349,7 @@ class Ledger:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.context is not None:
-                sock.settimeout(_PATIENCE)
+                sock.settimeout(PATIENCE)
                 sock = self.context.wrap_socket(plain, server_side=True)
                 with self.changed:
                     self._open.discard(plain)
@@ -404,106 +399,6 @@ def _ranged(content: bytes, asked: str) -> Reply:
     return Reply(206, content[first:], (("Content-Range", span),))
 
 
-# -- a mount of it ---------------------------------------------------------------------------------
-
-
-class Log(list[str]):
-    """A log that can be waited for."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__(lines)
-        self._grown = threading.Condition()
-
-    def append(self, line: str) -> None:
-        with self._grown:
-            super().append(line)
-            self._grown.notify_all()
-
-    def wait_for(self, text: str, seconds: float = _PATIENCE) -> None:
-        """Wait for a line that contains `text`."""
-        with self._grown:
-            found = self._grown.wait_for(lambda: any(text in line for line in self), seconds)
-        assert found, f"{text!r} was not logged:\n" + "\n".join(self[-20:])
-
-    def told(self, text: str) -> list[str]:
-        """Return the warnings and errors that mention `text`."""
-        with self._grown:
-            return [line for line in self if text in line and (" WARNING " in line or " ERROR " in line)]
-
-
-class Held(NamedTuple):
-    """What a mount holds: open descriptors, KiB of memory, and its own figures."""
-
-    fds: int
-    rss: int
-    status: dict[str, Any]
-
-
-@dataclass
-class Lane:
-    """A mounted ledger, in which things go wrong one after another."""
-
-    ledger: Ledger
-    mounted: Mounted
-    log: Log
-    token_file: Path | None
-    _fresh: int = field(default=0)
-
-    @property
-    def point(self) -> Path:
-        """The mount point."""
-        return self.mounted.point
-
-    def fresh(self, size: int = 2000) -> Case:
-        """Return a good case that nobody has looked at."""
-        self._fresh += 1
-        return self.ledger.add(Case(f"good {self._fresh}", size))
-
-    def serves_a_good_file(self, case: Case | None = None) -> None:
-        """Read a file that is not cached, and have all that was logged before at hand."""
-        case = case or self.fresh()
-        assert (self.point / case.path).read_bytes() == case.content
-        self.log.wait_for(f"{case.blob}: 200")
-
-    def serves_a_good_file_soon(self, errors: tuple[int, ...], seconds: float = _PATIENCE) -> None:
-        """Read a fresh file; until it can be read, only these errors are allowed."""
-        case = self.fresh()
-        ends = time.monotonic() + seconds
-        while True:
-            try:
-                assert (self.point / case.path).read_bytes() == case.content
-            except OSError as error:
-                if error.errno not in errors or time.monotonic() > ends:
-                    raise
-            else:
-                break
-        self.log.wait_for(f"{case.blob}: 200")
-
-    def process_file(self, name: str) -> str:
-        """Return a file of the mount's in /proc."""
-        return Path(f"/proc/{self.mounted.process.pid}/{name}").read_text(errors="replace")
-
-    def forget(self) -> None:
-        """Have the mount, and the kernel, forget names and attributes."""
-        before = sum("names and attributes are forgotten" in line for line in self.log)
-        self.mounted.process.send_signal(signal.SIGHUP)
-        with self.log._grown:
-            assert self.log._grown.wait_for(
-                lambda: sum("names and attributes are forgotten" in line for line in self.log) > before,
-                _PATIENCE,
-            )
-
-    def held(self) -> Held:
-        """Return what the mount holds, with all connections but one closed, and names forgotten."""
-        self.forget()
-        self.ledger.drop()
-        self.serves_a_good_file()
-        self.forget()
-        memory = dict(line.split(":", 1) for line in self.process_file("status").splitlines())
-        fds = len(list(Path(f"/proc/{self.mounted.process.pid}/fd").iterdir()))
-        return Held(fds, int(memory["VmRSS"].split()[0]), self.mounted.status())
-
-
 @contextlib.contextmanager
 def serving(accepted: set[str] | None = None, context: ssl.SSLContext | None = None) -> Iterator[Ledger]:
     """Serve a ledger; by default one that anybody may ask."""
@@ -514,33 +409,6 @@ def serving(accepted: set[str] | None = None, context: ssl.SSLContext | None = N
         yield ledger
     finally:
         ledger.stop()
-
-
-@contextlib.contextmanager
-def lane(
-    base: Path,
-    *options: str,
-    ledger: Ledger | None = None,
-    url: str | None = None,
-    environ: dict[str, str] | None = None,
-    token: bool = True,
-) -> Iterator[Lane]:
-    """Mount a ledger (a new one if none is given) with a token, logging everything."""
-    token_file = base / "token"
-    token_file.touch(mode=0o600)
-    token_file.write_text(f"Authorization: Bearer {TOKEN}\n")
-    with contextlib.ExitStack() as stack:
-        ledger = ledger or stack.enter_context(serving({TOKEN}))
-        served = Served(url or ledger.url, token_file if token else None)
-        mounted = stack.enter_context(
-            run_mount(base, "--log-level=debug", *options, server=served, environ=environ)
-        )
-        mounted.log = log = Log(mounted.log)
-        yield Lane(ledger, mounted, log, served.token_file)
-        assert not any(TOKEN in line for line in log)
-
-
-# -- scripts ---------------------------------------------------------------------------------------
 
 
 def status(code: int, *headers: tuple[str, str]) -> Script:
