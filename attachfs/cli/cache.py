@@ -32,6 +32,11 @@ _DIGEST = re.compile(r"(?:(sha(?:256|384|512)):)?([0-9a-f]+)", re.IGNORECASE)
 
 @contextmanager
 def _opened(config: Config) -> Iterator[DiskCache]:
+    if not config.cache_dir.exists():
+        raise UsageError(
+            f"there is no cache in {config.cache_dir} yet; "
+            "give the --url, --profile or --cache-dir that you mount with"
+        )
     cache = DiskCache(config.cache_dir, config.cache_size, config.cache_min_free)
     cache.start(exclusive=False)
     try:

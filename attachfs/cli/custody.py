@@ -79,7 +79,7 @@ def verify(files: Sequence[Path], last: str, *, as_json: bool) -> int:
         output.say(f"… and {counts.total() - _SHOWN:,} more")
     wrong = sum(counts[kind] for kind in _WRONG)
     output.note(f"custody: {output.count(verifier.lines, 'line')}, {wrong or 'none'} of them wrong")
-    if verifier.lines:
+    if verifier.end.hash:
         output.note(f"custody: the last line is number {verifier.end.seq}; its hash, to be kept elsewhere:")
         output.note(f"custody: --last {verifier.end.hash}")
     if wrong:
@@ -94,7 +94,7 @@ def show(files: Sequence[Path]) -> int:
     for raw in read_lines(in_order(files)):
         line = chain.parse(raw.data)
         if line is None:
-            output.complain(f"{raw.file}:{raw.number}", "no line of a custody log, or it was changed")
+            output.complain(f"{raw.file}:{raw.number}", "not a line of a custody log, or changed since")
             code = output.UNKNOWN
             continue
         fields = line.fields

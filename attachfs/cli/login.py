@@ -56,7 +56,7 @@ def _prompt(what: str) -> str:
         secret = sys.stdin.read(_LONGEST + 1)
     secret = secret.strip()
     if not secret or len(secret) > _LONGEST or not secret.isascii() or not secret.isprintable():
-        raise UsageError("what was given is no token or secret: it must be one line of printable ASCII")
+        raise UsageError("not a token or secret: it must be one line of printable ASCII")
     return secret
 
 

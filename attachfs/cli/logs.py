@@ -17,7 +17,7 @@ from attachfs.errors import AttachfsError
 def command(mountpoint: Path) -> None:
     """Show what the mount on MOUNTPOINT has logged.
 
-    It is found in the journal, in a file, or told where it is. A mount that has ended left it there too.
+    The log is in the journal, in syslog (the command says where to look) or in a file. It outlives the mount.
     """
     from attachfs.mount import log_place, probe
 
@@ -38,4 +38,4 @@ def command(mountpoint: Path) -> None:
                 for line in lines:
                     click.echo(line, nl=False)
     if not shown:
-        raise AttachfsError(f"{mountpoint}: nothing was logged there yet; it would be in {found}")
+        raise AttachfsError(f"{mountpoint}: nothing has been logged yet; the log would be in {found}")

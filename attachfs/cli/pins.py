@@ -44,7 +44,9 @@ def list_pins(config: Config, pattern: str, *, as_json: bool) -> int:
     if as_json:
         for pin in found:
             output.say_json(_pin_json(pin))
-    elif found:
+    elif not found:
+        output.note("no first-seen hash matches" if pattern else "no hashes have been pinned yet")
+    else:
         output.print_table(
             ("key", "hash", "bytes", "first seen"),
             [(pin.key, pin.digest, pin.size, output.moment(pin.first_seen)) for pin in found],

@@ -48,13 +48,18 @@ def run(config: Config, paths: Sequence[Path], files: Files, *, tenant: str | No
     prover = _Prover(config, tenant)
     counts: Counter[int] = Counter()
     shown: list[_Result] = []
+    seen: set[tuple[str, State, str]] = set()  # an event that carries several files is one event
 
     def work() -> int:
         for result in prover.results(paths, files):
-            counts[result.proof.state.code] += 1
             if as_json:
                 output.say_json(_facts(result))
-            else:
+            verdict = (result.evidence.path, result.proof.state, result.proof.reason)
+            if verdict in seen:
+                continue
+            seen.add(verdict)
+            counts[result.proof.state.code] += 1
+            if not as_json:
                 shown.append(result)
         return _conclude(counts, shown)
 

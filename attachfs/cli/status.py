@@ -194,14 +194,14 @@ def _facts(stats: dict[str, Any]) -> Table:
 def _health(stats: dict[str, Any]) -> tuple[str, str]:
     requests = stats.get("requests", {})
     if stats.get("archive"):
-        return "green", "an archive, nobody is asked"
+        return "green", "an archive; no requests are made"
     if stats.get("offline"):
-        return "yellow", "offline, not asked"
+        return "yellow", "offline; no requests are made"
     if requests.get("unreachable_since") is not None:
         since = output.moment(requests["unreachable_since"])
         return "red", f"out of reach since {since} ({requests.get('unreachable_reason')})"
     if requests.get("rate_limited_for_s"):
-        return "yellow", f"limits the rate, asked again in {requests['rate_limited_for_s']} s"
+        return "yellow", f"limits the rate; next request in {requests['rate_limited_for_s']} s"
     if stats.get("stale"):
         return "yellow", _silence(stats.get("outage", {}))
     return "green", "answers"

@@ -100,6 +100,6 @@ def program() -> str:
     if shutil.which("attachfs"):
         return "attachfs"
     started = Path(sys.argv[0])
-    if started.name == "__main__.py":
+    if started.name == "__main__.py" or os.sep not in sys.argv[0]:
         return f"{shlex.quote(sys.executable)} -m attachfs"
     return shlex.quote(str(started.absolute()))

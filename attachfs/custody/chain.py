@@ -178,7 +178,7 @@ class Verifier:
             yield _about(Kind.NOTE, one, "it is torn: its process was ended while it wrote; the log goes on")
             self.end = End(self.end.seq + 1, one.hash)
             return
-        yield _about(Kind.CHANGED, one, "it was changed, or is no line of this log")
+        yield _about(Kind.CHANGED, one, "it was changed, or is not a line of this log")
         # It stands for a line if the next one counts on; else it was inserted.
         if follows is None or follows.seq != self.end.seq + 1:
             self.end = End(self.end.seq + 1, "")

@@ -15,7 +15,7 @@ _HEADER = 58
 
 _LEGEND = (
     "Bars are medians; each panel has its own scale. "
-    "Where attachfs's bar ends left of a dashed line, that goal is met."
+    "A dashed line is where attachfs reaches a goal: its bar ends left of it."
 )
 _STYLE = """
   text { font: 12px "DejaVu Sans", Verdana, sans-serif; fill: #1f2933; }
@@ -24,9 +24,7 @@ _STYLE = """
   .small, .goal { font-size: 10.5px; fill: #52606d; }
   .value { paint-order: stroke; stroke: #ffffff; stroke-width: 3px; }
   .ours { fill: #0b6e4f; } .others { fill: #a9b4c0; }
-  .met { stroke: #0b6e4f; } .missed { stroke: #c2410c; }
-  text.missed { fill: #c2410c; stroke: none; } text.met { fill: #0b6e4f; stroke: none; }
-  .line { stroke-width: 1.6; stroke-dasharray: 4 2; }
+  .line { stroke: #0b6e4f; stroke-width: 1.6; stroke-dasharray: 4 2; }
 """
 
 
@@ -90,15 +88,12 @@ def _panel(row: Row, series: dict[str, Series], width: float) -> tuple[str, floa
         texts.append(f'<text class="value" x="{_LABEL + length + 5:.1f}" y="{middle}">{value}</text>')
         top += _BAR + _GAP
     bottom, foot = top, top + 10
-    ours = series.get(ATTACHFS)
     for goal, where in goals:
-        met = ours is not None and ours.median <= where
-        look, word = ("met", "met") if met else ("missed", "missed")
         at = _LABEL + where * scale
-        said = f"goal {amount(where, row.unit)}: {goal_text(goal)} ({word if ours else 'not measured'})"
+        said = f"goal {amount(where, row.unit)}: {goal_text(goal)}"
         lines += [
-            f'<line class="line {look}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TITLE - 4}" y2="{bottom - 3}"/>',
-            f'<text class="goal {look}" x="{_LABEL}" y="{foot}">{escape(said)}</text>',
+            f'<line class="line" x1="{at:.1f}" x2="{at:.1f}" y1="{_TITLE - 4}" y2="{bottom - 3}"/>',
+            f'<text class="goal" x="{_LABEL}" y="{foot}">{escape(said)}</text>',
         ]
         foot += 14
     return "\n".join(lines + texts), foot + _FOOT - 14

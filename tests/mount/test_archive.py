@@ -198,7 +198,7 @@ def test_it_asks_nobody_and_keeps_nothing(archived: Mounted, live: Mounted) -> N
     assert archived.cached() == []
     shown = attachfs("status", archived.point)
     assert shown.returncode == 0
-    assert "an archive, nobody is asked" in shown.stdout
+    assert "an archive; no requests are made" in shown.stdout
     assert "cache " not in shown.stdout
     # Whatever a bag says of where it came from, it is not the ledger that copies are compared with.
     assert status["url"] != live.status()["url"]

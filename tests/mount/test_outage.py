@@ -51,7 +51,7 @@ def test_an_offline_mount_shows_what_was_seen_and_reads_what_is_cached(tmp_path:
             text=True,
             check=True,
         ).stdout
-        assert "offline, not asked" in told
+        assert "offline; no requests are made" in told
         assert "kept for --offline" in told
         status = mounted.status()
         assert status["offline"] is True

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.cache.lock_file import lock_holder
-from attachfs.cli import doctor, doctor_ledger, manifest, output
+from attachfs.cli import doctor, doctor_ledger, manifest, output, tour
 from attachfs.cli import main as cli_main
 from attachfs.cli.findings import Finding, State
 from attachfs.cli.parallel import in_order
@@ -707,3 +708,31 @@ def test_numbers_agree_with_their_nouns() -> None:
         "1 directory",
         "2 directories",
     ]
+
+
+def test_a_cache_that_was_never_made_is_told_as_that(home: Path) -> None:
+    result = call("cache", "stat")
+    assert result.exit_code == 2
+    assert f"there is no cache in {home}" in result.stderr
+    assert "--profile" in result.stderr
+    assert not list(home.glob(".cache/attachfs/*"))
+
+
+def test_pins_list_says_when_there_are_none(home: Path) -> None:
+    assert list(home.iterdir()) == []
+    result = call("pins", "list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "no hashes have been pinned yet" in result.stderr
+
+
+def test_the_tour_calls_a_program_that_runs_wherever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrapper may give a bare name; a directory of that name, as in a checkout, is not the program."""
+    (tmp_path / "attachfs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["attachfs", "demo"])
+    assert tour.program() == f"{sys.executable} -m attachfs"
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/attachfs", "demo"])
+    assert tour.program() == "/opt/bin/attachfs"

@@ -182,3 +182,12 @@ def test_what_cannot_be_asked_says_why(given: list[str], said: str) -> None:
     result = call(*given)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_an_event_that_comes_twice_is_one_event(tmp_path: Path) -> None:
+    world = make_world(7, 3)
+    bag = write_bag(tmp_path / "bag", world)
+    result = call(bag, bag, "--log-key", tmp_path / "log.pem")
+    assert result.exit_code == 0, result.output
+    assert f"{len(world.events)} events: {len(world.events)} proven" in result.stderr
+    assert len(result.stdout.splitlines()) == len(world.events) + 1
