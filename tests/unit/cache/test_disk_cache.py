@@ -536,18 +536,18 @@ def test_an_open_blob_stays_readable_and_counted_after_removal(make: Make) -> No
 
 
 def test_what_is_in_use_is_not_evicted_for_nothing(make: Make) -> None:
-    cache = make(300_000)
+    cache = make(1_000_000)  # room for four, on tmpfs too, where folders take none
     held = []
     for number in range(4):
-        data = blob_of(number, 45_000)
+        data = blob_of(number, 220_000)
         writer = cache.reserve(len(data))
         writer.write(data, 0)
         held.append(writer.admit(digest_of(data)))
     with pytest.raises(NoSpace, match="in use"):
-        cache.reserve(45_000)
+        cache.reserve(220_000)
     assert cache.stats().blobs == 4
     held.pop().close()
-    cache.reserve(45_000).abort()
+    cache.reserve(220_000).abort()
     assert cache.stats().blobs == 3
     for blob in held:
         blob.close()
