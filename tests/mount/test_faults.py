@@ -38,6 +38,9 @@ from tests.services.threaded_ledger import identity
 MiB = 2**20
 TIMEOUT = 2  # seconds
 SLACK = 3  # seconds, for a machine with other things to do
+PATIENT = (
+    20  # seconds to give a mount where much is sent, so that its bounds end it and no slowness of the machine
+)
 LANES = 4  # mounts side by side
 GROWTH = 96 * 1024  # KiB of memory that a mount may keep of a hundred and more faults
 PEAK = 512 * 1024  # KiB it may ever have used
@@ -55,6 +58,7 @@ class Fault:
     `errno`: what the program gets, 0 for success. `requests`: the least and the most of that kind.
     `told`: is in the one line that is logged, "" where none is. `at_least`, `within`: seconds. `adjust`:
     changes what is recorded. `then`: looks at the outcome. `lines`: how many are logged, if not one.
+    `timeout`: the mount's --timeout, in seconds.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Fault:
     then: Callable[[Case, Any], None] | None = None
     lines: int = 1
     at_least: float = 0
+    timeout: int = TIMEOUT
 
 
 # -- what programs do ------------------------------------------------------------------------------
@@ -398,7 +403,9 @@ def encodings() -> Iterator[Fault]:
             x.reply(200, x.good.body, ("Content-Encoding", "identity"))
 
         yield Fault(f"an encoding of identity on {on}", on, identity_said)
-        yield Fault(f"an endless body on {on}", on, endless, errno.EIO, "", NO_STORM, within=2)
+        yield Fault(
+            f"an endless body on {on}", on, endless, errno.EIO, "", NO_STORM, within=8, timeout=PATIENT
+        )
     yield Fault(
         "100 MiB of JSON on events", "events", big(100 * MiB, announced=True), errno.EIO, "longer than"
     )
@@ -408,10 +415,17 @@ def encodings() -> Iterator[Fault]:
         big(100 * MiB, announced=False),
         errno.EIO,
         "longer than",
-        within=2,
+        within=8,
+        timeout=PATIENT,
     )
     yield Fault(
-        "30 MiB of JSON on events", "events", big(30 * MiB, announced=False), errno.EIO, "JSON", within=2
+        "30 MiB of JSON on events",
+        "events",
+        big(30 * MiB, announced=False),
+        errno.EIO,
+        "JSON",
+        within=8,
+        timeout=PATIENT,
     )
     yield Fault("2 MiB of JSON on info", "info", big(2 * MiB, announced=False), errno.EIO, "longer than")
 
@@ -809,8 +823,9 @@ def paging() -> Iterator[Fault]:
         "events",
         pages(*(f"t{n}" for n in range(299)), each=1),
         requests=(300, 300),
-        within=6,
+        within=PATIENT - SLACK,
         then=all_of(300),
+        timeout=PATIENT,
     )
     yield Fault("an empty page in between", "events", empty_between, requests=(3, 3), then=all_of(2))
     yield Fault("null for records", "events", value({"events": None, "next_page_token": ""}), then=all_of(0))
@@ -826,6 +841,7 @@ def paging() -> Iterator[Fault]:
             errno.EIO,
             "circles",
             (length + 1, length + 1),
+            timeout=PATIENT,
         )
     yield Fault(
         "new page tokens for ever",
@@ -1293,11 +1309,11 @@ Outcomes = dict[str, concurrent.futures.Future[None]]
 
 
 def drive(base: Path, faults: list[Fault], outcomes: Outcomes, stop: threading.Event) -> None:
-    """Meet faults one after another in one mount; at the end it holds what it held at the beginning."""
+    """Meet faults of one timeout in turn in one mount; at the end it holds what it held at the beginning."""
     try:
         with (
             serving() as elsewhere,
-            lane(base, f"--timeout={TIMEOUT}", "--cache-size=64M") as mounted,
+            lane(base, f"--timeout={faults[0].timeout}", "--cache-size=64M") as mounted,
         ):
             mounted.ledger.elsewhere = elsewhere
             elsewhere.cases = mounted.ledger.cases
@@ -1338,11 +1354,11 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     wanted = [fault for fault in wanted if isinstance(fault, Fault)]
     found: Outcomes = {fault.name: concurrent.futures.Future() for fault in wanted}
     stop = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(LANES) as pool:
-        lanes = [
-            pool.submit(drive, tmp_path_factory.mktemp("lane"), wanted[n::LANES], found, stop)
-            for n in range(min(LANES, len(wanted)))
-        ]
+    patient = [fault for fault in wanted if fault.timeout == PATIENT]
+    usual = [fault for fault in wanted if fault.timeout != PATIENT]
+    shares = [share for share in (patient, *(usual[n::LANES] for n in range(LANES))) if share]
+    with concurrent.futures.ThreadPoolExecutor(LANES + 1) as pool:
+        lanes = [pool.submit(drive, tmp_path_factory.mktemp("lane"), share, found, stop) for share in shares]
         yield found
         stop.set()
         for one in lanes:
