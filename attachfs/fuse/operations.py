@@ -165,11 +165,12 @@ class Filesystem(pyfuse3.Operations):
         else:
             if cached is not None:
                 self._readahead.stat(cached[0])
+            ledger, generation = self._tree.ledger, self._tree.ledger.generation
             try:
                 with self._deadlines.wait(ctx.pid, self._timeout):
                     node, attributes = await self._tree.lookup(parent, text)
             except NotFound:
-                return self.entries.absent(self._negative_ttl)
+                return self.entries.absent(self._negative_ttl if generation == ledger.generation else 0)
         return self.entries.found(parent, name, node, attributes)
 
     def _cached_attributes(

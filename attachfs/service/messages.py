@@ -21,7 +21,8 @@ class Request(NamedTuple):
     """A request: what the caller wants to know, and what it would accept.
 
     `path` is below the base URL and holds validated ids only; `query` is quoted already; `bulk` is a body
-    that may take minutes; `of_store`: a plain web server has it, whose 404 counts whatever it looks like.
+    that may take minutes; `of_store`: a plain web server has it, whose 404 counts unless it is a page for
+    people.
     """
 
     kind: str

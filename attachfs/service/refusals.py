@@ -1,7 +1,8 @@
 """What an answer that was not hoped for means: whose it is, and the error it becomes.
 
-Owns: which answers are the service's own. Its errors are JSON objects, or have no body. A page that a
-gateway, a captive portal or a proxy sends in its place says nothing about what the ledger has or allows.
+Owns: which answers are the service's own. Its errors are JSON objects with a `code` or an `error`, or have
+no body. What a gateway, a captive portal or a proxy sends in its place, be it JSON of its own, says nothing
+about what the ledger has or allows.
 """
 
 from contextlib import suppress
@@ -15,6 +16,7 @@ from attachfs.service.http_body import RawBody, quote
 
 _BODY_LIMIT = 8 * 1024  # bytes of an error's body that are read, so that its connection can be used again
 _BODY_TIME = 1  # seconds spent on it
+_OWN_KEYS = frozenset({"code", "error"})  # one of which each of the service's errors has
 
 
 class Refusal(NamedTuple):
@@ -27,6 +29,8 @@ class Refusal(NamedTuple):
 
 async def read_refusal(status: int, body: RawBody, content_type: str, secret: str | None) -> Refusal:
     """Return what an answer says of an error. Reads a short body to its end.
+
+    What breaks off is nobody's word, as it may have been another's answer: see `RawBody.broken`.
 
     Args:
         status: the answer's.
@@ -47,12 +51,19 @@ async def read_refusal(status: int, body: RawBody, content_type: str, secret: st
     with suppress(msgspec.DecodeError, RecursionError, ValueError):
         value = msgspec.json.decode(raw)
     kind = content_type.partition(";")[0].strip().lower()
-    own = (
-        isinstance(value, dict) or (ended and not raw) or kind == "application/json" or kind.endswith("+json")
-    )
+    own = not body.broken and _is_own(raw, value, kind, ended=ended)
     if body.encoded:
         return Refusal(status, "", own)
     return Refusal(status, _words(raw, value, secret, ended=ended), own)
+
+
+def _is_own(raw: bytes, value: object, kind: str, *, ended: bool) -> bool:
+    if isinstance(value, dict):
+        return not value or not _OWN_KEYS.isdisjoint(value) or kind == "application/problem+json"
+    if not raw:
+        return ended
+    # Longer than what was read of it, or damaged.
+    return raw.startswith(b"{") and (kind == "application/json" or kind.endswith("+json"))
 
 
 def _words(raw: bytes, value: object, secret: str | None, *, ended: bool) -> str:

@@ -40,6 +40,7 @@ _LONGEST_PAUSE = 5.0  # seconds between attempts
 _REDIRECTS = 3
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _PASSING_STATUSES = frozenset({408, 500, 502, 503, 504})
+_DENIALS = frozenset({401, 403, 404})
 # A 500 and a 408 are about the request; these say that there is nothing behind the gateway.
 OUTAGE_STATUSES = frozenset({502, 503, 504})
 _LONGEST_URL = 16 * 1024  # characters; servers refuse longer ones, and no page token needs them
@@ -328,9 +329,10 @@ class Transport:
         try:
             kind = response.headers.get("content-type", "")
             if status not in state.request.accept:
-                return await self._refused(
-                    state, response, await read_refusal(status, body, kind, state.header)
-                )
+                refusal = await read_refusal(status, body, kind, state.header)
+                if body.broken and status in _DENIALS:  # not whole: nothing of it is believed
+                    return Again(BadAnswer(f"{state.what}: the answer broke off ({status})"), fresh=True)
+                return await self._refused(state, response, refusal)
             if body.encoded:
                 coding = http_body.quote(body.encoded)
                 raise BadAnswer(f"{state.what}: the answer is encoded ({coding}), unasked")
@@ -364,7 +366,7 @@ class Transport:
     async def _refused(self, state: RequestState, response: httpx.Response, refusal: Refusal) -> Again:
         status = refusal.status
         if state.request.of_store:
-            refusal = refusal._replace(is_own=True)
+            refusal = refusal._replace(is_own=not is_stranger_page(response.headers.get("content-type", "")))
         if status not in OUTAGE_STATUSES and refusal.is_own:
             self.circuit.note_answer()  # a refusal too shows that the service is there
         if status == 401 and state.header is not None and not state.renewed:

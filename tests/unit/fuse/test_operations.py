@@ -8,6 +8,7 @@ import pyfuse3
 import pytest
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, FUSEError, InodeT, XAttrNameT
+from trio.testing import wait_all_tasks_blocked
 
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.store import BlobStore
@@ -158,6 +159,24 @@ class TestKnownFiles:
         world.source.infos[FILE] = NotFound("404")
         entry = await world.look_up()
         assert (entry.st_ino, entry.entry_timeout) == (0, 5)
+
+    async def test_one_that_was_gone_before_all_was_forgotten_is_not_kept_as_absent(
+        self, world: World
+    ) -> None:
+        """As by SIGHUP: nor by the kernel, which was told to forget before it hears of it."""
+        world.source.gate = trio.Event()
+        world.source.infos[FILE] = NotFound("404")
+        entries = []
+
+        async def look() -> None:
+            entries.append(await world.look_up())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await wait_all_tasks_blocked()
+            world.ledger.clear()
+            world.source.gate.set()
+        assert [(entry.st_ino, entry.entry_timeout) for entry in entries] == [(0, 0)]
 
     async def test_an_open_one_never_changes_its_size(self, world: World) -> None:
         number = (await world.look_up()).st_ino

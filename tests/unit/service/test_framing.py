@@ -421,3 +421,34 @@ async def test_a_forged_404_that_comes_late_is_no_missing_file() -> None:
             except AttachfsError:
                 pytest.fail("an honest answer was refused")
             await trio.sleep(number / 400)
+
+
+@pytest.mark.parametrize("status", [b"401 No", b"403 No", b"404 No"])
+@pytest.mark.parametrize("way", ["length", "chunks"])
+async def test_a_forged_refusal_whose_body_comes_with_the_true_answer_is_not_believed(
+    status: bytes, way: str
+) -> None:
+    """What shows while an error's body is read, and not with its head, voids the error as well."""
+    said = b'{"code": 5, "message": "no"}'
+    seen = 0
+
+    async def answer(stream: trio.abc.Stream, head: bytes) -> None:
+        nonlocal seen
+        seen += 1
+        behind = b""
+        if seen == 2:
+            start = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\n" % status
+            length = b"Content-Length: %d\r\n\r\n" % len(said)
+            await stream.send_all(
+                start + (length if way == "length" else b"Transfer-Encoding: chunked\r\n\r\n")
+            )
+            await trio.sleep(0.05)
+            behind = said if way == "length" else b"%x\r\n%s\r\n0\r\n\r\n" % (len(said), said)
+        await stream.send_all(behind + honest(target_of(head)))
+
+    async with raw_server(answer) as url, open_http(quiet=0) as http:
+        client = Client(http, url, NoAuth())
+        await client.info(FILE)
+        ref = file_ref(1)
+        assert await client.info(ref) == body_of(f"/archivist/v2/attachments/{ref.path}/info")
+        assert http.router.pool.unsolicited == 1

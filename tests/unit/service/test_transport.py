@@ -29,6 +29,7 @@ from attachfs.service import connections
 from attachfs.service.auth import Auth, NoAuth
 from attachfs.service.client import Client, open_http
 from attachfs.service.messages import redirect_target
+from attachfs.service.transparency_log import LogClient
 from tests.services.http_in_process import (
     ASSET,
     FILE,
@@ -658,6 +659,12 @@ STRANGERS = {
     "a page without a type": ({}, PAGE),
     "a router's text": ({"Content-Type": "text/plain"}, b"404 page not found\n"),
     "a page that says it is json": ({"Content-Type": "text/html"}, b"[1]"),
+    "a gateway's JSON": (
+        {"Content-Type": "application/json"},
+        b'{"message": "no Route matched with those values", "request_id": "1"}',
+    ),
+    "another service's JSON": ({"Content-Type": "application/json"}, b'{"detail": "Not Found"}'),
+    "a list": ({"Content-Type": "application/json"}, b"[]"),
     "a page that never ends": ({"Content-Type": "text/html"}, PAGE * 1000),
 }
 OWN = {
@@ -698,6 +705,21 @@ async def test_the_service_s_own_refusals_are_obeyed(
     service = Service(httpx.Response(status, headers=headers, stream=Pieces(content)))
     async with client_of(service) as client:
         assert type(await outcome(client)) is error
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "error"),
+    [("application/xml", b"<Error>BlobNotFound</Error>", NotFound), ("text/html", PAGE, Unreachable)],
+)
+async def test_a_page_in_place_of_a_log_s_file_does_not_say_that_it_is_gone(
+    kind: str, content: bytes, error: type[AttachfsError], clock: MockClock
+) -> None:
+    """It would be taken for a log that was rewritten."""
+    service = Service(httpx.Response(404, headers={"Content-Type": kind}, content=content))
+    async with httpx.AsyncClient(transport=httpx.MockTransport(service)) as http:
+        with pytest.raises(AttachfsError) as caught:
+            await LogClient(http, "https://logs.test").seal(ONE, 0)
+        assert type(caught.value) is error
 
 
 async def test_a_login_page_in_place_of_a_record_is_no_record(clock: MockClock) -> None:
