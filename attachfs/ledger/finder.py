@@ -120,9 +120,9 @@ class Finder:
             return None
 
         cached = self._found.fresh(key)
-        if cached is None:
-            cached = await self._finds.get(key, fetch, fallback)
-        return cached.get()
+        if cached is not None:
+            return cached.get()
+        return await self._finds.get(key, fetch, fallback, CacheEntry.get)
 
     def _outcome(self, key: FindKey, listing: Listing) -> CacheEntry[tuple[str, ...]]:
         cached: CacheEntry[tuple[str, ...]]

@@ -206,7 +206,7 @@ class PageReader:
             self._outage.served(self._lifetimes.clock() - age)
             return await keep(page, age, generation)
 
-        return await flights.get(key, fetch, fallback)
+        return await flights.get(key, fetch, fallback, lambda page: page)
 
     async def _from_disk(
         self, kept: Callable[[StoredAnswers], Awaitable[Aged[StoredPage]]]

@@ -67,16 +67,17 @@ class RecordKind(Generic[K, V]):
         self._parse = parse
         self._learned = learned
 
-    async def get(self, ref: K, *, anew: bool = False) -> V:
-        """Return a record; `anew`: ask even if it is known and need not be asked.
+    # Not a coroutine of its own: a request's stack is resumed frame by frame at each of its task switches.
+    def get(self, ref: K, *, anew: bool = False) -> Coroutine[Any, Any, V]:
+        """Return a record; `anew`: fetch it even if it is cached and fresh.
 
         Raises:
             AttachfsError: as the service answered, now or within the negative time.
         """
         cached = None if anew else self.table.fresh(ref)
-        if cached is None:
-            cached = await self._refresher.get(ref, lambda: self._fetch(ref), lambda: self._cached(ref))
-        return cached.get()
+        if cached is not None:
+            return _value_of(cached)
+        return self._refresher.get(ref, lambda: self._fetch(ref), lambda: self._cached(ref), CacheEntry.get)
 
     async def _fetch(self, ref: K) -> CacheEntry[V]:
         """Ask the service, and remember the record, or that it does not exist or is refused."""
@@ -113,6 +114,10 @@ class RecordKind(Generic[K, V]):
             self.table.put(ref, cached)
             self._learned(ref, body, cached)
         return cached
+
+
+async def _value_of(cached: CacheEntry[V]) -> V:
+    return cached.get()
 
 
 class RecordCache:

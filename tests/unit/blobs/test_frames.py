@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +13,8 @@ from attachfs.blobs.downloads import Downloads
 from attachfs.blobs.pins import Pins
 from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
+from attachfs.ledger.answer_store import AnswerStore
+from attachfs.ledger.offline import RecordingSource, StoredAnswers
 from attachfs.ledger.view import Ledger
 from attachfs.service import wire
 from attachfs.units import MinFree
@@ -41,6 +44,44 @@ def ours() -> list[str]:
             found.append(f"{Path(frame.f_code.co_filename).relative_to(OURS)}:{frame.f_code.co_name}")
         frame = frame.f_back
     return found
+
+
+def awaiting(work: Any) -> list[str]:
+    """Return the functions of ours in which a coroutine waits, the outermost first."""
+    found, inner = [], getattr(work, "cr_await", None)
+    if work.cr_code.co_filename.startswith(OURS):
+        found.append(work.cr_code.co_name)
+    return found + (awaiting(inner) if hasattr(inner, "cr_code") else [])
+
+
+async def test_from_a_record_to_the_socket_are_eight_frames_at_most(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in which the caller waits for one `/info`, and those of the task that asks the service."""
+    ref = file_ref(3)
+    body = info_body(ref, DATA)
+    sending: list[str] = []
+    waiting: list[str] = []
+    send = wire.PlainWire.send
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        waiting.extend(awaiting(caller))
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+        await stream.send_all(head.encode() + body)
+
+    async def noted_send(self: wire.PlainWire, data: bytes) -> None:
+        sending.extend(["service/wire.py:send", *ours()])
+        await send(self, data)
+
+    monkeypatch.setattr(wire.PlainWire, "send", noted_send)
+    store = AnswerStore(tmp_path / "answers.sqlite")
+    async with raw_server(answer) as url, real_client(url) as client:
+        ledger = Ledger(RecordingSource(client, store), nursery, stored=StoredAnswers(store))
+        caller = ledger.info(ref)
+        assert (await caller).size == len(DATA)
+    assert waiting
+    assert sending
+    assert len(waiting) + len(sending) <= 8, [*sending, *waiting]
 
 
 async def test_from_open_to_the_socket_are_twelve_frames_at_most(

@@ -39,7 +39,7 @@ def awaiting(work: Any) -> list[str]:
     return found + (awaiting(inner) if hasattr(inner, "cr_code") else [])
 
 
-async def test_to_the_source_are_four_functions_and_the_flight_that_many_callers_share(
+async def test_to_the_source_are_three_functions_and_the_flight_that_many_callers_share(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
     source = LookingBack()
@@ -58,4 +58,4 @@ async def test_to_the_source_are_four_functions_and_the_flight_that_many_callers
         await wait_all_tasks_blocked()
         waiting = awaiting(caller)
         source.gate.set()
-    assert (waiting, source.frames) == (["get", "get"], ["_kept", "_fetch", "_fly"])
+    assert (waiting, source.frames) == (["get"], ["_kept", "_fetch", "_fly"])
