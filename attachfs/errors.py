@@ -11,7 +11,7 @@ AttachfsError
 ├── Unreachable           EHOSTUNREACH: cannot connect, DNS, TLS, the circuit is open, or offline
 ├── BadAnswer             EIO: other statuses, unreadable answers, short and long bodies, unknown hashes
 ├── IntegrityError        EBADMSG: bytes differ from the record, or two records differ
-├── NoRoom                ENOSPC: no room in the cache nor in a temporary file
+├── NoSpace               ENOSPC: no room in the cache nor in a temporary file
 ├── TooManyFiles          EMFILE: the process may open no more files
 ├── NoAttribute           ENODATA: there is no such extended attribute
 ├── IsDirectory, NotDirectory, ReadOnly

@@ -66,7 +66,9 @@ class Staging:
         self._namespace = namespace
         self._kept: list[PausedDownload] = []  # paused longest first
         self._threads = trio.CapacityLimiter(_THREADS)
-        self._turn = trio.CapacityLimiter(1)
+        self._index_limiter = trio.CapacityLimiter(1)
+        self._index_wait: trio.Event | None = None  # set once the one who waits for the cache's index is back
+        self._index_given_up = 0  # how often that took too long
         self._pins_failed = False
         self._spilled = False
 
@@ -165,18 +167,14 @@ class Staging:
         """Reserve room for a download: in the cache, or else in an unlinked temporary file.
 
         Raises:
-            NoRoom, Unexpected, TooManyFiles: there is none anywhere.
+            NoSpace, Unexpected, TooManyFiles: there is none anywhere.
         """
         if expected is None:
             return await self.in_thread(lambda: self._cache.spill(size))
-        if not self._cache.indexed.is_set():  # how much room there is, is known once it is
-            # Each waits in turn for a thread of their own: all together they would take everybody's.
-            await trio.to_thread.run_sync(
-                self._cache.indexed.wait, abandon_on_cancel=True, limiter=self._turn
-            )
-        # What is kept of paused downloads goes before any verified blob does.
-        await self._discard_until(lambda: self._cache.may_fit(size))
         try:
+            await self._wait_for_index()  # how much room there is, is known then
+            # What is kept of paused downloads goes before any verified blob does.
+            await self._discard_until(lambda: self._cache.may_fit(size))
             try:
                 return await self.in_thread(lambda: self._cache.reserve(size))
             except NoSpace:
@@ -187,11 +185,36 @@ class Staging:
             reason = error.reason
             return await self.in_thread(lambda: self.spill(ref, size, reason))
 
+    async def _wait_for_index(self) -> None:
+        """Wait until what is in the cache is known. One waits in a thread, and all others for that one.
+
+        Raises:
+            NoSpace: it takes too long.
+        """
+        while not self._cache.indexed.is_set():
+            if self._index_wait is not None:
+                given_up = self._index_given_up
+                await self._index_wait.wait()
+                if self._index_given_up != given_up:
+                    raise NoSpace(f"the cache in {self._cache.root} is still being indexed")
+                continue
+            self._index_wait = wait = trio.Event()
+            try:
+                await trio.to_thread.run_sync(
+                    self._cache.wait_for_index, abandon_on_cancel=True, limiter=self._index_limiter
+                )
+            except NoSpace:
+                self._index_given_up += 1
+                raise
+            finally:
+                self._index_wait = None
+                wait.set()
+
     def try_reserve(self, size: int) -> Writer:
         """Reserve room in the cache, if nothing has to be waited for or dismissed. Runs in a thread.
 
         Raises:
-            NoRoom: something has to be.
+            NoSpace: something has to be.
         """
         if not self._cache.indexed.is_set() or self._kept:
             raise NoSpace("room has to be made")

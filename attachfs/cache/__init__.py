@@ -9,7 +9,7 @@ a blob whose file was written to since is hashed again before it is served; the 
 
 Locks, outermost first; whoever holds one may take those below it, never one above:
 
-    1. `Indexer._walking`      one walk over the directory at a time; held while it is listed
+    1. `Indexer._scanning`     one walk over the directory at a time; held while it is listed
     2. `File.hashing`          one thread finds out whether a blob is right; held while it is hashed
     3. `CacheSpace.lock`       the index and the counts; held for lookups, renames and removals, never while
                                data is read, written, hashed or synced

@@ -114,6 +114,14 @@ class DiskCache:
         """Walk the directory: remove left-over temporary files, learn what there is, hold it to the bound."""
         self._indexer.run()
 
+    def wait_for_index(self) -> None:
+        """Wait until the directory has been walked; if nobody has begun that, do it.
+
+        Raises:
+            NoSpace: it takes too long.
+        """
+        self._indexer.wait()
+
     def space(self) -> tuple[int, int]:
         """Return how large the cache may be, and how much counts against that."""
         with self._store.lock:
@@ -170,7 +178,7 @@ class DiskCache:
         """Make room for `size` bytes and return a writer for them.
 
         Raises:
-            NoRoom: the blob is larger than the cache, everything is in use, `min_free` forbids it, or the
+            NoSpace: the blob is larger than the cache, everything is in use, `min_free` forbids it, or the
                 cache's disk or directory is in trouble. A spill may still do.
             TooManyFiles: no descriptor is left.
         """
@@ -201,7 +209,7 @@ class DiskCache:
         """Return a writer to an unlinked temporary file outside the bound; admit gives it no name.
 
         Raises:
-            NoRoom: no filesystem at hand has room.
+            NoSpace: no filesystem at hand has room.
             Unexpected: no temporary file can be made.
         """
         file, fd = self._store.open_spill(size)

@@ -77,7 +77,7 @@ class Quarantine:
         The caller closes `fd`. None: only the note was kept, and a file at `source` is still there.
 
         Raises:
-            Unexpected, NoRoom: the disk failed; at most the note was kept.
+            Unexpected, NoSpace: the disk failed; at most the note was kept.
         """
         size = os.fstat(fd).st_size
         moment = datetime.fromtimestamp(note.time, UTC).strftime("%Y%m%dT%H%M%S.%fZ")

@@ -100,30 +100,32 @@ class Indexer:
     def run(self) -> None:
         """Remove left-over temporary files, learn what there is, hold it to the bound; once."""
         store, home = self._store, self._home
-        with self._scanning:
-            with store.lock:
-                root = home.identity()
-                if store.indexed.is_set() and root == store.index.root:
-                    return
-                store.index.begin_scan()
-            try:
-                if home.exclusive:
-                    home.sweep()
-                store.quarantine.scan(trim=home.exclusive)
-                self._learn(root)
-            except OSError as error:
-                store.warn("directory", f"the cache in {home.root} cannot be listed: {error.strerror}")
-            finally:
+        try:
+            with self._scanning:
                 with store.lock:
-                    store.index.end_scan()
-                store.indexed.set()
+                    root = home.identity()
+                    if store.indexed.is_set() and root == store.index.root:
+                        return
+                    store.index.begin_scan()
+                try:
+                    if home.exclusive:
+                        home.sweep()
+                    store.quarantine.scan(trim=home.exclusive)
+                    self._learn(root)
+                except OSError as error:
+                    store.warn("directory", f"the cache in {home.root} cannot be listed: {error.strerror}")
+                finally:
+                    with store.lock:
+                        store.index.end_scan()
+        finally:
+            store.indexed.set()  # whatever happened: writers wait for it
         store.shrink()
 
     def wait(self) -> None:
         """Wait for the first walk; if nobody has begun it, do it.
 
         Raises:
-            NoRoom: it takes too long.
+            NoSpace: it takes too long.
         """
         if self._store.indexed.is_set():
             return
@@ -137,7 +139,7 @@ class Indexer:
         """Have a directory that can be written to, made again if it was deleted, and its index.
 
         Raises:
-            NoRoom: there is none.
+            NoSpace: there is none.
             OSError: it cannot be made.
         """
         try:

@@ -80,7 +80,7 @@ class CacheSpace:
         """Make room for a file that is to be written, and hold it.
 
         Raises:
-            NoRoom: there is none, and nothing was evicted; or somebody else was quicker.
+            NoSpace: there is none, and nothing was evicted; or somebody else was quicker.
             OSError: the directory is in trouble.
         """
         try:
@@ -104,7 +104,7 @@ class CacheSpace:
         """Hold a file in any case, and evict for it what can be.
 
         Raises:
-            NoRoom, OSError: not enough could be; the file is held all the same.
+            NoSpace, OSError: not enough could be; the file is held all the same.
         """
         with self.lock:
             self.index.hold(file)
@@ -114,7 +114,7 @@ class CacheSpace:
         """Open and hold an unlinked file outside the bound.
 
         Raises:
-            NoRoom: no filesystem at hand has room.
+            NoSpace: no filesystem at hand has room.
             Unexpected, TooManyFiles: no temporary file can be made.
         """
         problem: OSError | None = None

@@ -72,7 +72,7 @@ class Writer:
         """Write all of `data` at `offset`.
 
         Raises:
-            NoRoom: the disk or the quota is full.
+            NoSpace: the disk or the quota is full.
             Unexpected: the disk failed, or `data` would go beyond the reserved size; nothing was written.
         """
         end = offset + len(data)
@@ -123,7 +123,7 @@ class Writer:
         Where the disk does not take the bytes (fsync fails) it raises: nobody knows what would be read back.
 
         Raises:
-            NoRoom, Unexpected: the disk did not take the bytes, or some are missing; the writer is closed.
+            NoSpace, Unexpected: the disk did not take the bytes, or some are missing; the writer is closed.
         """
         if not self._end():
             raise Unexpected(f"{digest} was given up before it was complete")

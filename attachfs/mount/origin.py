@@ -23,6 +23,7 @@ from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.listings import Source
 from attachfs.ledger.offline import OfflineSource, RecordingSource, StoredAnswers
 from attachfs.mount import credentials
+from attachfs.service import resolver
 from attachfs.service.auth import Auth, ClientCredentials
 from attachfs.service.client import Client, open_http
 from attachfs.service.secret_file import Secret
@@ -65,6 +66,7 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
     Raises:
         UsageError: the credentials cannot be used.
     """
+    resolver.install()
     http = await stack.enter_async_context(
         open_http(url=config.url, ca_file=config.ca_file, max_connections=config.max_connections)
     )

@@ -24,7 +24,10 @@ def parse_page(raw: bytes, key: str, what: str) -> tuple[list[dict[str, Any]], s
     # Counted before anything is built: a page of 30 MiB may hold ten million records, each a Python object.
     if raw.count(b",") > _MOST_VALUES or raw.count(b"{") + raw.count(b"[") > _MOST_VALUES:
         raise BadAnswer(f"{what}: there are more than {_MOST_VALUES:,} values on a page of the listing")
-    body = _shallow(raw, dict[str, msgspec.Raw], what)
+    try:
+        body = _shallow(raw, dict[str, msgspec.Raw], what)
+    except msgspec.ValidationError as error:
+        raise BadAnswer(f"{what}: the answer is not a JSON object") from error
     records = _records(body[key], what, key) if key in body else None
     token = _shallow(body["next_page_token"], Any, what) if "next_page_token" in body else None
     if records is None and not token:
@@ -41,15 +44,27 @@ def parse_page(raw: bytes, key: str, what: str) -> tuple[list[dict[str, Any]], s
 
 def _records(raw: msgspec.Raw, what: str, key: str) -> list[dict[str, Any]] | None:
     """Return the records in a page's list, None for null."""
-    found = _shallow(raw, list[msgspec.Raw] | None, f"{what}: {key!r}")
+    try:
+        found = _shallow(raw, list[msgspec.Raw] | None, what)
+    except msgspec.ValidationError as error:
+        raise BadAnswer(f"{what}: {key!r} is not a list of objects") from error
+    if any(bytes(record[:1]) != b"{" for record in map(memoryview, found or ())):
+        raise BadAnswer(f"{what}: {key!r} is not a list of objects")
     if found is not None and len(found) > _MOST_RECORDS:
         raise BadAnswer(f"{what}: {len(found):,} records on a page of the listing, {_MOST_RECORDS:,} at most")
     return None if found is None else [decode(bytes(record), what) for record in found]
 
 
 def _shallow(raw: Any, kind: Any, what: str) -> Any:
-    """Decode the outermost level of JSON only."""
+    """Decode the outermost level of JSON only.
+
+    Raises:
+        msgspec.ValidationError: it is JSON of another kind.
+        BadAnswer: it is no JSON.
+    """
     try:
         return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError:
+        raise
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise BadAnswer(f"{what}: the answer is not readable JSON ({excerpt(error)})") from error

@@ -13,6 +13,8 @@ from tests.mount.conftest import Mounted, run_mount
 from tests.services.faulty_ledger import PATIENCE, TOKEN, Case, Ledger, serving
 from tests.services.threaded_ledger import Served
 
+_ESTABLISHED = "01"  # in /proc/net/tcp
+
 
 class Log(list[str]):
     """A log that can be waited for."""
@@ -39,9 +41,9 @@ class Log(list[str]):
 
 
 class Held(NamedTuple):
-    """What a mount holds: open descriptors, KiB of memory, and its own figures."""
+    """What a mount holds: open files beside its live connections, KiB of memory, and its own figures."""
 
-    fds: int
+    open_files: list[str]
     rss: int
     status: dict[str, Any]
 
@@ -101,14 +103,45 @@ class Lane:
             )
 
     def held(self) -> Held:
-        """Return what the mount holds, with all connections but one closed, and names forgotten."""
+        """Return what the mount holds once it has noticed that its connections have ended, names forgotten.
+
+        The pool notices when it is next asked for one, but keeps those that rest for a moment. So a
+        connection that nobody knows any more is one that is never closed, however often others are asked for.
+        """
         self.forget()
         self.ledger.drop()
+        patience = time.monotonic() + PATIENCE
         self.serves_a_good_file()
+        while self.ended_connections():
+            assert time.monotonic() < patience, "a connection that has ended is never closed"
+            self.serves_a_good_file()
         self.forget()
         memory = dict(line.split(":", 1) for line in self.process_file("status").splitlines())
-        fds = len(list(Path(f"/proc/{self.mounted.process.pid}/fd").iterdir()))
-        return Held(fds, int(memory["VmRSS"].split()[0]), self.mounted.status())
+        live = self.sockets("tcp", _ESTABLISHED)
+        open_files = [one for one in self.descriptors() if one not in live]
+        return Held(open_files, int(memory["VmRSS"].split()[0]), self.mounted.status())
+
+    def descriptors(self) -> list[str]:
+        """Return what each of the mount's descriptors stands for."""
+        found = []
+        for path in Path(f"/proc/{self.mounted.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.append(str(path.readlink()))
+        return found
+
+    def ended_connections(self) -> set[str]:
+        """Return those of the mount's descriptors that are connections which the other side has ended.
+
+        One that was reset is in no table of the kernel's any more.
+        """
+        found = {one for one in self.descriptors() if one.startswith("socket:")}
+        return found - self.sockets("tcp", _ESTABLISHED) - self.sockets("unix") - self.sockets("netlink")
+
+    def sockets(self, table: str, state: str = "") -> set[str]:
+        """Return the sockets in one of the tables of /proc/net, as links in /proc/PID/fd name them."""
+        head, *rows = (line.split() for line in self.process_file(f"net/{table}").splitlines())
+        inode = {"tcp": 9, "unix": 6}.get(table, len(head) - 1)
+        return {f"socket:[{row[inode]}]" for row in rows if not state or row[3] == state}
 
 
 @contextlib.contextmanager

@@ -244,7 +244,7 @@ def test_an_hour_of_trouble(tmp_path: Path) -> None:
             for name, began, ended in weather.down:
                 # The first second is what was under way; from then on the service is let alone.
                 assert rate(ledger, began + 1, ended) < STORM, (name, tell)
-            assert after.fds <= before.fds
+            assert len(after.open_files) <= len(before.open_files)
             assert after.rss - before.rss < GROWTH, tell
             for figure in ("open_files", "open_directories", "downloading"):
                 assert after.status[figure] == before.status[figure]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from attachfs.errors import (
     BadAnswer,
     IntegrityError,
     NoAttribute,
+    NoSpace,
     NotFound,
     ScanRefused,
     Unexpected,
@@ -884,5 +886,61 @@ class TestThreads:
         finally:
             world.cache.indexed.set()
         assert world.cache.stats().blobs == len(refs)
+        world.pins.close()
+        world.cache.close()
+
+    async def test_opens_wait_for_the_index_together_and_go_without_the_cache_if_it_takes_too_long(
+        self, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world = World(tmp_path, nursery, 64 * 2**20)
+        world.cache.indexed.clear()
+        gate, waits = threading.Event(), list[bool]()
+
+        def wait() -> None:
+            waits.append(gate.wait(10))
+            raise NoSpace("still being indexed")
+
+        monkeypatch.setattr(world.cache, "wait_for_index", wait)
+        refs = [file_ref(number) for number in range(10, 30)]
+        spilled = []
+
+        async def open_one(ref: AttachmentRef) -> None:
+            writer = await world.blobs._staging.reserve(ref, digest_of(ref.attachment.encode()), 100)
+            spilled.append(ref)
+            await trio.to_thread.run_sync(writer.abort)
+
+        async with trio.open_nursery() as opening:
+            for ref in refs:
+                opening.start_soon(open_one, ref)
+            await wait_all_tasks_blocked(0.1)
+            assert spilled == []
+            gate.set()
+        assert sorted(spilled) == sorted(refs)
+        assert waits == [True]
+        assert world.cache.stats().spills == len(refs)
+        world.pins.close()
+        world.cache.close()
+
+    async def test_who_waits_for_the_index_may_go_away_and_another_takes_over(
+        self, tmp_path: Path, nursery: trio.Nursery
+    ) -> None:
+        world = World(tmp_path, nursery, 64 * 2**20)
+        world.cache.indexed.clear()
+        staging, first = world.blobs._staging, trio.CancelScope()
+        with world.cache._indexer._scanning:
+
+            async def gives_up() -> None:
+                with first:
+                    await staging._wait_for_index()
+
+            async with trio.open_nursery() as opening:
+                opening.start_soon(gives_up)
+                await wait_all_tasks_blocked(0.05)
+                opening.start_soon(staging._wait_for_index)
+                await wait_all_tasks_blocked(0.05)
+                first.cancel()
+                await wait_all_tasks_blocked(0.05)
+                assert staging._index_wait is not None
+                world.cache.indexed.set()
         world.pins.close()
         world.cache.close()

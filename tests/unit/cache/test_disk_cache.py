@@ -17,6 +17,7 @@ import pytest
 
 from attachfs.cache import files as cache_files
 from attachfs.cache import scan
+from attachfs.cache.directory import CacheDir
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.cache.quarantine import QuarantineNote
 from attachfs.errors import NoSpace, Unexpected, UsageError
@@ -694,6 +695,26 @@ def test_a_writer_waits_for_the_index(make: Make) -> None:
     cache.reserve(10_000).abort()
     assert cache.indexed.is_set()
     assert disk_usage(cache.root) <= 200_000
+
+
+@pytest.mark.parametrize("broken", ["identity", "sweep"])
+def test_an_index_that_fails_in_whatever_way_holds_up_nobody(
+    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Its own task tells what happened; writers go on with what is known."""
+    cache = make(index=False)
+
+    def fail(_: CacheDir) -> None:
+        raise RuntimeError("something foreign")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheDir, broken, fail)
+        with pytest.raises(RuntimeError, match="something foreign"):
+            cache.index()
+    assert cache.indexed.is_set()
+    cache.wait_for_index()
+    put(cache, b"x")
+    assert get(cache, b"x") == b"x"
 
 
 def test_left_over_temporary_files_go_and_foreign_files_stay(make: Make, tmp_path: Path) -> None:
