@@ -48,7 +48,7 @@ def _records(raw: msgspec.Raw, what: str, key: str) -> list[dict[str, Any]] | No
         found = _shallow(raw, list[msgspec.Raw] | None, what)
     except msgspec.ValidationError as error:
         raise BadAnswer(f"{what}: {key!r} is not a list of objects") from error
-    if any(bytes(record[:1]) != b"{" for record in map(memoryview, found or ())):
+    if any(not bytes(record).startswith(b"{") for record in found or ()):
         raise BadAnswer(f"{what}: {key!r} is not a list of objects")
     if found is not None and len(found) > _MOST_RECORDS:
         raise BadAnswer(f"{what}: {len(found):,} records on a page of the listing, {_MOST_RECORDS:,} at most")

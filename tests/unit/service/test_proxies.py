@@ -105,7 +105,7 @@ def test_socks_is_refused_where_it_would_be_needed_and_no_matter_elsewhere(schem
     proxies = Proxies({"ALL_PROXY": f"{scheme}://127.0.0.1:1080", "NO_PROXY": "ledger.example,10.0.0.0/8"})
     assert proxies.url_for("https", "ledger.example", None) is None
     assert proxies.url_for("https", "10.9.8.7", 8443) is None
-    with pytest.raises(UsageError, match="ALL_PROXY .* SOCKS is not supported; .* NO_PROXY"):
+    with pytest.raises(UsageError, match=r"ALL_PROXY .* SOCKS is not supported; .* NO_PROXY"):
         proxies.url_for("https", "elsewhere.example", None)
 
 

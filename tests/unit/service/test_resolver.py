@@ -1,5 +1,6 @@
 """Names are looked up in threads of their own."""
 
+import socket
 import threading
 from typing import Any
 
@@ -18,7 +19,7 @@ async def test_lookups_that_nobody_answers_leave_threads_for_others(monkeypatch:
         gate.wait()
         return []
 
-    monkeypatch.setattr(resolver.socket, "getaddrinfo", _numeric_only(silent))
+    monkeypatch.setattr(socket, "getaddrinfo", _numeric_only(silent))
     resolver.install()
     common = trio.to_thread.current_default_thread_limiter()
     try:
@@ -35,11 +36,11 @@ async def test_lookups_that_nobody_answers_leave_threads_for_others(monkeypatch:
 
 def _numeric_only(silent: Any) -> Any:
     """Return a lookup that knows addresses at once, as trio asks first, and hangs for names."""
-    real = resolver.socket.getaddrinfo
+    real = socket.getaddrinfo
 
     def lookup(host: Any, *args: Any) -> Any:
         flags = args[-1]
-        return real(host, *args) if flags & resolver.socket.AI_NUMERICHOST else silent()
+        return real(host, *args) if flags & socket.AI_NUMERICHOST else silent()
 
     return lookup
 
