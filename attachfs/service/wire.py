@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import trio
 
 _PIECE = 2**20  # bytes asked of the kernel at a time
+_RECORD_HEADER = 5  # bytes: type, version, and the payload's length in two
 _RECORD = 2**16  # bytes of TLS records taken in at a time
 
 
@@ -105,6 +106,7 @@ class TlsWire:
         self._sock = sock
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        self._records = _RecordBoundary()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
 
     async def handshake(self) -> None:
@@ -163,7 +165,8 @@ class TlsWire:
         try:
             return self._tls.read(1)
         except ssl.SSLWantReadError:
-            return b"" if ended else None
+            # What has begun to come, and cannot be read before its end, is left over as well.
+            return b"" if ended or self._records.inside else None
         except ssl.SSLError:
             return b""
 
@@ -187,7 +190,7 @@ class TlsWire:
         except OSError:
             data = b""
         if data:
-            self._incoming.write(data)
+            self._take(data)
         else:
             self._incoming.write_eof()
         return bool(data)
@@ -198,14 +201,46 @@ class TlsWire:
             with contextlib.suppress(BlockingIOError):
                 data = self._sock.recv(_RECORD)
                 if data:
-                    self._incoming.write(data)
+                    self._take(data)
                 else:
                     self._incoming.write_eof()
                 return
 
+    def _take(self, data: bytes) -> None:
+        self._incoming.write(data)
+        self._records.pass_over(data)
+
     async def _flush(self) -> None:
         if self._outgoing.pending:
             await _send_rest(self._sock, memoryview(self._outgoing.read()))
+
+
+class _RecordBoundary:
+    """Knows where the records end in the bytes of a TLS connection (RFC 8446, 5.1)."""
+
+    def __init__(self) -> None:
+        self._header = b""  # of a record that has begun, as far as it has come
+        self._rest = 0  # bytes of its payload that are still to come
+
+    @property
+    def inside(self) -> bool:
+        """Whether a record has begun to come and not come to its end."""
+        return bool(self._header or self._rest)
+
+    def pass_over(self, data: bytes) -> None:
+        """Take note of what came."""
+        position = 0
+        while position < len(data):
+            if self._rest:
+                step = min(self._rest, len(data) - position)
+                self._rest -= step
+                position += step
+                continue
+            step = _RECORD_HEADER - len(self._header)
+            self._header += data[position : position + step]
+            position += step
+            if len(self._header) == _RECORD_HEADER:
+                self._rest, self._header = int.from_bytes(self._header[3:]), b""
 
 
 async def connect(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
