@@ -68,7 +68,7 @@ class Sampler:
             self.sizes.append(sum(taken.values()) * 512)
 
 
-def test_a_thousand_reads_of_more_than_fits_never_exceed_the_bound(tmp_path: Path) -> None:
+def test_four_hundred_reads_of_more_than_fits_never_exceed_the_bound(tmp_path: Path) -> None:
     """200 files through a cache that holds 50, by eight readers at once.
 
     Promise 13: "The cache never takes more of the disk than its bound, counting what is being written and
@@ -78,8 +78,7 @@ def test_a_thousand_reads_of_more_than_fits_never_exceed_the_bound(tmp_path: Pat
     ledger = ScriptedLedger()
     contents = filled(ledger, 200, 64 * KiB)
     bound = 3584 * KiB
-    order = [path for n in range(5) for path in random.Random(n).sample(list(contents), len(contents))]
-    assert len(order) == 1000
+    order = [path for n in range(2) for path in random.Random(n).sample(list(contents), len(contents))]
     with (
         serve(ledger, tmp_path / "token") as server,
         run_mount(tmp_path, f"--cache-size={bound}", "--cache-min-free=0", server=server) as mounted,
@@ -108,7 +107,7 @@ def test_a_thousand_reads_of_more_than_fits_never_exceed_the_bound(tmp_path: Pat
         for path, content in zip(order, pool.map(read_and_sample, order), strict=True):
             assert content == contents[path]
         assert max(sampler.sizes) <= bound
-        assert len(sampler.sizes) == 1000 + 2 * ledger.counts["blob"]
+        assert len(sampler.sizes) == len(order) + 2 * ledger.counts["blob"]
         assert 45 <= len(mounted.cached()) <= 55
         stats = mounted.status()["cache"]
         assert stats["spills"] == 0

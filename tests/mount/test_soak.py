@@ -201,6 +201,7 @@ class Programs:
     def repeat(self, work: Callable[[], None]) -> None:
         while not self.stop.is_set():
             work()
+            self.stop.wait(0.2)  # an hour's work is not needed, and the machine has other tests
 
 
 def rate(ledger: Ledger, began: float, ended: float) -> float:
@@ -208,7 +209,7 @@ def rate(ledger: Ledger, began: float, ended: float) -> float:
 
 
 @pytest.mark.slow
-def test_an_hour_of_trouble(tmp_path: Path) -> None:
+def test_after_each_kind_of_trouble_under_load_all_is_well_again(tmp_path: Path) -> None:
     with serving({TOKEN}) as ledger:
         sizes = (0, 1, 700, 4096, 65_537, 300_000)
         cases = [ledger.add(Case(f"hour {n}", sizes[n % len(sizes)])) for n in range(ASSETS)]
@@ -228,7 +229,7 @@ def test_an_hour_of_trouble(tmp_path: Path) -> None:
                 for one in running:
                     one.add_done_callback(lambda _: programs.stop.set())
                 try:
-                    live(weather, 2, programs.stop.wait)
+                    live(weather, 1, programs.stop.wait)
                 finally:
                     weather.fine()
                     programs.stop.set()

@@ -232,7 +232,7 @@ def attributes_of(mentions: list[tuple[str, int, dict[str, str]]], shape: str) -
     return {**groups}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(MENTIONS, SHAPES, TYPES, LOST, st.booleans(), st.randoms(use_true_random=False))
 def test_files_listed_are_opened_unique_and_the_same_in_every_order(
     mentions: list[tuple[str, int, dict[str, str]]],

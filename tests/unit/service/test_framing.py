@@ -196,7 +196,7 @@ steps = st.tuples(
 
 @seed(20261125)
 @settings(
-    max_examples=1000,
+    max_examples=400,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
