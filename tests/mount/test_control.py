@@ -232,14 +232,16 @@ class TestDeadMounts:
         assert attachfs("umount", point).returncode == 0
         assert mount_at(point) is None
 
-    def test_of_another_source_is_left_alone(self, tmp_path: Path, point: Path, ledger: DemoServer) -> None:
+    def test_a_dead_mount_of_another_source_is_left_alone(
+        self, tmp_path: Path, point: Path, ledger: DemoServer
+    ) -> None:
         self.crash(tmp_path, point, ledger)
         other = background(tmp_path, ledger, "--fsname=another")
         assert other.returncode == 2
         assert "dead mount" in other.stderr
         assert attachfs("umount", point).returncode == 0
 
-    def test_of_another_kind_or_alive_is_left_alone(
+    def test_a_mount_of_another_kind_or_alive_is_left_alone(
         self, tmp_path: Path, point: Path, ledger: DemoServer
     ) -> None:
         assert not unmount.clear_dead(point, ledger.url)
@@ -365,7 +367,9 @@ class TestSignals:
 
 class TestServiceManager:
     @pytest.mark.parametrize("abstract", [False, True])
-    def test_is_told(self, mount: Mount, tmp_path: Path, *, abstract: bool) -> None:
+    def test_the_service_manager_is_told_when_it_is_mounted(
+        self, mount: Mount, tmp_path: Path, *, abstract: bool
+    ) -> None:
         name = f"@attachfs-test-{os.getpid()}-{tmp_path.name}" if abstract else str(tmp_path / "notify")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind("\0" + name[1:] if abstract else name)

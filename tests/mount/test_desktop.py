@@ -68,7 +68,7 @@ def downloaded(mounted: Mounted) -> int:
 
 class TestNothingIsDownloaded:
     @needs("gio")
-    def test_for_a_file_managers_columns(self, fresh: Mounted) -> None:
+    def test_nothing_is_downloaded_for_a_file_managers_columns(self, fresh: Mounted) -> None:
         shown = fresh.sh(f"gio info '{PHOTO}'").stdout
         assert "standard::content-type: image/jpeg" in shown
         assert "standard::size: 129204" in shown
@@ -78,12 +78,14 @@ class TestNothingIsDownloaded:
         assert fresh.counts().get("blob", 0) == 0
 
     @pytest.mark.parametrize("walk", ["find .", "ls -lLR .", "du -sh ."])
-    def test_for_a_walk(self, fresh: Mounted, walk: str) -> None:
+    def test_nothing_is_downloaded_for_a_walk(self, fresh: Mounted, walk: str) -> None:
         fresh.sh(walk, check=False)
         assert fresh.counts().get("blob", 0) == 0
 
     @needs("updatedb")
-    def test_for_updatedb_and_pruned_it_does_not_even_ask(self, fresh: Mounted, tmp_path: Path) -> None:
+    def test_nothing_is_downloaded_for_updatedb_and_pruned_it_does_not_even_ask(
+        self, fresh: Mounted, tmp_path: Path
+    ) -> None:
         make = f"updatedb -l 0 -U {tmp_path} -o {tmp_path}/db --prunepaths ''"
         if subprocess.run(["updatedb", "--version"], capture_output=True, check=False).returncode:
             pytest.skip("this updatedb is not plocate's")
@@ -102,7 +104,7 @@ class TestOneKindOfFile:
         assert "." not in target.name
         assert mounted.sh(f"file -b --mime-type '{target}'").stdout == "image/jpeg\n"
 
-    def test_exiftool(self, mounted: Mounted) -> None:
+    def test_exiftool_reads_photographs_only(self, mounted: Mounted) -> None:
         shown = mounted.sh(f"exiftool -s3 -MIMEType -Model '{PHOTO}'").stdout.splitlines()
         assert shown == ["image/jpeg", "Drawing board 1"]
 
@@ -111,7 +113,7 @@ class TestOneKindOfFile:
         assert done.returncode == 1
         assert "Error creating file" in done.stderr
 
-    def test_pdfinfo(self, mounted: Mounted) -> None:
+    def test_pdfinfo_reads_documents_only(self, mounted: Mounted) -> None:
         shown = mounted.sh(f"pdfinfo '{PDF}'").stdout
         assert "Pages:" in shown
         assert f"{(mounted.point / PDF).stat().st_size} bytes" in shown

@@ -382,7 +382,7 @@ def test_without_room_in_the_cache_a_blob_is_read_through_a_temporary_file(tmp_p
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_only_without_room_for_that_too_there_is_no_space(tmp_path: Path) -> None:
+def test_a_read_without_room_for_a_temporary_file_either_is_enospc(tmp_path: Path) -> None:
     with ExitStack() as stack:
         disk = stack.enter_context(small_disk(tmp_path / "disk", "2M"))
         mounted = stack.enter_context(

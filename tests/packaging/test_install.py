@@ -49,7 +49,7 @@ COMMON = {
 }
 
 
-def test_for_a_user_twice_and_removed(tmp_path: Path, program: Path) -> None:
+def test_it_is_installed_for_a_user_twice_and_removed(tmp_path: Path, program: Path) -> None:
     prefix = tmp_path / "prefix"
     for _ in range(2):
         done = script("install", "--user", "--program", str(program), PREFIX=str(prefix))
@@ -71,7 +71,7 @@ def test_for_a_user_twice_and_removed(tmp_path: Path, program: Path) -> None:
     assert script("uninstall", "--user", PREFIX=str(prefix)).returncode == 0
 
 
-def test_for_everybody_staged_with_the_helper(tmp_path: Path, program: Path) -> None:
+def test_it_is_staged_for_everybody_with_the_helper(tmp_path: Path, program: Path) -> None:
     stage = tmp_path / "stage"
     environ = {"DESTDIR": str(stage), "PREFIX": "/usr"}
     for _ in range(2):

@@ -69,13 +69,13 @@ KNOWS = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_is_executable_and_starts_with_env(script: Path) -> None:
+def test_each_script_is_executable_and_starts_with_env(script: Path) -> None:
     assert os.access(script, os.X_OK)
     assert script.read_text(encoding="utf-8").startswith("#!/usr/bin/env ")
 
 
 @pytest.mark.parametrize("script", BASH_SCRIPTS, ids=lambda path: path.name)
-def test_parses_and_stops_at_errors(script: Path) -> None:
+def test_each_script_parses_and_stops_at_errors(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
     assert "\nset -euo pipefail\n" in script.read_text(encoding="utf-8")
 

@@ -71,7 +71,7 @@ def parsed(attributes: dict[str, Any]) -> tuple[list[model.Attachment], list[str
 
 
 class TestAttachmentShapes:
-    def test_flat(self) -> None:
+    def test_flat_attachments_are_found(self) -> None:
         value = attribute(0xABC, HEX, arc_file_name="cat.jpg", arc_display_name="Cat", arc_other=[1])
         (found,), notes = parsed({"arc_primary_image": value})
         assert found == model.Attachment(ID, "arc_primary_image", "cat.jpg", "Cat", SHA)
@@ -83,7 +83,7 @@ class TestAttachmentShapes:
         assert notes == []
 
     @pytest.mark.parametrize("prefix", ["blobs/", "attachments/", "blobsV1/", ""])
-    def test_the_older_list(self, prefix: str) -> None:
+    def test_attachments_in_the_older_list_are_found(self, prefix: str) -> None:
         old = {
             "arc_display_name": "cat",
             "arc_attachment_identity": prefix + ID,
@@ -244,12 +244,12 @@ class TestEvents:
 
 class TestDigests:
     @pytest.mark.parametrize("alg", ["SHA256", "sha256", "SHA-256", "sha_256", "Sha 256", "sha-256"])
-    def test_spellings(self, alg: str) -> None:
+    def test_digests_are_read_in_every_spelling(self, alg: str) -> None:
         assert model.parse_digest(alg, HEX.upper()) == SHA
         assert str(SHA) == f"sha256:{HEX}"
 
     @pytest.mark.parametrize("alg", ["sha384", "SHA-512"])
-    def test_longer_ones(self, alg: str) -> None:
+    def test_longer_digests_are_read(self, alg: str) -> None:
         name = alg.replace("-", "").lower()
         value = hashlib.new(name, b"").hexdigest()
         assert model.parse_digest(alg, value) == Digest(name, value)
@@ -301,7 +301,7 @@ class TestTimes:
             ("2023-01-01T00:00:00.123456789Z", 1_672_531_200.123456),
         ],
     )
-    def test_rfc_3339(self, text: str, seconds: float) -> None:
+    def test_times_are_read_as_rfc_3339(self, text: str, seconds: float) -> None:
         assert model.parse_time_ns(text) == round(seconds * 10**6) * 1000
 
     @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ class TestInfo:
         assert len(caught.value.reason) < 500
 
     @pytest.mark.parametrize("size", [0, 1, 2**31, 2**53 + 1, 2**63 - 1])
-    def test_sizes(self, size: int) -> None:
+    def test_sizes_are_read(self, size: int) -> None:
         assert model.parse_info(info_body(self.REF, size=size), self.REF).size == size
 
     @pytest.mark.parametrize("size", [-1, 2**63, 2**64, 10**400, 1e308, 1.0, "12", True, False, None, [], {}])
@@ -505,12 +505,12 @@ class TestLargePages:
 
 
 class TestPages:
-    def test_records_and_token(self) -> None:
+    def test_a_page_has_records_and_a_token(self) -> None:
         raw = as_json({"assets": [{"identity": "x"}], "next_page_token": "t"})
         assert parse_page(raw, "assets", "x") == ([{"identity": "x"}], "t")
 
     @pytest.mark.parametrize("end", [{}, {"next_page_token": ""}, {"next_page_token": None}])
-    def test_the_end(self, end: dict[str, object]) -> None:
+    def test_a_page_without_a_token_is_the_end(self, end: dict[str, object]) -> None:
         assert parse_page(as_json({"assets": [], **end}), "assets", "x") == ([], "")
 
     @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ class TestFlatten:
             "big": "18446744073709551616",
         }
 
-    def test_keeps_the_records_order(self) -> None:
+    def test_flattening_keeps_the_records_order(self) -> None:
         assert list(model.flatten(b'{"b": 1, "a": {"d": 1, "c": 2}}', "x")) == ["b", "a.d", "a.c"]
 
 

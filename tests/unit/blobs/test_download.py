@@ -265,7 +265,9 @@ async def test_any_pieces_make_up_the_whole(running: Running, cache: DiskCache, 
 
 
 class TestBeganAnew:
-    async def test_with_the_same_bytes_goes_on(self, running: Running, cache: DiskCache) -> None:
+    async def test_an_answer_begun_anew_with_the_same_bytes_goes_on(
+        self, running: Running, cache: DiskCache
+    ) -> None:
         transfer = await running.transfer()
         transfer.put(DATA[:700_000])
         await running.download.wait_until(700_000)
@@ -284,7 +286,9 @@ class TestBeganAnew:
         assert running.download.gate.can_serve(700_000)
         running.download.release()
 
-    async def test_with_other_bytes_fails(self, running: Running, cache: DiskCache) -> None:
+    async def test_an_answer_begun_anew_with_other_bytes_fails(
+        self, running: Running, cache: DiskCache
+    ) -> None:
         transfer = await running.transfer()
         transfer.put(DATA[:700_000])
         await running.download.wait_until(700_000)
@@ -296,7 +300,7 @@ class TestBeganAnew:
         running.download.release()
         assert cache.stats().blobs == 0
 
-    async def test_more_than_once(self, running: Running) -> None:
+    async def test_an_answer_may_begin_anew_more_than_once(self, running: Running) -> None:
         transfer = await running.transfer()
         for end in (100, 5000, 200_000, len(DATA)):
             transfer.put(DATA[:end])
@@ -304,7 +308,7 @@ class TestBeganAnew:
         await running.download.finished()
         running.download.release()
 
-    async def test_and_then_ending_early_is_a_bad_answer(self, running: Running) -> None:
+    async def test_an_answer_begun_anew_that_ends_early_is_a_bad_answer(self, running: Running) -> None:
         (await running.transfer()).put(DATA[:700_000]).put(DATA[:100]).end()
         with pytest.raises(BadAnswer, match="700000 came"):
             await running.download.finished()
@@ -378,7 +382,9 @@ class TestLeaving:
         assert cache.stats().blobs == 0
         assert list((cache.root / "tmp").iterdir()) == []
 
-    async def test_after_it_ended_gives_everything_back(self, running: Running, cache: DiskCache) -> None:
+    async def test_leaving_a_download_after_it_ended_gives_everything_back(
+        self, running: Running, cache: DiskCache
+    ) -> None:
         (await running.transfer()).put(DATA).end()
         await running.download.finished()
         assert cache.stats().open_files == 1
@@ -425,7 +431,7 @@ class TestReadWithoutWaiting:
             found = blob.pread_nowait(1000, 5)
             assert found is None or bytes(found) == DATA[5:1005]
 
-    def test_never_less_than_asked(self, tmp_path: Path) -> None:
+    def test_a_read_without_waiting_never_gives_less_than_asked(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(b"abc")
         with opened(tmp_path / "x") as blob:
             assert blob.pread_nowait(4, 0) is None

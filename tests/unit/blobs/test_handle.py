@@ -61,7 +61,7 @@ async def test_who_reads_in_order_and_had_to_wait_once_is_read_ahead_of(nursery:
     assert position + _AHEAD - _STEP <= max(disk.read) + _STEP <= position + _AHEAD + _STEP
 
 
-async def test_and_goes_on_being(nursery: trio.Nursery) -> None:
+async def test_who_reads_in_order_goes_on_being_read_ahead_for(nursery: trio.Nursery) -> None:
     disk = Disk()
     ahead = ahead_of(disk, nursery)
     go(ahead, 0, _IN_ORDER + 1, missed=True)
@@ -79,7 +79,7 @@ async def test_what_is_in_memory_is_not_read_ahead(nursery: trio.Nursery) -> Non
     assert disk.read == []
 
 
-async def test_nor_who_jumps_about(nursery: trio.Nursery) -> None:
+async def test_nothing_is_read_ahead_for_who_reads_all_over_the_file(nursery: trio.Nursery) -> None:
     disk = Disk()
     ahead = ahead_of(disk, nursery)
     for number in range(50):

@@ -125,7 +125,7 @@ async def finish(world: World, blob: BlobHandle) -> Transfer:
 
 
 class TestStopping:
-    async def test_after_so_many_more_bytes(self, world: World) -> None:
+    async def test_a_download_nobody_follows_stops_after_so_many_more_bytes(self, world: World) -> None:
         world.record(FILE, DATA)
         transfer = await sniff(world)
         await wait_all_tasks_blocked()
@@ -139,7 +139,9 @@ class TestStopping:
         await until(lambda: world.blobs.paused == 1)
         assert world.blobs.downloading == 0
 
-    async def test_after_so_long(self, world: World, clock: MockClock) -> None:
+    async def test_a_download_nobody_follows_stops_after_so_long(
+        self, world: World, clock: MockClock
+    ) -> None:
         world.record(FILE, DATA)
         transfer = await sniff(world)
         clock.jump(LEAVING.within - 0.1)
@@ -148,7 +150,9 @@ class TestStopping:
         clock.jump(0.2)
         await until(lambda: transfer.ended)
 
-    async def test_not_while_somebody_follows(self, world: World, clock: MockClock) -> None:
+    async def test_a_download_does_not_stop_while_somebody_follows(
+        self, world: World, clock: MockClock
+    ) -> None:
         world.record(FILE, DATA)
         transfer = await sniff(world)
         blob = await world.blobs.open(FILE)
@@ -158,7 +162,7 @@ class TestStopping:
         blob.close()
         assert world.gets == 1
 
-    async def test_not_when_all_has_come_and_only_the_verdict_is_missing(self, world: World) -> None:
+    async def test_a_download_does_not_stop_when_only_the_verdict_is_missing(self, world: World) -> None:
         world.record(FILE, DATA)
         transfer = await sniff(world, len(DATA))
         transfer.end()
@@ -181,7 +185,7 @@ class TestStopping:
         blob = await world.blobs.open(FILE)  # it has been told to stop and has not yet
         assert (await finish(world, blob)).start == 64 * KiB
 
-    async def test_at_once_where_so_configured(
+    async def test_a_download_stops_at_once_where_so_configured(
         self, make: Make, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         assert clock.autojump_threshold > 0
@@ -384,7 +388,7 @@ class TestNotBelieved:
 
 
 class TestBounds:
-    async def test_for_so_long(self, world: World, clock: MockClock) -> None:
+    async def test_a_partial_download_is_kept_for_so_long(self, world: World, clock: MockClock) -> None:
         await read_whole(world, file_ref(4))  # the tables of what was seen are open from now on
         before = descriptors()
         world.record(FILE, DATA)
@@ -439,7 +443,7 @@ class TestBounds:
         assert world.cache.stats().evicted == 0
         assert world.cache.stats().blobs == 4
 
-    async def test_not_at_all_where_nobody_vouches_for_the_bytes(
+    async def test_a_partial_download_is_not_kept_where_nobody_vouches_for_the_bytes(
         self, make: Make, clock: MockClock, nursery: trio.Nursery
     ) -> None:
         world = make(nursery, verify="off")
@@ -448,7 +452,9 @@ class TestBounds:
         await until(lambda: not world.blobs._downloads.table)
         assert world.cache.stats().spilled_bytes == 0
 
-    async def test_not_if_nothing_has_come(self, world: World, clock: MockClock) -> None:
+    async def test_a_partial_download_is_not_kept_if_nothing_has_come(
+        self, world: World, clock: MockClock
+    ) -> None:
         world.record(FILE, DATA)
         blob = await world.blobs.open(FILE)
         transfer = await world.bytes.next()

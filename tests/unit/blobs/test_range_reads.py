@@ -119,7 +119,7 @@ async def waits(reading: Reading) -> bool:
 
 
 class TestAnswered:
-    async def test_before_the_stream_has_come_there(self, world: World) -> None:
+    async def test_a_read_is_answered_before_the_stream_has_come_there(self, world: World) -> None:
         blob, transfer = await opened(world)
         assert await blob.read(len(DATA) - 22, 22) == DATA[-22:]
         assert await blob.read(len(DATA) - 70 * KiB, 1 * MiB) == DATA[-70 * KiB :]
@@ -129,7 +129,7 @@ class TestAnswered:
         assert not transfer.ended
         blob.close()
 
-    async def test_and_verified_once_the_whole_is(self, world: World) -> None:
+    async def test_a_part_is_verified_once_the_whole_is(self, world: World) -> None:
         blob, transfer = await opened(world)
         assert await get(blob, LAST) == piece(LAST)
         transfer.put(DATA).end()
@@ -164,14 +164,14 @@ class TestAnswered:
         assert asked(world) == [(20, 21), (12, 13), (30, 31), (16, 17)]
         blob.close()
 
-    async def test_from_memory_the_second_time(self, world: World) -> None:
+    async def test_a_part_is_read_from_memory_the_second_time(self, world: World) -> None:
         blob, _ = await opened(world)
         for _ in range(3):
             assert await get(blob, 20) == piece(20)
         assert len(asked(world)) == 1
         blob.close()
 
-    async def test_from_the_stream_once_it_has_passed(self, world: World) -> None:
+    async def test_a_part_is_read_from_the_stream_once_it_has_passed(self, world: World) -> None:
         blob, transfer = await opened(world)
         assert await get(blob, 20) == piece(20)
         world.bytes.parts = None
@@ -181,7 +181,7 @@ class TestAnswered:
         assert bytes(blob.read_nowait(20 * WITHHELD, 100) or b"") in (b"", piece(20)[:100])
         blob.close()
 
-    async def test_where_nobody_vouches_as_well(
+    async def test_a_part_is_read_where_nobody_vouches_as_well(
         self, make: Make, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         assert clock.autojump_threshold > 0
@@ -199,7 +199,7 @@ class TestAnswered:
 
 
 class TestNotAskedFor:
-    async def test_by_who_reads_in_order_with_a_kernel_that_reads_ahead(
+    async def test_no_part_is_requested_for_a_read_in_order_that_the_kernel_reads_ahead(
         self, world: World, nursery: trio.Nursery
     ) -> None:
         blob, transfer = await opened(world)
@@ -218,7 +218,7 @@ class TestNotAskedFor:
         blob.close()
         assert asked(world) == []
 
-    async def test_by_one_large_read_that_the_kernel_cuts_up(
+    async def test_no_part_is_requested_for_one_large_read_that_the_kernel_cuts_up(
         self, world: World, nursery: trio.Nursery
     ) -> None:
         blob, transfer = await opened(world)
@@ -233,14 +233,14 @@ class TestNotAskedFor:
             assert part.data == piece(number)
         blob.close()
 
-    async def test_near_the_stream(self, world: World, nursery: trio.Nursery) -> None:
+    async def test_no_part_is_requested_near_the_stream(self, world: World, nursery: trio.Nursery) -> None:
         blob, _ = await opened(world)
         assert await waits(Reading(nursery, blob, NEAR))
         assert asked(world) == []
         nursery.cancel_scope.cancel()
         blob.close()
 
-    async def test_before_the_stream_had_time_to_come_there(
+    async def test_no_part_is_requested_before_the_stream_had_time_to_come_there(
         self, world: World, clock: MockClock, nursery: trio.Nursery
     ) -> None:
         blob, transfer = await opened(world, piece(0, 12))
@@ -254,7 +254,9 @@ class TestNotAskedFor:
         blob.close()
         assert clock.autojump_threshold > 0
 
-    async def test_unless_it_did_not(self, world: World, clock: MockClock, nursery: trio.Nursery) -> None:
+    async def test_a_part_is_requested_if_the_stream_did_not_come_there_in_time(
+        self, world: World, clock: MockClock, nursery: trio.Nursery
+    ) -> None:
         blob, _ = await opened(world, piece(0, 12))
         there = Reading(nursery, blob, 22)
         assert await waits(there)
@@ -263,7 +265,9 @@ class TestNotAskedFor:
         assert there.data == piece(22)
         blob.close()
 
-    async def test_in_strict_verification(self, make: Make, nursery: trio.Nursery, clock: MockClock) -> None:
+    async def test_no_part_is_requested_in_strict_verification(
+        self, make: Make, nursery: trio.Nursery, clock: MockClock
+    ) -> None:
         assert clock.autojump_threshold > 0
         world = make(nursery, verify="strict")
         world.serve(FILE, DATA)
@@ -348,7 +352,7 @@ class TestRefusedParts:
         assert there.data == piece(20)
         blob.close()
 
-    async def test_nor_once_the_stream_turns_out_to_be_another(
+    async def test_no_part_is_requested_once_the_stream_turns_out_to_be_another(
         self, world: World, nursery: trio.Nursery
     ) -> None:
         world.bytes.etag = '"other"'
@@ -430,7 +434,7 @@ class TestWithheld:
         assert last.data == piece(LAST)
         blob.close()
 
-    async def test_is_remembered_when_a_download_was_given_up(
+    async def test_what_is_withheld_is_remembered_when_a_download_was_given_up(
         self, world: World, nursery: trio.Nursery
     ) -> None:
         blob, _ = await opened(world, piece(0, LAST))
@@ -448,7 +452,7 @@ class TestWithheld:
         await until(lambda: not world.blobs._downloads.table)
         assert not world.blobs._downloads._history._served
 
-    async def test_of_a_bounded_number_of_files(self, world: World) -> None:
+    async def test_what_is_withheld_is_remembered_of_a_bounded_number_of_files(self, world: World) -> None:
         blob, _ = await opened(world)
         one = download(world)
         blob.close()
@@ -632,7 +636,9 @@ class TestTogether:
         await until(lambda: world.bytes.asked[0].ended)
         blob.close()
 
-    async def test_not_more_than_two_requests_at_once(self, world: World, nursery: trio.Nursery) -> None:
+    async def test_no_more_than_two_parts_are_requested_at_once(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
         world.bytes.parts = "held"
         blob, _ = await opened(world)
         readings = []

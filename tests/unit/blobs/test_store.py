@@ -124,7 +124,7 @@ class TestStrict:
         assert world.gets == 1
 
     @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, WITHHELD, WITHHELD + 1])
-    async def test_any_size(self, world: World, size: int) -> None:
+    async def test_a_blob_of_any_size_is_served(self, world: World, size: int) -> None:
         world.serve(FILE, DATA[:size])
         for _ in range(2):
             assert await world.read(FILE) == DATA[:size]
@@ -198,7 +198,9 @@ class TestStrict:
 
 
 class TestOneDownload:
-    async def test_for_many_who_open_at_once(self, world: World, nursery: trio.Nursery) -> None:
+    async def test_many_who_open_at_once_share_one_download(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
         world.record(FILE, DATA)
         openings = [Opening(nursery, world) for _ in range(20)]
         (await world.bytes.next()).put(DATA).end()
@@ -211,7 +213,9 @@ class TestOneDownload:
         await settled(world)
         assert world.cache.stats().open_files == 0
 
-    async def test_for_two_attachments_with_one_content(self, world: World, nursery: trio.Nursery) -> None:
+    async def test_two_attachments_with_one_content_share_one_download(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
         world.record(FILE, DATA)
         first = Opening(nursery, world)
         transfer = await world.bytes.next()
@@ -284,7 +288,7 @@ class TestOneDownload:
         assert world.gets == 2
         assert list((world.cache.root / "tmp").iterdir()) == []
 
-    async def test_of_a_bad_blob_for_a_hundred_readers(self, world: World) -> None:
+    async def test_a_hundred_readers_of_a_bad_blob_share_one_download(self, world: World) -> None:
         world.serve(FILE, DATA, flipped(DATA, 7))
 
         async def one() -> None:
@@ -390,7 +394,7 @@ class TestStream:
         with pytest.raises(IntegrityError):
             await world.blobs.open(FILE)
 
-    async def test_even_an_empty_one(self, world: World) -> None:
+    async def test_an_empty_stream_with_a_wrong_hash_is_refused(self, world: World) -> None:
         world.serve(FILE, b"", hash={"alg": "SHA256", "value": digest_of(b"something").hex})
         world.ledger_source.records.clear()
         with pytest.raises(IntegrityError):
@@ -491,7 +495,7 @@ class TestUnverified:
         return make(verify="off")
 
     @pytest.mark.parametrize("served", [DATA, flipped(DATA, 5)], ids=["right", "wrong"])
-    async def test_is_served_and_never_cached(self, world: World, served: bytes) -> None:
+    async def test_an_unverified_blob_is_served_and_never_cached(self, world: World, served: bytes) -> None:
         world.serve(FILE, DATA, served)
         for _ in range(2):
             assert await world.read(FILE) == served
@@ -505,7 +509,7 @@ class TestUnverified:
         world.serve(FILE, DATA, hash={"alg": "md5", "value": "0" * 32})
         assert await world.read(FILE) == DATA
 
-    async def test_is_never_called_verified(self, world: World) -> None:
+    async def test_an_unverified_blob_is_never_called_verified(self, world: World) -> None:
         world.serve(FILE, DATA)
         blob = await world.blobs.open(FILE)
         await blob.read(0, len(DATA))
@@ -627,7 +631,9 @@ class TestScanPolicy:
             ("require-ok", "SCANNED_OK", True),
         ],
     )
-    async def test_decides_at_open(self, make: MakeWorld, policy: str, status: str, *, opens: bool) -> None:
+    async def test_the_scan_policy_decides_at_open(
+        self, make: MakeWorld, policy: str, status: str, *, opens: bool
+    ) -> None:
         world = make(scan_policy=policy)
         world.serve(FILE, SMALL, scanned_status=status)
         if opens:
@@ -638,7 +644,9 @@ class TestScanPolicy:
         assert errno.errorcode[errno_of(caught.value)] == "EPERM"
         assert world.gets == 0
 
-    async def test_warns(self, make: MakeWorld, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_the_scan_policy_warn_logs_and_serves(
+        self, make: MakeWorld, caplog: pytest.LogCaptureFixture
+    ) -> None:
         world = make(scan_policy="warn")
         world.serve(FILE, SMALL, scanned_status="SCANNED_BAD", scanned_bad_reason="eicar\n\x1b[31m")
         await world.read(FILE)
@@ -652,7 +660,9 @@ class TestScanPolicy:
         with pytest.raises(ScanRefused, match="eicar"):
             await world.blobs.open(FILE)
 
-    async def test_is_asked_again_once_the_status_is_old(self, world: World, mock_clock: MockClock) -> None:
+    async def test_the_scan_status_is_asked_for_again_once_it_is_old(
+        self, world: World, mock_clock: MockClock
+    ) -> None:
         world.serve(FILE, SMALL)
         await world.read(FILE)
         world.ledger_source.infos[FILE] = info_body(FILE, SMALL, scanned_status="SCANNED_BAD")
@@ -664,7 +674,9 @@ class TestScanPolicy:
 
 class TestFailuresAreRemembered:
     @pytest.mark.parametrize("served", [flipped(DATA, 3), DATA[:-1]], ids=["wrong", "short"])
-    async def test_for_five_seconds(self, world: World, mock_clock: MockClock, served: bytes) -> None:
+    async def test_failures_are_remembered_for_five_seconds(
+        self, world: World, mock_clock: MockClock, served: bytes
+    ) -> None:
         world.serve(FILE, DATA, served)
         for _ in range(5):
             with pytest.raises((IntegrityError, BadAnswer)):
@@ -682,21 +694,23 @@ class TestFailuresAreRemembered:
     @pytest.mark.parametrize(
         "error", [Unreachable("x"), AccessDenied("x"), NotFound("x")], ids=lambda e: type(e).__name__
     )
-    async def test_but_not_outages_and_refusals(self, world: World, error: Exception) -> None:
+    async def test_outages_and_refusals_are_not_remembered(self, world: World, error: Exception) -> None:
         world.serve(FILE, DATA, error)
         with pytest.raises(type(error)):
             await world.blobs.open(FILE)
         world.bytes.contents[FILE] = DATA
         assert await world.read(FILE) == DATA
 
-    async def test_of_others_nothing_is_remembered(self, world: World) -> None:
+    async def test_a_failure_says_nothing_of_other_files(self, world: World) -> None:
         world.serve(FILE, DATA, flipped(DATA, 3))
         with pytest.raises(IntegrityError):
             await world.blobs.open(FILE)
         world.serve(OTHER, DATA)
         assert await world.read(OTHER) == DATA
 
-    async def test_within_a_bound(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_failures_are_remembered_within_a_bound(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(store_module, "_FAILURES", 3)
         for number in range(10, 20):
             world.serve(file_ref(number), DATA, b"")
@@ -716,12 +730,12 @@ class TestRoom:
         stats = world.cache.stats()
         assert (stats.blobs, stats.spills, stats.spilled_bytes) == (0, 1, 0)
 
-    async def test_and_streamed_too(self, make: MakeWorld) -> None:
+    async def test_a_blob_there_is_no_room_for_is_streamed_too(self, make: MakeWorld) -> None:
         world = make(cache_size=400_000, verify="stream")
         world.serve(FILE, DATA)
         assert await world.read(FILE) == DATA
 
-    async def test_and_verified_all_the_same(self, make: MakeWorld) -> None:
+    async def test_a_blob_there_is_no_room_for_is_verified_all_the_same(self, make: MakeWorld) -> None:
         world = make(cache_size=400_000)
         world.serve(FILE, DATA, flipped(DATA, 9))
         with pytest.raises(IntegrityError):
@@ -740,7 +754,7 @@ class TestRoom:
 
 
 class TestClaims:
-    async def test_before_and_after_it_is_cached(self, world: World) -> None:
+    async def test_what_is_claimed_of_a_blob_before_and_after_it_is_cached(self, world: World) -> None:
         world.serve(FILE, DATA)
         assert [await world.blobs.mount_attribute(FILE, name) for name in ("cached", "verified")] == [
             b"no",
@@ -771,7 +785,7 @@ class TestClaims:
             b"yes",
         ]
 
-    async def test_attested(self, world: World) -> None:
+    async def test_what_is_claimed_of_an_attested_blob(self, world: World) -> None:
         world.record(FILE, DATA)
         assert await world.blobs.mount_attribute(FILE, "attested") == b"match"
         world.record(FILE, DATA, anchor=b"x")
@@ -780,7 +794,7 @@ class TestClaims:
         world.ledger.clear()
         assert await world.blobs.mount_attribute(FILE, "attested") == b"unavailable"
 
-    async def test_without_a_usable_hash(self, world: World) -> None:
+    async def test_nothing_is_claimed_without_a_usable_hash(self, world: World) -> None:
         world.record(FILE, DATA, hash={"alg": "md5", "value": "0" * 32})
         claims = [
             await world.blobs.mount_attribute(FILE, name) for name in ("cached", "verified", "attested")
@@ -827,7 +841,7 @@ async def test_nothing_is_left_open(make: MakeWorld, nursery: trio.Nursery) -> N
 
 
 class TestNewFiles:
-    async def test_after_the_first_takes_one_thread_each(
+    async def test_each_new_file_after_the_first_takes_one_thread(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         world.serve(FILE, SMALL)

@@ -31,12 +31,12 @@ def read(served: ServedBlocks, first: int, stop: int) -> bool:
         (5, 5, 0, 1),
     ],
 )
-def test_which_parts_hold_a_read(offset: int, end: int, first: int, stop: int) -> None:
+def test_a_read_lies_in_the_parts_that_hold_its_bytes(offset: int, end: int, first: int, stop: int) -> None:
     assert blocks_of(offset, end) == range(first, stop)
 
 
 class TestWithheld:
-    def test_is_the_last_part_at_first(self) -> None:
+    def test_the_last_part_is_withheld_at_first(self) -> None:
         served = ServedBlocks(SIZE)
         assert served.limit == LAST * WITHHELD
         assert read(served, 0, LAST)
@@ -56,37 +56,37 @@ class TestWithheld:
         assert not read(served, LAST - 2, LAST - 1)
         assert read(served, LAST - 1, BLOCKS)  # beyond it all has been served out
 
-    def test_is_not_among_what_is_asked_for_together(self) -> None:
+    def test_the_withheld_part_is_not_among_what_is_requested_together(self) -> None:
         served = ServedBlocks(SIZE)
         assert served.allow_random(block(2, BLOCKS - 2))
         assert served.limit == WITHHELD
 
-    def test_does_not_move_to_what_was_read_in_order(self) -> None:
+    def test_the_withheld_part_does_not_move_to_what_was_read_in_order(self) -> None:
         served = ServedBlocks(SIZE)
         assert served.allow_sequential(0, (LAST - 1) * WITHHELD + 1)
         assert not served.can_allow(block(LAST))
         assert not served.allow_random(block(LAST))
         assert served.limit == LAST * WITHHELD
 
-    def test_does_not_move_below_what_was_read_somewhere_of_what_is_stored(self) -> None:
+    def test_the_withheld_part_does_not_move_below_what_was_read_of_what_is_stored(self) -> None:
         served = ServedBlocks(SIZE)
         assert served.allow_sequential((LAST - 1) * WITHHELD, LAST * WITHHELD)
         assert not served.allow_random(block(LAST))
 
-    def test_does_not_move_when_all_others_were_jumped_to(self) -> None:
+    def test_the_withheld_part_does_not_move_when_all_others_were_read(self) -> None:
         served = ServedBlocks(SIZE)
         assert all(served.allow_random(block(number)) for number in range(LAST))
         assert not served.allow_random(block(LAST))
         assert served.limit == LAST * WITHHELD
 
-    def test_in_the_middle_gives_way_to_whoever_reads_there_alone(self) -> None:
+    def test_a_withheld_part_in_the_middle_gives_way_to_whoever_reads_there_alone(self) -> None:
         served = ServedBlocks(SIZE)
         assert served.allow_random(block(5, 3))
         assert served.limit == 4 * WITHHELD
         assert read(served, 4, 5)  # stored, and the verdict may be far off
         assert served.limit == 3 * WITHHELD
 
-    def test_in_the_middle_stays_for_whoever_reads_up_to_it(self) -> None:
+    def test_a_withheld_part_in_the_middle_stays_for_whoever_reads_up_to_it(self) -> None:
         served = ServedBlocks(SIZE)
         assert served.allow_random(block(5, 3))
         assert read(served, 0, 4)
@@ -94,13 +94,13 @@ class TestWithheld:
         assert not read(served, 4, BLOCKS)
 
     @pytest.mark.parametrize("size", [1, WITHHELD])
-    def test_of_one_part_alone_it_is_all(self, size: int) -> None:
+    def test_a_file_of_one_part_is_withheld_whole(self, size: int) -> None:
         served = ServedBlocks(size)
         assert served.limit == 0
         assert not served.allow_sequential(0, 1)
         assert not served.allow_random(block(0))
 
-    def test_is_nothing_where_nobody_vouches(self) -> None:
+    def test_nothing_is_withheld_where_nobody_vouches(self) -> None:
         served = ServedBlocks(SIZE, withholding=False)
         assert served.allow_random(range(BLOCKS))
         assert served.limit == SIZE

@@ -35,14 +35,14 @@ URL = "https://a.example"
         ),
     ],
 )
-def test_is_understood(arguments: list[str], call: Call) -> None:
+def test_what_mount_passes_is_understood(arguments: list[str], call: Call) -> None:
     assert parse(arguments) == call
 
 
 @pytest.mark.parametrize(
     "arguments", [[], [URL], [URL, "/m", "/n"], ["", "/m"], [URL, ""], [URL, "/m", "-x"], [URL, "/m", "-o"]]
 )
-def test_is_refused_with_the_synopsis(arguments: list[str]) -> None:
+def test_a_wrong_call_is_refused_with_the_synopsis(arguments: list[str]) -> None:
     with pytest.raises(UsageError, match=r"usage: mount\.attachfs"):
         parse(arguments)
     assert mount_helper.main(arguments) == mount_helper.USAGE

@@ -59,7 +59,7 @@ class TestLayers:
         assert (found.timeout, found.url) == (1, "https://env.example")
         assert load({}, {}, {"ATTACHFS_PROFILE": "work"}).timeout == 20
 
-    def test_another_file(self, tmp_path: Path, file: Path) -> None:
+    def test_another_file_can_be_named(self, tmp_path: Path, file: Path) -> None:
         file.write_text("timeout = 3")
         other = tmp_path / "other.toml"
         other.write_text("timeout = 4")
@@ -132,7 +132,9 @@ MISTAKES = [
 
 class TestMistakes:
     @pytest.mark.parametrize(("text", "words"), MISTAKES, ids=lambda value: ascii(value)[:40])
-    def test_are_told_by_file_line_and_key(self, file: Path, text: str, words: str | None) -> None:
+    def test_mistakes_are_reported_by_file_line_and_key(
+        self, file: Path, text: str, words: str | None
+    ) -> None:
         file.write_bytes(text.encode("latin-1"))
         with pytest.raises(UsageError) as caught:
             load({}, {}, {})
@@ -153,7 +155,7 @@ class TestMistakes:
         with pytest.raises(UsageError, match=r":12: profile\.at home\.typo"):
             load({"profile": "work"}, {}, {})
 
-    def test_a_directory(self, tmp_path: Path) -> None:
+    def test_a_directory_is_no_configuration_file(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cannot be read"):
             ConfigFile(tmp_path)
 
@@ -162,7 +164,7 @@ class TestMistakes:
         with pytest.raises(UsageError, match="larger than"):
             load({}, {}, {})
 
-    def test_nested_deeply(self, file: Path) -> None:
+    def test_a_file_that_is_nested_deeply_is_refused(self, file: Path) -> None:
         file.write_text("timeout = " + "[" * 100_000)
         with pytest.raises(UsageError):
             load({}, {}, {})

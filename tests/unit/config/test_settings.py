@@ -31,7 +31,7 @@ class TestDefaults:
         assert found.cache_dir == home / ".cache/attachfs/app.datatrails.ai"
         assert found.state_dir == home / ".local/state/attachfs"
 
-    def test_values(self) -> None:
+    def test_the_defaults_have_their_values(self) -> None:
         found = load({}, {}, {})
         assert (found.cache_size, found.cache_min_free) == (10 * 2**30, MinFree(percent=5))
         assert (found.verify, found.strict_limit, found.scan_policy) == ("auto", 32 * 2**20, "block-bad")
@@ -117,7 +117,7 @@ class TestOWords:
             ('cache_dir="/never closed,timeout=5', {"cache_dir": "/never closed,timeout=5"}),
         ],
     )
-    def test_are_understood(self, words: str, options: dict[str, str]) -> None:
+    def test_the_words_of_o_are_understood(self, words: str, options: dict[str, str]) -> None:
         assert parse_o_words(words) == options
 
     @pytest.mark.parametrize("word", ["nonsense", "nonsense=1", "timeoutt=1", "y-x", "rw2", "allow_root"])
@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, str]] = [
 
 class TestValues:
     @pytest.mark.parametrize(("key", "text", "value"), PARSED)
-    def test_are_parsed(self, key: str, text: str, value: object) -> None:
+    def test_values_are_parsed(self, key: str, text: str, value: object) -> None:
         assert getattr(load({key: text}, {}, {}), key) == value
 
     def test_paths_are_made_absolute_and_tildes_expanded(

@@ -34,7 +34,7 @@ class TestPendingSignals:
     def test_one_that_ends_the_process(self, where: str, number: int) -> None:
         assert has_fatal_signal(status(**{where: mask(number)}))
 
-    def test_none(self) -> None:
+    def test_no_signal_is_pending(self) -> None:
         assert not has_fatal_signal(status())
 
     @pytest.mark.parametrize("kept", ["SigBlk", "SigIgn", "SigCgt"])
@@ -64,15 +64,15 @@ class TestPendingSignals:
         monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
         assert not deadlines._was_killed(1)
 
-    def test_of_a_live_process(self) -> None:
+    def test_pending_signals_of_a_live_process_are_read(self) -> None:
         assert not deadlines._was_killed(os.getpid())
 
-    def test_of_one_that_is_gone(self) -> None:
+    def test_a_process_that_is_gone_counts_as_killed(self) -> None:
         assert not deadlines._was_killed(2**22 + 1)
 
 
 class TestDeadlines:
-    async def test_in_time(self, autojump_clock: MockClock) -> None:
+    async def test_a_request_in_time_is_answered(self, autojump_clock: MockClock) -> None:
         room = RequestDeadlines()
         with room.wait(0, 10):
             await trio.sleep(9.9)
@@ -80,7 +80,7 @@ class TestDeadlines:
         assert len(room) == 0
         assert autojump_clock.rate == 0
 
-    async def test_too_late(self, autojump_clock: MockClock) -> None:
+    async def test_a_request_that_takes_too_long_times_out(self, autojump_clock: MockClock) -> None:
         room = RequestDeadlines()
         start = autojump_clock.current_time()
         with pytest.raises(TimedOut, match="10 s"), room.wait(0, 10):
@@ -135,7 +135,7 @@ async def room(nursery: trio.Nursery) -> RequestDeadlines:
 
 
 class TestKilledCallers:
-    async def test_is_answered_soon(
+    async def test_a_killed_caller_is_answered_soon(
         self, room: RequestDeadlines, killed: Killed, autojump_clock: MockClock
     ) -> None:
         killed.pids.add(7)

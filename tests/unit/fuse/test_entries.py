@@ -57,14 +57,14 @@ async def world(nursery: trio.Nursery) -> World:
 
 
 class TestWhatIsTold:
-    async def test_of_a_file(self, world: World) -> None:
+    async def test_the_kernel_is_given_the_entry_of_a_file(self, world: World) -> None:
         entry = world.entries.make(9, Attributes(False, 1025, TIME, 30.0), 20.0)
         assert (entry.st_ino, entry.st_mode, entry.st_nlink) == (9, stat.S_IFREG | 0o444, 1)
         assert (entry.st_uid, entry.st_gid, entry.st_size, entry.st_blocks) == (7, 8, 1025, 3)
         assert entry.st_mtime_ns == entry.st_ctime_ns == entry.st_atime_ns == TIME
         assert (entry.entry_timeout, entry.attr_timeout) == (20, 30)
 
-    async def test_of_a_directory_and_of_a_link(self, world: World) -> None:
+    async def test_the_kernel_is_given_the_entries_of_a_directory_and_of_a_link(self, world: World) -> None:
         entry = world.entries.make(9, Attributes(True, 0, TIME, 30.0), 20.0)
         assert entry.st_mode == stat.S_IFDIR | 0o555
         entry = world.entries.make(9, Attributes(False, 5, TIME, 30.0, is_link=True), 20.0)
@@ -85,7 +85,7 @@ class TestWhatIsTold:
 
 
 class TestKnownFiles:
-    async def test_are_told_again_without_asking(self, world: World) -> None:
+    async def test_known_files_are_looked_up_again_without_a_request(self, world: World) -> None:
         number = await world.look_up()
         asked = list(world.source.calls)
         assert world.again() == (number, 8, 60, 60)
@@ -111,7 +111,7 @@ class TestKnownFiles:
         world.inodes.forget([(number, 2)])
         assert world.inodes.peek(number) is None
 
-    async def test_that_the_kernel_has_forgotten_are_new_inodes(self, world: World) -> None:
+    async def test_known_files_that_the_kernel_has_forgotten_are_new_inodes(self, world: World) -> None:
         number = await world.look_up()
         world.inodes.forget([(number, 1)])
         assert world.again() == (number, 8, 60, 60)
@@ -149,7 +149,7 @@ class TestKnownFiles:
         world.entries.found(EVENT, FILE.attachment.encode(), FILE, world.tree.cached_attributes(FILE))
         assert world.again() is None
 
-    async def test_only_so_many_are_kept_the_oldest_goes(
+    async def test_only_so_many_known_files_are_kept_and_the_oldest_goes(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(entries_module, "_READY", 2)

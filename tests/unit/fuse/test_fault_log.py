@@ -32,7 +32,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_is_told_with_operation_path_reason_and_errno(
+def test_a_fault_is_logged_with_operation_path_reason_and_errno(
     faults: ErrorLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.record("open", "assets/x", TimedOut("no answer within 60 s"))

@@ -34,7 +34,7 @@ class TestNumbers:
         assert table.number(ROOT) == ROOT_INODE == 1
         assert table[1].node is ROOT
 
-    def test_are_the_same_in_every_run(self) -> None:
+    def test_inode_numbers_are_the_same_in_every_run(self) -> None:
         assert [InodeTable().number(node) for node in NODES] == [InodeTable().number(node) for node in NODES]
         # Written down: a change here changes every inode number that a backup has recorded.
         digest = hashlib.blake2b(b"assets", digest_size=8).digest()
@@ -86,7 +86,7 @@ class TestForgetting:
         assert table.peek(number) is None
         assert len(table) == 1
 
-    def test_many_at_once(self) -> None:
+    def test_many_inodes_are_forgotten_at_once(self) -> None:
         table = InodeTable()
         numbers = [table.remember(node)[0] for node in NODES]
         table.forget((number, 1) for number in numbers)

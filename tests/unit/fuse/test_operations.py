@@ -120,7 +120,7 @@ def last_fault(world: World) -> tuple[str, str, int]:
 
 
 class TestKnownFiles:
-    async def test_are_answered_without_waiting_and_readahead_hears_of_the_others_only(
+    async def test_known_files_are_answered_without_waiting_and_readahead_hears_of_others_only(
         self, world: World
     ) -> None:
         number = (await world.look_up()).st_ino
@@ -134,13 +134,13 @@ class TestKnownFiles:
         assert world.source.calls == [("info", FILE)]
         assert world.inodes[number].lookups == 3
 
-    async def test_that_a_listing_has_brought_need_no_lookup_before(self, world: World) -> None:
+    async def test_known_files_that_a_listing_has_brought_need_no_lookup_before(self, world: World) -> None:
         await world.ledger.info(FILE)
         number = (await world.look_up()).st_ino
         assert world.room.came == 0
         assert world.inodes[number].lookups == 1
 
-    async def test_are_asked_for_again_once_they_are_forgotten(self, world: World) -> None:
+    async def test_known_files_are_requested_again_once_they_are_forgotten(self, world: World) -> None:
         number = (await world.look_up()).st_ino
         world.ledger.clear()
         await world.look_up()
@@ -194,7 +194,9 @@ class TestKnownFiles:
 
 
 class TestExtendedAttributes:
-    async def test_that_the_system_asks_for_are_not_there_whatever_it_is(self, world: World) -> None:
+    async def test_attributes_that_the_system_asks_for_are_not_there_whatever_it_is(
+        self, world: World
+    ) -> None:
         for number in (ROOT_INODE, world.event, (await world.look_up()).st_ino):
             for name in ("security.capability", "system.posix_acl_access", "trusted.x"):
                 with pytest.raises(FUSEError) as caught:
@@ -238,7 +240,7 @@ class TestWhatGoesWrong:
             (ExceptionGroup("x", [BadAnswer("x")]), errno.EIO),
         ],
     )
-    async def test_at_once_becomes_its_errno_and_is_told(
+    async def test_what_goes_wrong_at_once_becomes_its_errno_and_is_logged(
         self, world: World, error: Exception, number: int
     ) -> None:
         with pytest.raises(FUSEError) as caught:
@@ -246,7 +248,7 @@ class TestWhatGoesWrong:
         assert caught.value.errno == number
         assert last_fault(world) == ("read", EVENT.path, number)
 
-    async def test_at_once_by_a_fault_of_our_own_does_not_end_the_mount(
+    async def test_a_fault_of_our_own_at_once_does_not_end_the_mount(
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
         with pytest.raises(FUSEError) as caught:
@@ -261,7 +263,7 @@ class TestWhatGoesWrong:
                 await ask(InodeT(number), CTX)
             assert caught.value.errno == errno.ENOENT
 
-    async def test_of_an_answer_that_is_waited_for(self, world: World) -> None:
+    async def test_what_goes_wrong_while_waiting_becomes_its_errno(self, world: World) -> None:
         world.source.infos[FILE] = BadAnswer("500")
         with pytest.raises(FUSEError) as caught:
             await world.look_up()

@@ -73,7 +73,7 @@ async def test_the_first_file_of_a_listing_brings_its_siblings_side_by_side(worl
     assert all(world.ledger.cached_info(file) is not None for file in FILES[1:])
 
 
-async def test_on_an_event_too(world: World) -> None:
+async def test_readahead_works_on_an_event_too(world: World) -> None:
     world.ahead.listed(await world.tree.open_directory(event_ref()))
     world.ahead.stat(ON_EVENT[0])
     await wait_all_tasks_blocked()

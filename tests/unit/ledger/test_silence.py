@@ -88,7 +88,7 @@ class TestSilence:
         await wait_all_tasks_blocked()
         assert not ledger.stale
 
-    async def test_once_it_is_silent_nothing_known_is_waited_for(
+    async def test_once_the_service_is_silent_nothing_known_is_waited_for(
         self, ledger: Ledger, source: FakeSource, autojump_clock: MockClock
     ) -> None:
         for ask in QUESTIONS.values():

@@ -93,7 +93,7 @@ class TestRecords:
         assert len({id(answer) for answer in answers}) <= (1 if kind == "info" else 100)
 
     @asks
-    async def test_is_remembered_until_its_time_is_up(
+    async def test_a_record_is_remembered_until_its_time_is_up(
         self, ledger: Ledger, source: FakeSource, mock_clock: MockClock, kind: str, ask: Request
     ) -> None:
         await ask(ledger)
@@ -255,7 +255,7 @@ class TestRecords:
 
 
 class TestAnchors:
-    async def test_of_an_asset_and_of_an_event(self, ledger: Ledger) -> None:
+    async def test_anchors_are_those_of_an_asset_and_of_an_event(self, ledger: Ledger) -> None:
         assert await ledger.anchors(FILE) == {Digest("sha256", A)}
         assert await ledger.anchors(file_ref(event=2)) == {Digest("sha256", A)}
 
@@ -307,7 +307,7 @@ class TestListings:
         assert not await listing.load_to(5)
         assert len(source.calls) == 2
 
-    async def test_readers_share_it(self, ledger: Ledger, source: FakeSource) -> None:
+    async def test_readers_share_a_listing(self, ledger: Ledger, source: FakeSource) -> None:
         source.asset_pages = {"": page(range(3), "t1"), "t1": page(range(3, 5))}
         source.gate = trio.Event()
         async with trio.open_nursery() as readers:
@@ -327,7 +327,7 @@ class TestListings:
         assert await ledger.anchors(file_ref(event=2)) == {Digest("sha256", B)}
         assert source.calls == [("assets", ""), ("events", (ASSET, ""))]
 
-    async def test_is_shared_until_its_time_is_up(
+    async def test_a_listing_is_shared_until_its_time_is_up(
         self, ledger: Ledger, source: FakeSource, mock_clock: MockClock
     ) -> None:
         source.asset_pages = {"": page([1])}

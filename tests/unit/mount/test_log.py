@@ -96,7 +96,7 @@ class TestWhereItGoes:
         root.handlers[:] = handlers
         root.setLevel(level)
 
-    def test_a_file(self, tmp_path: Path) -> None:
+    def test_the_log_goes_to_a_file(self, tmp_path: Path) -> None:
         file = tmp_path / "log"
         log.set_up(settings.load({"log_file": str(file), "log_format": "json"}, {}, {}), background=True)
         logging.getLogger("attachfs").info("hello")
@@ -110,7 +110,7 @@ class TestWhereItGoes:
         with pytest.raises(UsageError, match="cannot be written"):
             log.set_up(settings.load({"log_file": str(tmp_path)}, {}, {}), background=True)
 
-    def test_stderr(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_the_log_goes_to_stderr(self, capfd: pytest.CaptureFixture[str]) -> None:
         log.set_up(settings.load({}, {}, {}), background=False)
         logging.getLogger("attachfs").warning("hello")
         assert capfd.readouterr().err.endswith(" WARNING hello\n")
@@ -125,7 +125,7 @@ class TestWhereItGoes:
             number = stream.fileno()
         assert not log_place.journal_stream(good, number)
 
-    def test_the_systems_log(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_the_log_goes_to_the_systems(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         address = tmp_path / "log.socket"
         monkeypatch.setattr(log_place, "SYSLOG", str(address))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:

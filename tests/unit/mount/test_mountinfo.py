@@ -118,11 +118,11 @@ class TestMountpoint:
         point.mkdir()
         check_mountpoint(point, {"the cache": tmp_path / "cache", "the log file": None})
 
-    def test_missing(self, tmp_path: Path) -> None:
+    def test_a_missing_mount_point_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="mkdir"):
             check_mountpoint(tmp_path / "mnt", {})
 
-    def test_a_file(self, tmp_path: Path) -> None:
+    def test_a_file_as_mount_point_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "mnt").write_text("x")
         with pytest.raises(UsageError, match="not a directory"):
             check_mountpoint(tmp_path / "mnt", {})
@@ -156,6 +156,6 @@ class TestMountpoint:
             unmount.unmount(tmp_path)
 
     @pytest.mark.skipif(os.getuid() == 0, reason="root may mount anywhere")
-    def test_somebody_elses_directory(self) -> None:
+    def test_somebody_elses_directory_as_mount_point_is_refused(self) -> None:
         with pytest.raises(UsageError, match="not yours"):
             check_mountpoint(Path("/usr"), {})

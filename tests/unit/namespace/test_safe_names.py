@@ -36,7 +36,7 @@ def check_safe(name: str) -> None:
 
 class TestSafe:
     @given(TEXTS)
-    def test_any_text(self, text: str) -> None:
+    def test_any_text_becomes_a_safe_name(self, text: str) -> None:
         for name in (
             safe_names.safe(text),
             safe_names.safe_file(text),
@@ -72,7 +72,7 @@ class TestSafe:
         ],
         ids=ascii,
     )
-    def test_examples(self, text: str, name: str) -> None:
+    def test_names_become_safe_as_in_these_examples(self, text: str, name: str) -> None:
         assert safe_names.safe(text) == name
 
     def test_every_character_that_this_python_calls_control_or_format_is_replaced(self) -> None:
@@ -96,7 +96,7 @@ class TestExtensions:
             *(("Report 2.0", ""), ("Dr. No", ""), ("a.", ""), ("jpg", ""), ("a.averyveryverylong", "")),
         ],
     )
-    def test_of_names(self, name: str, ending: str) -> None:
+    def test_the_extension_of_a_name(self, name: str, ending: str) -> None:
         assert safe_names.extension(name) == ending
 
     @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ class TestExtensions:
             *(("application/octet-stream", ""), ("", ""), ("../x", ""), ("image/jpeg/..", "")),
         ],
     )
-    def test_of_types(self, mime: str, ending: str) -> None:
+    def test_the_extension_of_a_type(self, mime: str, ending: str) -> None:
         assert safe_names.extension_for(mime) == ending
 
     def test_every_one_that_is_given_is_recognised(self) -> None:
@@ -131,7 +131,7 @@ class TestSuffixes:
         assert safe_names.first_level(base) == level
 
     @given(TEXTS, st.integers(0, 2**32 - 1))
-    def test_can_be_taken_off_again(self, text: str, head: int) -> None:
+    def test_a_suffix_can_be_taken_off_again(self, text: str, head: int) -> None:
         if base := safe_names.safe(text, safe_names.SHARED_LIMIT):
             one = identity(head)
             short, whole = safe_names.at_level(base, one, SHORT), safe_names.at_level(base, one, WHOLE)

@@ -73,7 +73,7 @@ NODES: list[Node] = [ROOT, Place.ASSETS, Place.PUBLICASSETS, ASSET, PUBLIC, EVEN
 
 
 class TestPaths:
-    def test_of_every_node(self) -> None:
+    def test_every_node_has_its_path(self) -> None:
         a, e, f = uuid(1), uuid(2), uuid(3)
         assert [path_of(node) for node in NODES] == [
             *("", "assets", "publicassets", f"assets/{a}", f"publicassets/{a}", f"assets/{a}/events"),
@@ -227,7 +227,7 @@ class TestLookup:
 
 
 class TestDirectories:
-    async def test_the_root(self, tree: Tree, source: FakeSource) -> None:
+    async def test_the_root_lists_its_directories(self, tree: Tree, source: FakeSource) -> None:
         entries = await contents(await tree.open_directory(ROOT))
         assert entries == [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS, Place.BY_NAME)]
         assert source.calls == []
@@ -248,7 +248,7 @@ class TestDirectories:
         entries = await contents(await tree.open_directory(ASSET))
         assert entries == [Entry("events", EVENTS), Entry(uuid(3), FILE), Entry(uuid(4), file_ref(4))]
 
-    async def test_events(self, tree: Tree) -> None:
+    async def test_a_directory_of_events_lists_them(self, tree: Tree) -> None:
         assert await contents(await tree.open_directory(EVENTS)) == [Entry(uuid(2), EVENT)]
 
     async def test_public_events_stay_public(self, tree: Tree, source: FakeSource) -> None:
@@ -289,7 +289,7 @@ class TestDirectories:
 
 
 class TestAttributes:
-    async def test_of_a_file_are_its_infos(
+    async def test_attributes_of_a_file_are_its_infos(
         self, tree: Tree, source: FakeSource, mock_clock: MockClock
     ) -> None:
         found = await tree.attributes(FILE)
@@ -299,19 +299,21 @@ class TestAttributes:
         assert tree.cached_attributes(FILE).valid_for == 10
         assert source.calls == [("info", FILE)]
 
-    async def test_of_a_file_that_was_not_asked_for_are_not_known_and_must_not_be_kept(
+    async def test_attributes_of_a_file_not_requested_yet_are_not_known_and_must_not_be_kept(
         self, tree: Tree, source: FakeSource
     ) -> None:
         found = tree.cached_attributes(FILE)
         assert (found.is_dir, found.size_known, found.valid_for) == (False, False, 0)
         assert source.calls == []
 
-    async def test_of_a_file_whose_time_is_up_are_not_known(self, tree: Tree, mock_clock: MockClock) -> None:
+    async def test_attributes_of_a_file_whose_time_is_up_are_not_known(
+        self, tree: Tree, mock_clock: MockClock
+    ) -> None:
         await tree.attributes(FILE)
         mock_clock.jump(61)
         assert not tree.cached_attributes(FILE).size_known
 
-    async def test_of_a_file_that_is_not_there(self, tree: Tree) -> None:
+    async def test_a_file_that_is_not_there_has_no_attributes(self, tree: Tree) -> None:
         with pytest.raises(NotFound):
             await tree.attributes(file_ref(99))
         assert not tree.cached_attributes(file_ref(99)).size_known
@@ -354,7 +356,9 @@ class TestAttributes:
         assert source.calls == []
 
     @pytest.mark.parametrize("node", [ASSET, EVENTS, EVENT], ids=path_of)
-    async def test_of_a_record_that_is_known(self, tree: Tree, mock_clock: MockClock, node: Node) -> None:
+    async def test_attributes_of_a_record_that_is_known_are_its(
+        self, tree: Tree, mock_clock: MockClock, node: Node
+    ) -> None:
         await tree.lookup(Place.ASSETS, ASSET.asset)
         await tree.lookup(EVENTS, EVENT.event)
         mock_clock.jump(20)
@@ -362,14 +366,14 @@ class TestAttributes:
         assert (found.is_dir, found.time_ns, found.valid_for) == (True, TIME, 40)
 
     @pytest.mark.parametrize("node", [ASSET, EVENTS, EVENT], ids=path_of)
-    async def test_of_a_record_that_is_not_known_are_not_kept(
+    async def test_attributes_of_a_record_that_is_not_known_are_not_kept(
         self, tree: Tree, source: FakeSource, node: Node
     ) -> None:
         found = await tree.attributes(node)
         assert (found.is_dir, found.time_ns, found.valid_for) == (True, 0, 0)
         assert source.calls == []
 
-    async def test_of_a_refused_record_are_not_kept(self, tree: Tree, source: FakeSource) -> None:
+    async def test_attributes_of_a_refused_record_are_not_kept(self, tree: Tree, source: FakeSource) -> None:
         source.records[ASSET] = AccessDenied("403")
         await tree.lookup(Place.ASSETS, ASSET.asset)
         assert (await tree.attributes(ASSET)).valid_for == 0
@@ -383,7 +387,9 @@ HEX = hashlib.sha256(b"evidence").hexdigest()
 
 
 class TestExtendedAttributes:
-    async def test_of_a_file_with_one_request(self, tree: Tree, source: FakeSource) -> None:
+    async def test_extended_attributes_of_a_file_take_one_request(
+        self, tree: Tree, source: FakeSource
+    ) -> None:
         values = {name: await tree.xattr(FILE, name) for name in await names_of(tree, FILE)}
         assert values == {
             "user.attachment.identity": f"blobs/{uuid(3)}".encode(),
@@ -412,7 +418,9 @@ class TestExtendedAttributes:
         assert "user.attachment.json" not in await names_of(tree, FILE)
 
     @pytest.mark.parametrize("node", [ASSET, EVENT], ids=path_of)
-    async def test_of_records(self, tree: Tree, source: FakeSource, node: AssetRef) -> None:
+    async def test_records_have_extended_attributes(
+        self, tree: Tree, source: FakeSource, node: AssetRef
+    ) -> None:
         prefix = "user.asset" if node == ASSET else "user.event"
         names = await names_of(tree, node)
         assert f"{prefix}.identity" in names

@@ -50,7 +50,7 @@ async def world(nursery: trio.Nursery) -> World:
     return world
 
 
-async def test_are_those_that_are_asked_for(world: World) -> None:
+async def test_the_values_are_those_that_are_asked_for(world: World) -> None:
     info = await world.ledger.info(FILE)
     everything = world.xattrs.all(FILE, info)
     assert world.xattrs.cached_names(FILE) == [name.encode() for name in everything]
@@ -83,7 +83,7 @@ async def test_hash_and_type_need_no_json_and_the_others_need_it_once(
     assert len(read) == 1
 
 
-async def test_of_a_file_that_is_not_known_have_to_be_asked_for(world: World) -> None:
+async def test_values_of_a_file_that_is_not_known_have_to_be_requested(world: World) -> None:
     assert world.xattrs.cached(OTHER, SIZE) is None
     assert world.xattrs.cached_names(OTHER) is None
     assert world.source.count("info") == 1
@@ -94,7 +94,7 @@ async def test_what_no_record_has_is_left_to_others(world: World, name: bytes) -
     assert world.xattrs.cached(FILE, name) is None
 
 
-async def test_of_a_file_that_is_not_there(world: World) -> None:
+async def test_a_file_that_is_not_there_has_no_values(world: World) -> None:
     with pytest.raises(NotFound):
         await world.ledger.info(file_ref(9))
     with pytest.raises(NotFound):
@@ -156,7 +156,7 @@ class TestRecordsThatChange:
             world.xattrs.cached(FILE, MIME)
 
 
-async def test_only_so_many_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_values_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xattrs, "_READY", 2)
     for number in range(10, 15):
         await world.renew(file_ref(number), mime_type=f"text/{number}")

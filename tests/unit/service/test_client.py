@@ -294,7 +294,9 @@ async def test_more_than_is_recorded_is_never_handed_out(clock: MockClock) -> No
     ],
     ids=["at once", "after a byte", "a snail", "a slow snail"],
 )
-async def test_too_slow_is_stalled(pieces: tuple[bytes | float, ...], clock: MockClock) -> None:
+async def test_a_body_that_is_too_slow_is_stalled(
+    pieces: tuple[bytes | float, ...], clock: MockClock
+) -> None:
     async with client_of(Service(whole(*pieces)), timeout=7) as client:
         async with open_blob(client, FILE) as body:
             with pytest.raises(TimedOut, match="within 7 s"):
