@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
-from attachfs.errors import NotFound
+from attachfs.errors import NotFound, Unreachable
 from attachfs.ledger.listings import Listing
 from attachfs.ledger.outage import NO_ANSWER
 from attachfs.ledger.ttl_cache import CacheEntry
@@ -90,6 +90,12 @@ class NameIndex:
     def complete(self) -> bool:
         """Whether all names are known."""
         return self.listing.complete
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the service did not answer for all of it: what it lacks may be there all the same."""
+        base = self.base.get()
+        return self.listing.old or base.old or base.retry_at < math.inf
 
     @property
     def owners(self) -> dict[str, str]:
@@ -254,7 +260,11 @@ class SharedNames(ABC, Generic[R]):
         except NotFound:
             pass
         except NO_ANSWER:
-            return (await self._all()).owners.get(name)
+            index = await self._all()
+            known = index.owners.get(name)
+            if known is None and index.is_stale:
+                raise
+            return known
         owner = table.owners.get(name)
         if owner is None and digits:
             # Not listed under this name, as its owner has the plain one: it means that one all the same.
@@ -321,7 +331,10 @@ class EventNames(SharedNames[Event]):
 
     async def _sharing(self, base: str) -> Iterable[Candidate]:
         if base.startswith(_UNDATED):  # no filter finds these
-            found = tuple((await self._all()).owners.values())
+            index = await self._all()
+            if index.is_stale:
+                raise Unreachable(f"the service cannot be asked for all of {self._what}")
+            found = tuple(index.owners.values())
         else:
             minute = _minute(base)
             if minute is None:

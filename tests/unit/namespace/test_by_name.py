@@ -549,6 +549,28 @@ async def test_in_an_outage_what_was_listed_before_still_opens(
     assert await shown(await tree.open_directory(Place.BY_NAME)) == [X, f"{X} (00000005)"]
 
 
+@pytest.mark.parametrize("error", [Unreachable("x"), TimedOut("x")], ids=repr)
+async def test_in_an_outage_what_an_older_listing_lacks_is_not_absent(
+    tree: Tree, source: FakeSource, mock_clock: MockClock, error: AttachfsError
+) -> None:
+    """It may have been added since."""
+    await shown(await tree.open_directory(Place.BY_NAME))
+    events = await shown(await tree.open_directory(named(X, "events")))
+    mock_clock.jump(100)
+    source.asset_pages = {"": error}
+    source.event_pages = {(ASSET, ""): error}
+    for _ in range(2):  # the second time, an outage is known
+        for parent, name in (
+            (Place.BY_NAME, "nobody"),
+            (named(X, "events"), "2020-01-01 0000 Sealed"),
+            (named(X, "events"), "undated Sealed"),
+        ):
+            with pytest.raises((Unreachable, TimedOut)):
+                await tree.lookup(parent, name)
+    for name in events:
+        await tree.lookup(named(X, "events"), name)
+
+
 async def test_what_was_listed_opens_even_if_the_service_filters_badly(
     source: FakeSource, nursery: trio.Nursery
 ) -> None:
