@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 from urllib.parse import quote
 
 import trio
@@ -45,6 +45,15 @@ class StoredAnswer(NamedTuple):
 
     body: bytes
     age: float
+
+
+class AnswerStats(TypedDict, total=False):
+    """The answers on disk as `status` shows them: how many, the ages of the oldest and the newest."""
+
+    answers: int
+    oldest_s: float | None
+    newest_s: float | None
+    problem: str
 
 
 class AnswerStore:
@@ -116,7 +125,7 @@ class AnswerStore:
         if self._queued_bytes > _WRITE_SOON:
             self._much.set()
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> AnswerStats:
         """Return how many answers there are, and the ages of the oldest and newest in seconds."""
         count, oldest, newest = self._counts
         now = self._clock()

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 from attachfs.errors import AttachfsError, RateLimited, TimedOut, Unreachable
 
@@ -14,6 +14,14 @@ log = logging.getLogger(__name__)
 NO_ANSWER = (Unreachable, TimedOut, RateLimited)
 _PROBES = 8  # refreshes under way at once while the service is silent
 _PROBE_EVERY = 1.0  # seconds between the ends of failed probes and new ones
+
+
+class OutageStats(TypedDict):
+    """An outage as `status` shows it: since when (seconds since 1970), why, how old what is served is."""
+
+    since: float | None
+    reason: str
+    oldest_s: float | None
 
 
 class Outage:
@@ -79,7 +87,7 @@ class Outage:
         """Return for how long the service has not answered."""
         return 0.0 if self._since is None else self._clock() - self._since
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> OutageStats:
         """Return since when (seconds since 1970), why, and how old the oldest thing served meanwhile is."""
         if self._since is None:
             return {"since": None, "reason": "", "oldest_s": None}

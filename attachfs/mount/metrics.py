@@ -38,7 +38,7 @@ class _Family(Protocol):
 
 
 def exposition(mounts: Iterable[Stats], now: float | None = None) -> bytes:
-    """Return figures of mounts, as `status_json` makes them, in the OpenMetrics text format.
+    """Return figures of mounts, as `StatusReport` makes them, in the OpenMetrics text format.
 
     Args:
         mounts: the figures of each; one that does not answer has a `mountpoint` and nothing else.

@@ -4,6 +4,7 @@ import os
 import resource
 from contextlib import suppress
 from pathlib import Path
+from typing import TypedDict
 
 _STANDARD = 3  # descriptors: 0, 1 and 2
 
@@ -37,7 +38,14 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def descriptors() -> dict[str, int]:
+class Descriptors(TypedDict, total=False):
+    """How many descriptors are open, and how many may be."""
+
+    open: int
+    limit: int
+
+
+def descriptors() -> Descriptors:
     """Return how many descriptors are open, and how many may be."""
     return {
         "open": sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # one of them is the listing's own

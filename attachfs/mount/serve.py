@@ -1,13 +1,13 @@
 """The composition root: everything is made here, handed to what needs it, and taken down in reverse."""
 
 import functools
-import json
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pyfuse3
 import trio
@@ -29,12 +29,12 @@ from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
 from attachfs.mount.custody import CustodyRecorder
 from attachfs.mount.mountinfo import SUBTYPE, check_mountpoint
-from attachfs.mount.origin import of_archive, of_service, pins_of
+from attachfs.mount.origin import Origin, of_archive, of_service, pins_of
 from attachfs.mount.reload import Reloader
 from attachfs.mount.service_status import ServiceStatus
-from attachfs.mount.sharing import open_shared_cache, share
+from attachfs.mount.sharing import Sharing, open_shared_cache, share
 from attachfs.mount.signals import SignalHandler
-from attachfs.mount.status import status_json
+from attachfs.mount.status import StatusReport
 from attachfs.mount.systemd import Notifier
 from attachfs.namespace.tree import Tree
 
@@ -94,25 +94,31 @@ async def serve(
             custody = CustodyRecorder(config.custody_log, mountpoint, optional=config.custody_log_optional)
             custody.begin(config.url)
             disk.callback(custody.end)
-        async with _filesystem(config, mountpoint, cache, pins, reload, custody, log_place) as (
-            filesystem,
-            control,
-            tasks,
-        ):
+        async with _filesystem(config, mountpoint, cache, pins, reload, custody, log_place) as mount:
             if config.archive is None:
                 indexing = functools.partial(trio.to_thread.run_sync, cache.index, abandon_on_cancel=True)
-                tasks.part(
+                mount.tasks.part(
                     "the index of the cache", "what earlier mounts have cached may be fetched anew"
                 ).start_soon(indexing)
-            tasks.keep_running("trimming the kernel's entries", filesystem.kernel.trim_dentries, mountpoint)
+            mount.tasks.keep_running(
+                "trimming the kernel's entries", mount.filesystem.kernel.trim_dentries, mountpoint
+            )
             if config.metrics is not None:
                 from attachfs.mount import metrics  # takes time to import, and few want it
 
                 listeners = await metrics.listen(config.metrics)
-                tasks.keep_running(
-                    "serving metrics", metrics.serve_metrics, listeners, lambda: json.loads(control.stats())
+                mount.tasks.keep_running(
+                    "serving metrics", metrics.serve_metrics, listeners, mount.control.report.as_dict
                 )
-            await _mounted(filesystem, control, config, mountpoint, ready)
+            await _mounted(mount.filesystem, mount.control, config, mountpoint, ready)
+
+
+class _Mount(NamedTuple):
+    """What the mount process runs."""
+
+    filesystem: Filesystem
+    control: SignalHandler
+    tasks: Background
 
 
 @asynccontextmanager
@@ -124,7 +130,7 @@ async def _filesystem(
     reload: Callable[[], Config] | None,
     custody: CustodyRecorder | None,
     log_place: str,
-) -> AsyncIterator[tuple[Filesystem, SignalHandler, Background]]:
+) -> AsyncIterator[_Mount]:
     """Make every layer, each from those below it."""
     born = time.time_ns()
     # The tasks end before what they use is closed.
@@ -135,67 +141,27 @@ async def _filesystem(
             origin = await of_service(config, stack, tasks)
         else:
             origin = of_archive(config.archive, stack)
-        ledger = Ledger(
-            origin.records,
-            tasks.part("a shared request", "those who wait for it get an error"),
-            metadata_ttl=config.metadata_ttl,
-            negative_ttl=config.negative_ttl,
-            stale_ttl=config.stale_ttl,
-            soft_timeout=config.soft_timeout,
-            stored=origin.stored,
-        )
+        ledger = _make_ledger(config, origin, tasks)
         sharing = share(config, shared, origin.blobs, cache)
-        if sharing.uploader is not None:
-            tasks.keep_running("filling the shared cache", sharing.uploader.run)
-        blobs = BlobStore(
+        blobs = _make_blobs(config, origin, ledger, sharing, cache, pins, tasks)
+
+        def status() -> bytes:
+            return report.as_json()  # which is made of the filesystem
+
+        filesystem = _make_filesystem(
+            config,
+            Tree(ledger, origin.url, born),
             ledger,
-            sharing.source,
-            cache,
-            pins,
-            tasks.part("a download", "those who wait for it get an error"),
-            namespace=origin.namespace,
-            verify=config.verify,
-            strict_limit=config.strict_limit,
-            scan_policy=config.scan_policy,
-            pause=PausePolicy(),
-            local=origin.local,
-            on_admitted=sharing.on_admitted,
-        )
-        deadlines = RequestDeadlines()
-        tasks.keep_running("looking for killed callers", deadlines.watch)
-        if custody is not None:
-            tasks.keep_running("bringing the custody log to the disk", custody.keep_synced)
-
-        def stats() -> bytes:
-            uptime = round((time.time_ns() - born) / 1e9, 1)
-            about = {"mountpoint": str(mountpoint), "uptime_s": uptime, "log": log_place}
-            return status_json(
-                reloader.config, about, origin, ledger, blobs, cache, filesystem, sharing.shared
-            )
-
-        inodes = InodeTable()
-        tree = Tree(ledger, origin.url, born)
-        filesystem = Filesystem(
-            tree,
             blobs,
-            inodes,
-            ReadAhead(
-                tree,
-                ledger,
-                blobs,
-                tasks.part("reading ahead", "programs wait for what they ask for"),
-                inodes.number,
-                config.cache_size,
-            ),
-            deadlines,
-            ErrorLog(trio.current_time),
-            Ownership(config.uid, config.gid, config.umask),
-            timeout=config.timeout,
-            negative_ttl=config.negative_ttl,
-            status=stats,
+            tasks,
+            status=status,
             space=lambda: (0, 0) if config.archive is not None else cache.space(),
             observer=custody,
         )
+        if sharing.uploader is not None:
+            tasks.keep_running("filling the shared cache", sharing.uploader.run)
+        if custody is not None:
+            tasks.keep_running("bringing the custody log to the disk", custody.keep_synced)
         reloader = Reloader(
             config,
             mountpoint,
@@ -207,18 +173,103 @@ async def _filesystem(
             filesystem=filesystem,
             custody=custody,
         )
-        status = ServiceStatus(Notifier(), mountpoint, lambda: reloader.config, stats)
-        control = SignalHandler(mountpoint, reloader, status, tasks, stats)
-        if origin.connected is not None:
-            with trio.move_on_after(_TRYING) as trying:
-                await origin.connected.wait()
-            if trying.cancelled_caught:
-                log.warning("mounting all the same: %s has not answered yet", origin.url)
+        report = StatusReport(
+            mountpoint,
+            log_place,
+            born,
+            lambda: reloader.config,
+            origin=origin,
+            ledger=ledger,
+            blobs=blobs,
+            cache=cache,
+            filesystem=filesystem,
+            shared=sharing.shared,
+        )
+        service = ServiceStatus(Notifier(), mountpoint, lambda: reloader.config, report.as_dict)
+        await _first_answer(origin)
         try:
-            yield filesystem, control, tasks
+            yield _Mount(filesystem, SignalHandler(mountpoint, reloader, service, tasks, report), tasks)
         finally:
             filesystem.close()
             nursery.cancel_scope.cancel()
+
+
+def _make_ledger(config: Config, origin: Origin, tasks: Background) -> Ledger:
+    return Ledger(
+        origin.records,
+        tasks.part("a shared request", "those who wait for it get an error"),
+        metadata_ttl=config.metadata_ttl,
+        negative_ttl=config.negative_ttl,
+        stale_ttl=config.stale_ttl,
+        soft_timeout=config.soft_timeout,
+        stored=origin.stored,
+    )
+
+
+def _make_blobs(
+    config: Config,
+    origin: Origin,
+    ledger: Ledger,
+    sharing: Sharing,
+    cache: DiskCache,
+    pins: Pins,
+    tasks: Background,
+) -> BlobStore:
+    return BlobStore(
+        ledger,
+        sharing.source,
+        cache,
+        pins,
+        tasks.part("a download", "those who wait for it get an error"),
+        namespace=origin.namespace,
+        verify=config.verify,
+        strict_limit=config.strict_limit,
+        scan_policy=config.scan_policy,
+        pause=PausePolicy(),
+        local=origin.local,
+        on_admitted=sharing.on_admitted,
+    )
+
+
+def _make_filesystem(
+    config: Config,
+    tree: Tree,
+    ledger: Ledger,
+    blobs: BlobStore,
+    tasks: Background,
+    *,
+    status: Callable[[], bytes],
+    space: Callable[[], tuple[int, int]],
+    observer: CustodyRecorder | None,
+) -> Filesystem:
+    deadlines = RequestDeadlines()
+    tasks.keep_running("looking for killed callers", deadlines.watch)
+    inodes = InodeTable()
+    reading_ahead = tasks.part("reading ahead", "programs wait for what they ask for")
+    return Filesystem(
+        tree,
+        blobs,
+        inodes,
+        ReadAhead(tree, ledger, blobs, reading_ahead, inodes.number, config.cache_size),
+        deadlines,
+        ErrorLog(trio.current_time),
+        Ownership(config.uid, config.gid, config.umask),
+        timeout=config.timeout,
+        negative_ttl=config.negative_ttl,
+        status=status,
+        space=space,
+        observer=observer,
+    )
+
+
+async def _first_answer(origin: Origin) -> None:
+    """Wait a moment for the ledger's first answer; mount all the same if it does not come."""
+    if origin.connected is None:
+        return
+    with trio.move_on_after(_TRYING) as trying:
+        await origin.connected.wait()
+    if trying.cancelled_caught:
+        log.warning("mounting all the same: %s has not answered yet", origin.url)
 
 
 async def _mounted(

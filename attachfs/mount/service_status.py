@@ -1,6 +1,5 @@
 """How the mount is, in one line, for the service manager: when it is ready, when it changes, when it ends."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 import trio
 
 from attachfs.config.settings import Config
+from attachfs.mount.status import Status
 from attachfs.mount.systemd import Notifier
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class ServiceStatus:
         notifier: the service manager.
         mountpoint: where it is mounted.
         config: returns the settings in use.
-        figures: returns the mount's figures as JSON.
+        status: returns the mount's status.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class ServiceStatus:
         notifier: Notifier,
         mountpoint: Path,
         config: Callable[[], Config],
-        stats: Callable[[], bytes],
+        status: Callable[[], Status],
     ) -> None:
         self._notifier = notifier
         self._mountpoint = mountpoint
         self._config = config
-        self._stats = stats
+        self._status = status
         self._reloading = trio.Lock()
 
     @property
@@ -72,12 +72,12 @@ class ServiceStatus:
     def _state(self) -> str:
         state = f"{self._mountpoint}: {self._config().url}"
         try:
-            stats = json.loads(self._stats())
-            if stats["offline"]:
+            status = self._status()
+            if status["offline"]:
                 return f"{state}, offline"
-            if stats["requests"].get("unreachable_since") is not None:
-                return f"{state}, out of reach ({stats['requests']['unreachable_reason']})"
-            return f"{state}, {stats['open_files']} open files, {stats['downloading']} downloads"
+            if status["requests"].get("unreachable_since") is not None:
+                return f"{state}, out of reach ({status['requests']['unreachable_reason']})"
+            return f"{state}, {status['open_files']} open files, {status['downloading']} downloads"
         except Exception:  # a statistic ends nothing
             log.exception("the service manager is not told how the mount is")
             return state

@@ -10,7 +10,6 @@ import os
 import signal
 import termios
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -20,6 +19,7 @@ from attachfs.mount import unmount
 from attachfs.mount.mountinfo import mount_at
 from attachfs.mount.reload import Reloader
 from attachfs.mount.service_status import ServiceStatus
+from attachfs.mount.status import StatusReport
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +32,24 @@ class SignalHandler:
     Args:
         mountpoint: where it is mounted.
         reloader: what SIGHUP does.
-        status: the service manager.
+        service: the service manager.
         tasks: starts what goes on beside the signals.
-        figures: returns the mount's figures as JSON.
+        report: collects the mount's status.
     """
 
     def __init__(
         self,
         mountpoint: Path,
         reloader: Reloader,
-        status: ServiceStatus,
+        service: ServiceStatus,
         tasks: Background,
-        stats: Callable[[], bytes],
+        report: StatusReport,
     ) -> None:
         self._mountpoint = mountpoint
         self._reloader = reloader
-        self._status = status
+        self._service = service
         self._tasks = tasks
-        self.stats = stats
+        self.report = report
         self._terminal: int | None
         try:
             self._terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -60,11 +60,11 @@ class SignalHandler:
         """Do what signals say; cancel `scope` at the one that ends the mount."""
         watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         with trio.open_signal_receiver(*watched) as signals:
-            if self._status.listening:
-                self._tasks.keep_running("reporting to the service manager", self._status.keep_reporting)
+            if self._service.listening:
+                self._tasks.keep_running("reporting to the service manager", self._service.keep_reporting)
             async for number in signals:
                 if number == signal.SIGUSR1:
-                    self._tasks.part("SIGUSR1", "no figures are logged").start_soon(self._log_stats)
+                    self._tasks.part("SIGUSR1", "no figures are logged").start_soon(self._log_status)
                 elif number == signal.SIGHUP and not self._hung_up():
                     self._tasks.part("SIGHUP", "what was not read again stays as it was").start_soon(
                         self._reload
@@ -73,22 +73,22 @@ class SignalHandler:
                     log.info("%s: unmounting", signal.Signals(number).name)
                     _end_within(_ENDS_WITHIN)
                     try:
-                        self._status.stopping()
+                        self._service.stopping()
                         await self._name_users()
                     except Exception:  # whoever it is does not keep the mount from ending
                         log.exception("it is not known who uses the mount")
                     finally:
                         scope.cancel()
 
-    async def _log_stats(self) -> None:
-        log.info("figures: %s", self.stats().decode())
+    async def _log_status(self) -> None:
+        log.info("figures: %s", self.report.as_json().decode())
 
     def ready(self) -> None:
         """Tell the service manager that the mount answers."""
-        self._status.ready()
+        self._service.ready()
 
     async def _reload(self) -> None:
-        async with self._status.reloading():
+        async with self._service.reloading():
             await self._reloader.reload()
 
     # -- the end -----------------------------------------------------------------------------------

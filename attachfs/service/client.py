@@ -21,7 +21,7 @@ from attachfs.service.attempt import unread, whole
 from attachfs.service.auth import Auth
 from attachfs.service.blob_stream import BlobBody, Chunk, Transfer, brings_just
 from attachfs.service.connections import open_http
-from attachfs.service.messages import Request
+from attachfs.service.messages import Request, ServiceStats
 from attachfs.service.pages import parse_page
 from attachfs.service.transport import Transport
 from attachfs.service.watch import watch
@@ -85,7 +85,7 @@ class Client:
         self._parts = trio.Semaphore(max(1, self.transport.limiter.bulk_limit // 2))
         self._no_parts_until = -math.inf
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> ServiceStats:
         """Return counters, limits and the circuit's state, ready for JSON."""
         transport = self.transport
         circuit = transport.circuit

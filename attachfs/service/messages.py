@@ -5,7 +5,7 @@ Owns: where a redirect may lead.
 
 import bisect
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -63,6 +63,20 @@ class Counters:
         self.latency_max = max(self.latency_max, duration)
 
 
+class ServiceStats(TypedDict, total=False):
+    """The client as `status` shows it: `requests` are `Counters` by kind; times in seconds."""
+
+    requests: dict[str, dict[str, Any]]
+    max_connections: int
+    connections_allowed: int
+    in_flight: int
+    waiting: int
+    rate_limited_for_s: float
+    unsolicited: int
+    unreachable_since: float | None
+    unreachable_reason: str
+
+
 @dataclass
 class Stats:
     """Counters by kind: assets, events, asset, event, info, blob."""
@@ -73,7 +87,7 @@ class Stats:
         """Return the counters of a kind."""
         return self.kinds.setdefault(kind, Counters())
 
-    def as_dict(self) -> dict[str, dict[str, float]]:
+    def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return all figures, ready for JSON."""
         return {kind: asdict(counters) for kind, counters in self.kinds.items()}
 

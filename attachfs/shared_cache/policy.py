@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from attachfs.model import Digest
 from attachfs.shared_cache.breaker import StoreBreaker
@@ -11,6 +11,23 @@ from attachfs.shared_cache.objects import ObjectStore, StoreError
 
 _SHUNNED = 600.0  # seconds for which an object that was wrong is not asked for again
 _MANY = 10_000  # digests remembered, of each kind
+
+
+class SharedCacheStats(TypedDict, total=False):
+    """A shared cache as `status` and metrics show it."""
+
+    store: str
+    off: bool
+    hits: int
+    misses: int
+    bytes: int
+    wrong: int
+    slower_than_service: int
+    errors: dict[str, int]
+    uploaded: int
+    uploaded_bytes: int
+    upload_drops: int
+    writes_off: bool
 
 
 class SharedCache:
@@ -92,7 +109,7 @@ class SharedCache:
         self._wrong.pop(digest, None)
         self._remember(self._there, digest, None)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> SharedCacheStats:
         """Return what `status` and metrics show."""
         return {
             "store": self.store.name,

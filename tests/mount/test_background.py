@@ -80,7 +80,7 @@ def test_figures_that_cannot_be_had_end_nothing(tmp_path: Path, ledger: DemoServ
         address = str(tmp_path / "notify")
         manager.bind(address)
         manager.settimeout(30)
-        target = "attachfs.mount.serve:status_json"
+        target = "attachfs.mount.status:StatusReport.as_dict"
         with broken(tmp_path, ledger, target, NOTIFY_SOCKET=address) as mounted:
             assert manager.recv(4096).startswith(b"READY=1")
             os.kill(mounted.process.pid, signal.SIGUSR1)

@@ -1,6 +1,7 @@
 """`attachfs status` and `attachfs config`: real mounts, and a terminal of the test's own."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pty
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from attachfs.cache.disk_cache import CacheStats
 from attachfs.demo.spawn import DemoServer
+from attachfs.mount.status import Status
+from attachfs.service.messages import ServiceStats
 from tests.mount.conftest import ENDS_WITHIN, Mount
 
 
@@ -38,6 +42,9 @@ def test_the_figures_as_a_table_and_as_json(mount: Mount, ledger: DemoServer) ->
         below = attachfs("status", "--json", mounted.point / "assets")
         stats = json.loads(below.stdout)
         assert (stats["state"], stats["source"]) == ("alive", ledger.url)
+        assert set(stats) == {"state", "source", *Status.__annotations__}
+        assert set(stats["requests"]) == set(ServiceStats.__annotations__)
+        assert set(stats["cache"]) == {field.name for field in dataclasses.fields(CacheStats)}
         size = (mounted.point / ledger.story["pdf"]).stat().st_size
         assert stats["verified_bytes"] == size
         assert stats["requests"]["requests"]["blob"]["requests"] == 2
