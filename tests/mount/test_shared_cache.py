@@ -32,6 +32,10 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield running
 
 
+# What does not depend on how a store is spoken to is shown on one of them.
+on_one_store = pytest.mark.parametrize("store", ["nginx"], indirect=True, scope="module")
+
+
 class Fleet:
     """Workstations of one ledger, with an own cache each."""
 
@@ -153,6 +157,7 @@ def test_one_machine_fills_the_store_for_all(fleet: Fleet, tmp_path: Path) -> No
         assert f"{COUNT:,} already there" in again.stderr
 
 
+@on_one_store
 def test_the_store_can_be_checked_and_healed_from_a_machine_that_has_the_blobs(fleet: Fleet) -> None:
     with fleet.machine() as machine:
         machine.read_all()
@@ -180,6 +185,7 @@ def test_doctor_reaches_writes_reads_and_verifies(fleet: Fleet) -> None:
         assert "WRONG    shared cache" in fleet.attachfs("doctor", f"--url={fleet.served.url}").stdout
 
 
+@on_one_store
 def test_without_write_nothing_is_stored(fleet: Fleet) -> None:
     before = fleet.store.objects()
     with fleet.machine() as machine:
@@ -187,6 +193,7 @@ def test_without_write_nothing_is_stored(fleet: Fleet) -> None:
     assert fleet.store.objects() == before
 
 
+@on_one_store
 @pytest.mark.parametrize("when", ["before", "in the middle"])
 def test_a_store_that_stands_still_costs_little_once(fleet: Fleet, when: str) -> None:
     for index in range(30):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-COMPUTED = 0.1  # seconds of processor; 50 ms on a machine of one's own
+COMPUTED = 0.2  # seconds of processor; 50 ms on a machine of its own, and a shared one is slower
 WAITED = 0.25  # seconds asleep; a busy machine's disk holds up who only touches a page of the program
 _SUSPECT = min(COMPUTED, WAITED)
 _TICK = 0.005
