@@ -103,19 +103,24 @@ class Lane:
             )
 
     def held(self) -> Held:
-        """Return what the mount holds once it has noticed that its connections have ended, names forgotten.
+        """Return what the mount holds once what it still has to do in a moment is done, names forgotten.
 
-        The pool notices when it is next asked for one, but keeps those that rest for a moment. So a
-        connection that nobody knows any more is one that is never closed, however often others are asked for.
+        The pool notices that connections have ended when it is next asked for one, but keeps those that rest
+        for a moment; and the cache's folders are synced a moment after a blob got its name. What is leaked is
+        what is never closed, however long one waits.
         """
         self.forget()
         self.ledger.drop()
         patience = time.monotonic() + PATIENCE
         self.serves_a_good_file()
-        while self.ended_connections():
-            assert time.monotonic() < patience, "a connection that has ended is never closed"
+        while ended := self.ended_connections():
+            assert time.monotonic() < patience, f"connections that have ended are never closed: {ended}"
             self.serves_a_good_file()
         self.forget()
+        blobs = str(self.mounted.cache / "blobs")
+        while syncing := [one for one in self.descriptors() if one.startswith(blobs)]:
+            assert time.monotonic() < patience, f"never closed: {syncing}"
+            threading.Event().wait(0.02)
         memory = dict(line.split(":", 1) for line in self.process_file("status").splitlines())
         live = self.sockets("tcp", _ESTABLISHED)
         open_files = [one for one in self.descriptors() if one not in live]

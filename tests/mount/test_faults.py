@@ -9,7 +9,6 @@ import errno
 import gzip
 import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.mount.lane import Held, Lane, lane
+from tests.mount.programs import KINDS, OPERATIONS, USUAL, outcome, read, read_event_file, stat
 from tests.services.faulty_ledger import (
     PLACES,
     Case,
@@ -77,59 +77,8 @@ class Fault:
     timeout: int = TIMEOUT
 
 
-# -- what programs do ------------------------------------------------------------------------------
-
-
-def read(point: Path, case: Case) -> bytes:
-    return pieces(point / case.path)
-
-
-def read_event_file(point: Path, case: Case) -> bytes:
-    return pieces(point / case.event_path / case.event_blob)
-
-
-def pieces(path: Path) -> bytes:
-    """Read as cp does: a size is not believed."""
-    with path.open("rb", buffering=0) as file:
-        return b"".join(iter(lambda: file.read(64 * 1024), b""))
-
-
-def stat(point: Path, case: Case) -> int:
-    return (point / case.path).stat().st_size
-
-
-def ls(point: Path, case: Case) -> list[str]:
-    return sorted(path.name for path in (point / "assets" / case.asset).iterdir())
-
-
-def ls_events(point: Path, case: Case) -> list[str]:
-    return sorted(path.name for path in (point / case.events).iterdir())
-
-
-def ls_event(point: Path, case: Case) -> list[str]:
-    return sorted(path.name for path in (point / case.event_path).iterdir())
-
-
-def attributes(point: Path, case: Case) -> dict[str, bytes]:
-    path = point / case.path
-    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
-
-
-OPERATIONS: dict[str, Callable[[Path, Case], Any]] = {
-    "read": read,
-    "read event file": read_event_file,
-    "stat": stat,
-    "ls": ls,
-    "ls events": ls_events,
-    "ls event": ls_event,
-    "attributes": attributes,
-}
-USUAL = {"asset": "ls", "events": "ls events", "event": "ls event", "info": "stat", "blob": "read"}
-
-
 # -- rows: statuses --------------------------------------------------------------------------------
 
-KINDS = ("asset", "events", "event", "info", "blob")
 STATUSES: tuple[int, ...] = (
     204,
     206,
@@ -324,7 +273,9 @@ def lengths() -> Iterator[Fault]:
 
 
 def places() -> Iterator[Fault]:
-    for where, on in itertools.product(PLACES, ("events", "info", "blob")):
+    everywhere = itertools.product(PLACES, ("events", "info", "blob"))
+    # Before the head, in it and in the body for the other kinds of request.
+    for where, on in [*everywhere, *itertools.product(PLACES[:5:2], ("asset", "event"))]:
         yield Fault(
             f"a stall {where} of {on}",
             on,
@@ -349,6 +300,26 @@ def places() -> Iterator[Fault]:
             )
     for on in ("events", "info", "blob"):
         yield Fault(f"a byte a second on {on}", on, snail, errno.ETIMEDOUT, "within 2 s", within=TIMEOUT)
+
+
+STRANGER = b"<!doctype html><title>Log in to the network</title>"
+
+
+def strangers() -> Iterator[Fault]:
+    """Pages of a gateway's or a captive portal's: no answer of the service's, whatever their status."""
+    for code, on in itertools.product((200, 401, 403, 404, 410, 503, 511), KINDS):
+
+        def script(x: Exchange, code: int = code) -> None:
+            x.reply(code, STRANGER, ("Content-Type", "text/html; charset=utf-8"))
+
+        yield Fault(
+            f"a stranger's page with {code} on {on}",
+            on,
+            script,
+            errno.EIO if code in (410, 503, 511) or (code, on) == (200, "blob") else errno.EHOSTUNREACH,
+            requests=NO_STORM if code in PASSING or (code, on) == (200, "blob") else ONCE,
+            within=4 if on == "blob" else 0,
+        )
 
 
 def snail(x: Exchange) -> None:
@@ -1245,6 +1216,7 @@ MATRIX = [
     *statuses(),
     *lengths(),
     *places(),
+    *strangers(),
     *encodings(),
     *jsons(),
     *sizes(),
@@ -1268,6 +1240,8 @@ def meet(fault: Fault, mounted: Lane) -> None:
         fault.adjust(case)
     mounted.ledger.add(case, **({fault.on: fault.script} if fault.script else {}))
     unrelated = mounted.fresh()
+    if fault.on == "asset":  # the kernel looks up the names in one directory one after another
+        (mounted.point / "assets" / unrelated.asset).stat()
     operation = OPERATIONS[fault.operation or USUAL[fault.on]]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         running = pool.submit(outcome, operation, mounted.point, case)
@@ -1294,15 +1268,6 @@ def meet(fault: Fault, mounted: Lane) -> None:
         assert found == len(case.content)
     if fault.then is not None:
         fault.then(case, found)
-
-
-def outcome(operation: Callable[[Path, Case], Any], point: Path, case: Case) -> tuple[int, Any, float]:
-    began = time.monotonic()
-    try:
-        found = operation(point, case)
-    except OSError as error:
-        return error.errno or -1, None, time.monotonic() - began
-    return 0, found, time.monotonic() - began
 
 
 Outcomes = dict[str, concurrent.futures.Future[None]]

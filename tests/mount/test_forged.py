@@ -1,6 +1,5 @@
 """A ledger that sends forged answers behind its own, and strangers in its place, on a real mount."""
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,26 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.mount.lane import Lane, lane
-from tests.services.faulty_ledger import Case, Exchange, Reply
+from tests.services.faulty_ledger import MISSING, Case, Exchange, Reply, forged
 
-JSON = (("Content-Type", "application/json"),)
 PAGE = b"<!DOCTYPE html><html><body>Log in</body></html>"
-
-
-def forged(case: Case) -> bytes:
-    """Return a record, an `/info` and a blob that fit each other, for the attachment of `case`, and a 404."""
-    other = Case(case.name)
-    other.content = b"forged".ljust(len(case.content), b"!")
-    other.record["attributes"]["photo"] = other.entry(case.blob)
-    replies = [
-        Reply(200, json.dumps(other.record).encode(), JSON),
-        Reply(200, json.dumps(other.info_of(case.blob)).encode(), JSON),
-        Reply(200, other.content),
-    ]
-    return b"".join(reply.head() + reply.body for reply in replies)
-
-
-MISSING = Reply(404, b'{"code": 5, "message": "not found"}', JSON)
 
 
 def problems_of(point: Path, case: Case) -> list[str]:

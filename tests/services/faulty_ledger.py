@@ -6,6 +6,7 @@ another) and a script for one kind of request about it.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import select
 import socket
@@ -64,6 +65,7 @@ class Exchange:
         self.kind, self.asset = _kind(self.path)
         self.number = 0  # of its kind and asset, from 1 on
         self.ends = False  # the connection, with this answer
+        self.used = False  # whether the connection has brought another answer before
         self._good: Reply | None = None
 
     @property
@@ -367,7 +369,7 @@ class Ledger:
 
     def _talk(self, sock: socket.socket) -> None:
         buffer = b""
-        while True:
+        for number in itertools.count():
             while b"\r\n\r\n" not in buffer:
                 piece = sock.recv(65536)
                 if not piece:
@@ -384,6 +386,7 @@ class Ledger:
                 sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 continue
             exchange = Exchange(self, sock, first.split(" ")[1], headers, body)
+            exchange.used = number > 0
             self.answer(exchange)
             if exchange.ends:
                 return
@@ -469,3 +472,24 @@ def at_place(where: str, then: Callable[[Exchange], None]) -> Script:
 def chunked(data: bytes, *, end: bytes = b"0\r\n\r\n") -> bytes:
     """Return a chunked body."""
     return b"%x\r\n%s\r\n" % (len(data), data) + end
+
+
+# -- forgeries --------------------------------------------------------------------------------------
+
+_JSON_HEADER = (("Content-Type", "application/json"),)
+
+
+def forged(case: Case) -> bytes:
+    """Return a record, an `/info` and a blob that fit each other, for the attachment of `case`, and a 404."""
+    other = Case(case.name)
+    other.content = b"forged".ljust(len(case.content), b"!")
+    other.record["attributes"]["photo"] = other.entry(case.blob)
+    replies = [
+        Reply(200, json.dumps(other.record).encode(), _JSON_HEADER),
+        Reply(200, json.dumps(other.info_of(case.blob)).encode(), _JSON_HEADER),
+        Reply(200, other.content),
+    ]
+    return b"".join(reply.head() + reply.body for reply in replies)
+
+
+MISSING = Reply(404, b'{"code": 5, "message": "not found"}', _JSON_HEADER)
