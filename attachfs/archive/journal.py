@@ -76,7 +76,7 @@ class Journal:
             raise UsageError(f"{bag} cannot be written to: {error}") from error
         if self.get("version") not in (None, str(_VERSION)):
             raise UsageError(
-                f"the export in {bag} was begun by another version of attachfs; end it with that"
+                f"the export in {bag} was started by another version of attachfs; finish it with that version"
             )
         self._db.execute("BEGIN")
         self.set("version", str(_VERSION))

@@ -229,7 +229,7 @@ class Download:
         if wrong is not None:
             self.served_bytes_mismatch = True
             self._fail(wrong)
-            log.warning("%s: whoever has it open can read no more of it", wrong.reason)
+            log.warning("%s: programs that have it open can read no more of it", wrong.reason)
             return
         self.state = State.DONE
         self.gate.verified = self.expected is not None  # nobody vouches for bytes without a digest

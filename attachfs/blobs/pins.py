@@ -268,7 +268,7 @@ class Pins:
         if pin.digest == request.digest and pin.size == request.size:
             return PinResult(PinStatus.SAME, pin)
         if self._database.only_read:
-            _log.warning("the conflict about %s cannot be written down", pin.key)
+            _log.warning("the conflict about %s cannot be recorded", pin.key)
             return PinResult(PinStatus.CHANGED, pin)
         try:
             db.execute(
@@ -277,7 +277,7 @@ class Pins:
                 (pin.key, *pin.digest, pin.size, *request.digest, request.size, now, now),
             )
         except sqlite3.OperationalError as error:
-            _log.warning("the conflict about %s cannot be written down: %s", pin.key, error)
+            _log.warning("the conflict about %s cannot be recorded: %s", pin.key, error)
         return PinResult(PinStatus.CHANGED, pin)
 
     def _select(self, db: sqlite3.Connection, key: str) -> Pin | None:

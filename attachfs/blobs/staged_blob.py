@@ -133,7 +133,7 @@ class StagedBlob:
         assert old is not None
         if before.spilled:
             raise error
-        log.info("%s goes on in a temporary file: %s", self._ref.path, error.reason)
+        log.info("%s continues in a temporary file: %s", self._ref.path, error.reason)
         after = spill()
         try:
             for offset in range(0, self.written, _BLOCK):

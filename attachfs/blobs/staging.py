@@ -144,7 +144,7 @@ class Staging:
             # Nothing is wrong with the bytes; what is lost is that a later change would be noticed.
             if not self._pins_failed:
                 self._pins_failed = True
-                log.warning("first-seen hashes cannot be written down: %s", error.reason)
+                log.warning("first-seen hashes cannot be stored: %s", error.reason)
             return
         if result.status is PinStatus.CHANGED:
             raise IntegrityError(f"{ref.path}: the record has changed since it was first read: {result.pin}")

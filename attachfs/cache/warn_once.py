@@ -32,4 +32,4 @@ class WarnOnce:
         """Tell how often what was met more than once was met."""
         for kind, count in self.counts().items():
             if count > 1:
-                self._log.warning("trouble with %s (%s) was met %d times in all", self._what, kind, count)
+                self._log.warning("trouble with %s (%s) occurred %d times in all", self._what, kind, count)

@@ -72,13 +72,13 @@ def _mount_of(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     mounts = Mounts().require(paths)
     if len(mounts) > 1:
         points = " and ".join(str(mount.point) for mount in mounts)
-        raise UsageError(f"the paths are on {points}: a bag is of one ledger; export them one by one")
+        raise UsageError(f"the paths are on {points}: a bag holds one ledger; export them separately")
     point = mounts[0].point
     status = mountinfo.status(point)
     if status is None:
         raise UsageError(f"{point} does not answer, or is another user's")
     if status.get("verify") == "off":
-        raise UsageError(f"{point} compares nothing: it was mounted with --verify=off; mount it without")
+        raise UsageError(f"{point} does not verify: it was mounted with --verify=off; mount it without")
     return point, status
 
 
@@ -161,7 +161,7 @@ def _export(
         if (bag / layout.DECLARATION).exists():
             _take_up(journal, bag)
     elif journal.get("paths") != json.dumps([status.get("ledger"), paths]):
-        raise UsageError(f"the export in {bag} was begun with other paths, or of another ledger")
+        raise UsageError(f"the export in {bag} was started with other paths, or from another ledger")
     if journal.get("began") is None:
         journal.set("began", _now())
     journal.retry()
@@ -221,7 +221,7 @@ def _check_space(journal: Journal, bag: Path) -> None:
     needed, free = size + count * _PER_FILE, shutil.disk_usage(bag).free
     if needed > free:
         raise UsageError(
-            f"{bag} has room for {format_size(free)}, and {format_size(needed)} are still to come: make "
+            f"{bag} has room for {format_size(free)}, and {format_size(needed)} are still needed: make "
             f"room and run it again to go on, or choose another directory"
         )
 

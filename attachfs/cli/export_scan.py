@@ -52,7 +52,7 @@ def place_of(path: Path, point: Path) -> Place:
     place = layout.parse_place("/".join(parts))
     if place is None:
         hint = " one by one: it cannot be listed" if parts == ("publicassets",) else ""
-        raise UsageError(f"{path} is no asset, event or attachment; give those{hint}")
+        raise UsageError(f"{path} is not an asset, event or attachment; give one of these{hint}")
     return place
 
 

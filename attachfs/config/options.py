@@ -190,7 +190,7 @@ def _store_url(text: str) -> str:
     if printable and parts.scheme == "s3" and bucket:
         if parts.query in ("", "style=path", "style=virtual"):
             return text
-        raise ValueError(f"{text!r}: of queries only ?style=path and ?style=virtual are known")
+        raise ValueError(f"{text!r}: the only queries are ?style=path and ?style=virtual")
     raise ValueError(f"{text!r} is neither https://host/cas/ nor s3://bucket/prefix")
 
 

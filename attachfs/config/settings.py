@@ -117,7 +117,7 @@ def parse_o_words(words: str, *, sloppy: bool = False) -> dict[str, str]:
         elif name in MOUNT_WORDS or name.startswith(("x-", "X-")) or name in ("", "comment"):
             continue
         elif name == "remount":
-            raise UsageError("-o remount: a mount cannot be changed: unmount it, and mount it anew")
+            raise UsageError("-o remount: a mount cannot be changed: unmount it, and mount it again")
         elif option is not None:
             raise UsageError(f"-o {name} needs a value: -o {name}=…")
         elif not sloppy:
@@ -185,7 +185,7 @@ def _turn_to_archive(values: dict[str, Any], origins: Mapping[str, str]) -> None
     """
     for key in _OF_A_SERVICE:
         if origins[key].startswith("-"):
-            raise UsageError(f"{origins[key]} is of no use with --archive: leave one of them out")
+            raise UsageError(f"{origins[key]} cannot be combined with --archive: leave one of them out")
     if values["verify"] == "off":
         raise UsageError(f"{origins['verify']}: the bytes of an archive are always verified; leave it out")
     values["url"] = values["archive"].as_uri()

@@ -121,7 +121,7 @@ class CustodyLog:
             finally:
                 if self._fd >= 0:
                     fcntl.flock(self._fd, fcntl.LOCK_UN)
-        raise OSError(errno.EBUSY, "it is rotated again and again")
+        raise OSError(errno.EBUSY, "it keeps being rotated")
 
     def _close_rotated(self) -> None:
         """Close a file that was rotated, knowing its end.

@@ -81,8 +81,8 @@ def _report(faults: ErrorLog, operation: str, describe: Callable[[], str], error
     reason = scarcity_of(error) or inner
     try:
         if not isinstance(reason, AttachfsError):
-            log.error("%s failed for a reason of its own", operation, exc_info=error)
-            reason = Unexpected(f"{type(inner).__name__}: a fault of attachfs's own")
+            log.error("%s failed because of a bug in attachfs", operation, exc_info=error)
+            reason = Unexpected(f"{type(inner).__name__}: a bug in attachfs")
         faults.record(operation, describe(), reason)
     except Exception:  # the log must not do what it reports
         log.exception("%s failed, and its path cannot be named", operation)

@@ -106,7 +106,7 @@ class BulkEvents:
         if not why and self._packed is not before:
             why = "it was to be forgotten meanwhile"
         if why:
-            log.info("the listing of all events is of no use: %s", why)
+            log.info("the listing of all events cannot be used: %s", why)
             return False
         self._packed, self._times = packed, times
         return True

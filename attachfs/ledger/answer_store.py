@@ -100,7 +100,7 @@ class AnswerStore:
         await trio.to_thread.run_sync(self._connect, limiter=self._limiter)
         if self._problem:
             raise UsageError(
-                f"what was seen of the ledger before, in {self.path}, cannot be used ({self._problem}); "
+                f"the ledger's answers that were kept in {self.path} cannot be used ({self._problem}); "
                 f"mount once without --offline, and look at what you will need"
             )
 
@@ -262,7 +262,7 @@ class AnswerStore:
         said, self._problem = self._problem, str(error)
         if not said:
             log.warning(
-                "%s cannot be used (%s): what is seen now is not kept for --offline and outages; %s",
+                "%s cannot be used (%s): answers are not kept for --offline and outages; %s",
                 self.path,
                 error,
                 _remedy(error, self.path),

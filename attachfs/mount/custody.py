@@ -116,7 +116,7 @@ class CustodyRecorder:
         if failure is not None:
             self._warn(failure)
         elif self._last_error:
-            log.warning("the custody log %s is written again", self._path)
+            log.warning("the custody log %s can be written again", self._path)
             self._last_error = ""
         self._written.set()
 

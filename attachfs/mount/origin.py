@@ -83,10 +83,10 @@ async def of_service(config: Config, stack: AsyncExitStack, tasks: Background) -
                 # Credentials that cannot be used are told before the mount is there.
                 authorization = await auth.header()
         except (Unreachable, TimedOut, RateLimited, BadAnswer) as error:
-            log.warning("mounting all the same: %s", error.reason)  # a laptop may be without a network
+            log.warning("mounting anyway: %s", error.reason)  # a laptop may be without a network
             connected.set()
         except trio.TooSlowError:
-            log.warning("mounting all the same: no token came within %g s", config.timeout)
+            log.warning("mounting anyway: no token came within %g s", config.timeout)
             connected.set()
         else:
             trying = tasks.part("trying the ledger out", "the first request shows whether it answers")
@@ -112,7 +112,7 @@ async def _try_out(question: Callable[[], Awaitable[AttachfsError | None]], done
     try:
         error = await question()
         if error is not None:
-            log.warning("mounting all the same: %s", error.reason)
+            log.warning("mounting anyway: %s", error.reason)
     finally:
         done.set()
 

@@ -269,7 +269,7 @@ async def _first_answer(origin: Origin) -> None:
     with trio.move_on_after(_TRYING) as trying:
         await origin.connected.wait()
     if trying.cancelled_caught:
-        log.warning("mounting all the same: %s has not answered yet", origin.url)
+        log.warning("mounting anyway: %s has not answered yet", origin.url)
 
 
 async def _mounted(

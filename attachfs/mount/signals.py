@@ -110,7 +110,7 @@ class SignalHandler:
                 work = functools.partial(unmount.users, there)
                 found = await trio.to_thread.run_sync(work, abandon_on_cancel=True)
                 if found:
-                    log.warning("%s is %s, and detached all the same", self._mountpoint, unmount.who(found))
+                    log.warning("%s is %s, and detached anyway", self._mountpoint, unmount.who(found))
 
 
 def _end_within(seconds: float) -> None:

@@ -152,5 +152,5 @@ def _part(name: str, make: Callable[[], P], nothing: P) -> P:
     try:
         return make()
     except Exception as error:  # noqa: BLE001 - a statistic ends nothing, whatever is wrong with a disk
-        log.warning("the figures lack %s: %s: %s", name, type(error).__name__, error)
+        log.warning("the stats lack %s: %s: %s", name, type(error).__name__, error)
         return nothing

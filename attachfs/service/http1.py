@@ -82,7 +82,7 @@ def parse_head(raw: bytes, *, head_only: bool = False) -> Head:
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade as error:
-        raise httpx.RemoteProtocolError("another protocol is proposed, unasked") from error
+        raise httpx.RemoteProtocolError("an unrequested upgrade to another protocol") from error
     except httptools.HttpParserError as error:
         raise httpx.RemoteProtocolError("not an answer in HTTP/1.1") from error
     version = parser.get_http_version()
@@ -94,9 +94,9 @@ def parse_head(raw: bytes, *, head_only: bool = False) -> Head:
         for wanted in (b"content-length", b"transfer-encoding", b"connection")
     )
     if (codings and (lengths or codings != [b"chunked"] or version == "1.0")) or len(lengths) > 1:
-        raise httpx.RemoteProtocolError("the headers leave open where the body ends")
+        raise httpx.RemoteProtocolError("the headers do not say where the body ends")
     if lengths and not _LENGTH.fullmatch(lengths[0]):
-        raise httpx.RemoteProtocolError("the announced length is none")
+        raise httpx.RemoteProtocolError("the announced length is malformed")
     length = int(lengths[0]) if lengths else None
     if head_only or status in _WITHOUT_BODY or 100 <= status < 200:
         length, codings = 0, []
@@ -117,7 +117,7 @@ def request_bytes(request: httpx.Request) -> bytes:
     lines = [method + b" " + target + b" HTTP/1.1"]
     for name, value in request.headers.raw:
         if not _FIELD.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise httpx.LocalProtocolError("a header holds what no header may hold")
+            raise httpx.LocalProtocolError("a header holds forbidden characters")
         lines.append(name + b": " + value)
     return b"\r\n".join([*lines, b"", b""])
 
@@ -150,7 +150,7 @@ class Connection:
             if head.status >= 200:
                 return head, rest
             if head.status == 101:
-                raise httpx.RemoteProtocolError("another protocol is proposed, unasked")
+                raise httpx.RemoteProtocolError("an unrequested upgrade to another protocol")
         raise httpx.RemoteProtocolError("too many informational answers")
 
     async def _next_head(self, data: bytes) -> tuple[bytes, bytes]:
@@ -248,7 +248,7 @@ class Body(httpx.AsyncByteStream):
                     if not trailer:
                         break
                     if not _TRAILER.fullmatch(trailer):  # what it says means nothing to anybody
-                        raise httpx.RemoteProtocolError("the trailer is none")
+                        raise httpx.RemoteProtocolError("the trailer is malformed")
                 else:
                     raise httpx.RemoteProtocolError("the trailer is too long")
                 unread, self._buffer = self._buffer, b""
@@ -267,7 +267,7 @@ class Body(httpx.AsyncByteStream):
         self._first_chunk = False
         found = _CHUNK_SIZE.fullmatch(await self._line(_CHUNK_LINE_LIMIT))
         if found is None:
-            raise httpx.RemoteProtocolError("a chunk's size is none")
+            raise httpx.RemoteProtocolError("a chunk's size is malformed")
         return int(found[1], 16)
 
     async def _line(self, limit: int) -> bytes:
@@ -281,7 +281,7 @@ class Body(httpx.AsyncByteStream):
             self._buffer += more
         line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
         if not 0 <= end <= limit or not line.endswith(b"\r"):
-            raise httpx.RemoteProtocolError("a chunk's line is none")
+            raise httpx.RemoteProtocolError("a chunk's line is malformed")
         return line[:-1]
 
     def _check_end(self, behind: bytes) -> None:
@@ -291,7 +291,7 @@ class Body(httpx.AsyncByteStream):
         self._connection.used = True
         self._end(reusable=self._keep_alive and unread is None, has_unread=bool(unread))
         if unread and used:
-            raise UnsolicitedError("bytes came behind the answer")
+            raise UnsolicitedError("bytes followed the answer")
 
     def _end(self, *, reusable: bool, has_unread: bool = False) -> None:
         done, self._done = self._done, None

@@ -89,7 +89,7 @@ def _only_line(raw: bytes, named: str) -> str:
     try:
         text = raw.removeprefix(codecs.BOM_UTF8).decode("ascii").strip()
     except UnicodeDecodeError:
-        raise UsageError(f"{named} holds something else than plain ASCII text") from None
+        raise UsageError(f"{named} holds characters other than plain ASCII") from None
     if not text:
         raise UsageError(f"{named} is empty")
     if not text.isprintable():

@@ -84,7 +84,7 @@ class Transport:
             self._base = base_url.rstrip("/")
             self._origin = origin(httpx.URL(self._base))
         except (httpx.InvalidURL, ValueError) as error:
-            raise UsageError("the ledger's address is none: it must be like https://host") from error
+            raise UsageError("the ledger's address is malformed: it must be like https://host") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise UsageError("the ledger's address must be like https://host, without credentials")
         self.http = http
@@ -378,7 +378,7 @@ class Transport:
             if self.gate.shut(requested, state.sent_at):
                 self.limiter.halve()
                 log.warning(
-                    "%s: the service limits the rate; nothing is asked for %.1f s, then by %d at a time",
+                    "%s: the service limits the rate; no requests for %.1f s, then %d at a time",
                     state.what,
                     self.gate.remaining,
                     self.limiter.limit,

@@ -103,7 +103,7 @@ class ObjectStream:
             with trio.fail_after(_STALL):
                 piece = await anext(self._pieces, b"")
         except trio.TooSlowError:
-            raise StoreError("slow", f"the body stood still for {_STALL:g} s") from None
+            raise StoreError("slow", f"the body stalled for {_STALL:g} s") from None
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise store_error_of(error) from error
         self._remaining -= len(piece)
@@ -276,7 +276,7 @@ class ObjectStore:
 
 def _check_size(response: httpx.Response, size: int) -> None:
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise StoreError("broken", "the object comes encoded, which was not asked for")
+        raise StoreError("broken", "the object was sent encoded, which was not requested")
     length = response.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:18]) != size:
         raise StoreError("wrong", f"the object has {length[:18]} bytes, the ledger records {size}")

@@ -207,7 +207,7 @@ class TestUnmounting:
             assert mount_at(mounted.point) is None
             assert holder.stdin is not None
             holder.stdin.close()
-        logged(mounted, f"used by cat (pid {holder.pid}, its working directory), and detached all the same")
+        logged(mounted, f"used by cat (pid {holder.pid}, its working directory), and detached anyway")
 
     def test_fusermount_ends_it(self, mount: Mount) -> None:
         with mount() as mounted:

@@ -159,8 +159,15 @@ def test_commands_in_pages_exist_with_these_options() -> None:
         for page in PAGES
         for one in re.findall(r"`(attachfs [a-z][^`\n]*)`", page.read_text(encoding="utf-8"))
     ]
+    lines += [
+        one
+        for page in PAGES
+        for one in re.findall(
+            r"^    (attachfs [a-z].*?)(?:  .*)?$", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    ]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("attachfs ")]
-    assert len(commands) >= 20
+    assert len(commands) >= 40
     for words in commands:
         context = program.make_context("attachfs", [*words], resilient_parsing=True)
         name, command, rest = program.resolve_command(context, list(words))
@@ -227,6 +234,11 @@ def test_the_manuals_configuration_and_fstab_lines_are_understood(tmp_path: Path
         shown = bash("attachfs config show --profile demo", environ, tmp_path)
         assert shown.returncode == 0, shown.stderr
         assert "http://127.0.0.1:8000" in shown.stdout
+        fleet = (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8")
+        file.write_text("\n".join(re.findall(r"^    (shared-cache.* = .*)$", fleet, re.MULTILINE)))
+        shown = bash("attachfs config show", environ, tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        assert "s3://evidence-cache/ledger" in shown.stdout
     fstab = (ROOT / "man" / "mount.attachfs.8").read_text(encoding="utf-8").replace("\\e\n", "")
     lines = re.findall(r"^\S+ \S+ attachfs (\S+) 0 0$", fstab + "\n" + README, re.MULTILINE)
     assert len(lines) >= 3

@@ -49,7 +49,7 @@ def closed_port() -> Iterator[int]:
 
 def one_warning(said: str, *words: str) -> None:
     assert said.count("\n") == 1, said
-    assert said.startswith("attachfs: warning: mounting all the same: ")
+    assert said.startswith("attachfs: warning: mounting anyway: ")
     assert all(word in said for word in words), said
 
 

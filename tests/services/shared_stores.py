@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,16 +23,28 @@ http {{
     access_log {base}/access.log;
     client_body_temp_path {base}/body; proxy_temp_path {base}/proxy; fastcgi_temp_path {base}/fastcgi;
     uwsgi_temp_path {base}/uwsgi; scgi_temp_path {base}/scgi;
-    server {{
-        listen 127.0.0.1:{port} ssl;
-        ssl_certificate {base}/server.pem; ssl_certificate_key {base}/server.pem;
-        location /cas/ {{
-            root {base}/store; dav_methods PUT; client_max_body_size 0;
-            if ($http_authorization != "Bearer fleet-token") {{ return 403; }}
-        }}
-    }}
+    {server}
 }}
 """
+_FLEET = Path(__file__).parents[2] / "docs" / "fleet.md"
+
+
+def _documented_server(base: Path, port: int) -> str:
+    """Return the block that docs/fleet.md shows, with the test's own address, files and token."""
+    blocks = re.findall(
+        r"^    server \{\n.*?^    \}$", _FLEET.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 1
+    block: str = blocks[0]
+    for shown, here in [
+        ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+        ("/etc/nginx/cache.pem", f"{base}/server.pem"),
+        ("/srv/attachfs", f"{base}/store"),
+        ("CHANGE-ME", "fleet-token"),
+    ]:
+        assert shown in block, shown
+        block = block.replace(shown, here)
+    return block
 
 
 @dataclass
@@ -100,7 +113,7 @@ def run_nginx(base: Path) -> Iterator[SharedStore]:
     (base / "token").write_text("fleet-token\n")
     (base / "token").chmod(0o600)
     port = free_port()
-    (base / "nginx.conf").write_text(_NGINX.format(base=base, port=port))
+    (base / "nginx.conf").write_text(_NGINX.format(base=base, server=_documented_server(base, port)))
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
     process = subprocess.Popen([nginx, "-c", base / "nginx.conf", "-p", base, "-e", base / "error.log"])
     store = base / "store" / "cas"

@@ -249,7 +249,7 @@ def test_a_conflict_that_cannot_be_written_down_is_still_one(
     assert pins.check("host/1", B, 5).status is CHANGED
     other.execute("ROLLBACK")
     other.close()
-    assert "cannot be written down" in caplog.text
+    assert "cannot be recorded" in caplog.text
     assert pins.conflicts() == []
 
 

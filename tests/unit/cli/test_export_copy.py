@@ -156,7 +156,7 @@ def test_room_is_checked_before(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.add(entry_of(PHOTO, DATA, size=2**60, sha256=""))
         assert journal.count(TODO)[0] == 1
-        with pytest.raises(UsageError, match="1024 PiB are still to come: make room"):
+        with pytest.raises(UsageError, match="1024 PiB are still needed: make room"):
             export._check_space(journal, tmp_path)
 
 

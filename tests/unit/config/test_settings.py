@@ -253,7 +253,7 @@ class TestArchive:
     def test_naming_a_ledger_beside_it_is_a_mistake(
         self, line: dict[str, str], words: dict[str, str], named: str
     ) -> None:
-        with pytest.raises(UsageError, match=f"^{named} is of no use with --archive"):
+        with pytest.raises(UsageError, match=f"^{named} cannot be combined with --archive"):
             load({"archive": "/bag", **line}, words, {})
 
     def test_its_bytes_are_always_verified(self) -> None:
@@ -314,5 +314,5 @@ class TestSurroundings:
 
 
 def test_remounting_is_told_to_be_impossible() -> None:
-    with pytest.raises(UsageError, match="cannot be changed: unmount it, and mount it anew"):
+    with pytest.raises(UsageError, match="cannot be changed: unmount it, and mount it again"):
         parse_o_words("remount,ro")
