@@ -157,6 +157,7 @@ def lane(
     url: str | None = None,
     environ: dict[str, str] | None = None,
     token: bool = True,
+    prelude: str = "",
 ) -> Iterator[Lane]:
     """Mount a ledger (a new one if none is given) with a token, logging everything."""
     token_file = base / "token"
@@ -166,7 +167,7 @@ def lane(
         ledger = ledger or stack.enter_context(serving({TOKEN}))
         served = Served(url or ledger.url, token_file if token else None)
         mounted = stack.enter_context(
-            run_mount(base, "--log-level=debug", *options, server=served, environ=environ)
+            run_mount(base, "--log-level=debug", *options, server=served, environ=environ, prelude=prelude)
         )
         mounted.log = log = Log(mounted.log)
         yield Lane(ledger, mounted, log, served.token_file)

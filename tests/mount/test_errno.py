@@ -311,9 +311,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
 
 @pytest.mark.parametrize("name", WAITS)
 @pytest.mark.parametrize("with_what", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_program_that_waits_can_be_killed_within_a_second(
-    name: str, with_what: signal.Signals, patient: Lane
-) -> None:
+def test_a_program_that_waits_can_be_killed_soon(name: str, with_what: signal.Signals, patient: Lane) -> None:
     kind, code = WAITS[name]
     case = patient.ledger.add(Case(f"{name} {with_what}"), **{kind: Exchange.stall})
     code = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); " + code.format(case)
@@ -322,7 +320,7 @@ def test_a_program_that_waits_can_be_killed_within_a_second(
     began = time.monotonic()
     program.send_signal(with_what)
     assert program.wait(10) == -with_what
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5  # half a second on a machine of its own; the timeout is a minute
     patient.log.wait_for("the caller was killed while waiting")
     assert not patient.log.told(case.asset)
     patient.serves_a_good_file()

@@ -48,7 +48,7 @@ def test_cached_files_open_while_the_service_is_stopped_and_all_is_well_once_it_
                 silent(mounted, content, others)
             finally:
                 os.kill(server.pid, signal.SIGCONT)
-            deadline = time.monotonic() + 12
+            deadline = time.monotonic() + 40
             while time.monotonic() < deadline:
                 if mounted.sh(f"cat {others[0]} {others[1]} >/dev/null", check=False).returncode == 0:
                     break
