@@ -247,20 +247,25 @@ async def serve_metrics(listeners: list[trio.SocketListener], stats: Callable[[]
 
     Args:
         listeners: from `listen`.
-        figures: returns the mount's figures.
+        stats: returns the mount's figures.
     """
     connections = trio.CapacityLimiter(_CONNECTIONS)
 
     async def answer(stream: trio.SocketStream) -> None:
         async with stream:
             try:
-                async with connections:
-                    with trio.move_on_after(_HEAD_WITHIN):
-                        await stream.send_all(_response(await _request_line(stream), stats))
+                connections.acquire_nowait()
+            except trio.WouldBlock:
+                return  # one that waited would hold a descriptor that a file needs
+            try:
+                with trio.move_on_after(_HEAD_WITHIN):
+                    await stream.send_all(_response(await _request_line(stream), stats))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # whoever asked has gone
             except Exception:  # a statistic ends nothing
                 log.exception("the metrics cannot be had")
+            finally:
+                connections.release()
 
     await trio.serve_listeners(answer, listeners)
 

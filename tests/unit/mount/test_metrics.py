@@ -1,13 +1,16 @@
-"""Figures as OpenMetrics: one pure function."""
+"""Figures as OpenMetrics: one pure function, and the listener that answers with it."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+import trio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from trio.testing import open_stream_to_socket_listener
 
 from attachfs.config import settings
 from attachfs.errors import UsageError
-from attachfs.mount.metrics import exposition
+from attachfs.mount.metrics import _CONNECTIONS, exposition, serve_metrics
 from attachfs.service.messages import Counters
 
 
@@ -89,3 +92,20 @@ def test_the_address_is_this_machines_own_unless_said_otherwise(text: str, addre
 def test_an_address_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         settings.load({"metrics": text}, {}, {})
+
+
+async def test_whoever_connects_and_says_nothing_takes_few_descriptors() -> None:
+    """A connection too many is closed at once, and those in time are answered."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        nursery.start_soon(serve_metrics, listeners, stats)
+        streams = [
+            await stack.enter_async_context(await open_stream_to_socket_listener(listeners[0]))
+            for _ in range(_CONNECTIONS + 4)
+        ]
+        with trio.fail_after(2):
+            for stream in streams[_CONNECTIONS:]:
+                assert await stream.receive_some() == b""
+            await streams[0].send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await streams[0].receive_some()).startswith(b"HTTP/1.1 200 OK\r\n")
+        nursery.cancel_scope.cancel()
