@@ -10,6 +10,7 @@ from attachfs.demo.spawn import DemoServer, spawn_server
 from tests.mount.conftest import Mounted, run_mount
 
 FILES = 120
+ONCE = "--metadata-ttl=3600"  # so that nothing is asked for again, however slow the machine
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_ls_asks_for_no_info_and_ls_l_for_each_once(wide: DemoServer, tmp_path: 
 
 
 def test_find_asks_for_each_listing_once_and_for_many_at_a_time(long: DemoServer, tmp_path: Path) -> None:
-    with run_mount(tmp_path, server=long) as mounted:
+    with run_mount(tmp_path, ONCE, server=long) as mounted:
         long.reset()
         assert len(mounted.sh("find assets").stdout.split()) == 1 + 150 * (1 + 1 + 1 + 2 + 2)
         requests = long.requests()
@@ -85,7 +86,7 @@ def test_find_asks_for_each_listing_once_and_for_many_at_a_time(long: DemoServer
 def test_ls_lr_and_cp_r_of_many_assets_ask_for_each_thing_once_and_ahead(
     long: DemoServer, tmp_path: Path
 ) -> None:
-    with run_mount(tmp_path, server=long) as mounted:
+    with run_mount(tmp_path, ONCE, server=long) as mounted:
         long.reset()
         mounted.sh("ls -lR assets > /dev/null")
         assert counts(long) == {"assets": 1, "events": 150, "info": 450}
@@ -119,7 +120,7 @@ def test_listing_the_attributes_of_everything_asks_for_nothing_that_ls_would_not
 ) -> None:
     script = tmp_path / "ls.py"
     script.write_text(LS_LR)
-    with run_mount(tmp_path, server=long) as mounted:
+    with run_mount(tmp_path, ONCE, server=long) as mounted:
         long.reset()
         found, without = map(int, mounted.sh(f"python3 {script} assets").stdout.split())
         assert found == 150 * (1 + 1 + 1 + 2 + 2)

@@ -8,11 +8,14 @@ from typing import Any
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+import attachfs
 from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.offline import RecordingSource, StoredAnswers
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef
 from tests.services.memory_source import FakeSource, file_ref, info_body
+
+OURS = Path(attachfs.__file__).parent  # not all that is below a checkout of that name
 
 
 class LookingBack(FakeSource):
@@ -34,7 +37,7 @@ class LookingBack(FakeSource):
 def awaiting(work: Any) -> list[str]:
     """Return the functions of ours in which a coroutine waits, the outermost first."""
     found, inner = [], getattr(work, "cr_await", None)
-    if "/attachfs/" in work.cr_code.co_filename:
+    if Path(work.cr_code.co_filename).is_relative_to(OURS):
         found.append(work.cr_code.co_name)
     return found + (awaiting(inner) if hasattr(inner, "cr_code") else [])
 
