@@ -41,8 +41,11 @@ class Mounts:
     """The attachfs mounts of this moment."""
 
     def __init__(self) -> None:
+        # A bind mount of a subtree has the same device, and neither the figures nor all of the tree.
         self._by_device = {
-            os.makedev(0, mount.device_minor): mount for mount in mountinfo.mounts() if mount.is_ours
+            os.makedev(0, mount.device_minor): mountinfo.whole(mount)
+            for mount in mountinfo.mounts()
+            if mount.is_ours
         }
         self._by_url: dict[str, Path] | None = None
 
@@ -78,6 +81,8 @@ class Mounts:
         if self._by_url is None:
             by_url: dict[str, Path] = {}
             for mount in self._by_device.values():
+                if mount.root != "/":
+                    continue  # a part, and the rest cannot be seen from here
                 status = mountinfo.status(mount.point)
                 if status is not None:
                     by_url.setdefault(str(status.get("url")), mount.point)

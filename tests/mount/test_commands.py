@@ -172,6 +172,25 @@ def test_verify_of_a_mount_names_what_is_wrong_there(
     assert "1 differ, 1 unknown" in done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind")
+def test_verify_beside_a_bind_mount_of_a_part_asks_the_mount_of_the_whole(
+    attachfs: Program, shared: Mounted, ledger: DemoServer
+) -> None:
+    """Both of copies and of files below the part: it has the mount's device, and not its tree."""
+    asset = good_asset(shared, ledger)
+    with tempfile.TemporaryDirectory(dir=shared.point.parent) as where:
+        part, copy = Path(where) / "part", Path(where) / "copy"
+        part.mkdir()
+        subprocess.run(["cp", "-a", asset, copy], check=True)
+        subprocess.run(["mount", "--bind", shared.point / "assets", part], check=True)
+        try:
+            for files in (copy, part / asset.name):
+                done = attachfs("verify", "--live", files, check=0)
+                assert done.stdout.count(": OK\n") == len(done.stdout.splitlines()) > 1
+        finally:
+            subprocess.run(["umount", part], check=True)
+
+
 def test_verify_of_loose_copies_asks_the_ledger_itself(
     attachfs: Program, shared: Mounted, ledger: DemoServer
 ) -> None:
