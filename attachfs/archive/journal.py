@@ -147,11 +147,6 @@ class Journal:
         """Have an attachment exported again."""
         self._db.execute("UPDATE files SET state = ?, stamp = '' WHERE path = ?", (TODO, path))
 
-    def stamped(self, path: str) -> str:
-        """Return the stamp of the file that was exported for an attachment, "" if none was."""
-        row = self._db.execute("SELECT stamp FROM files WHERE path = ? AND state = 1", (path,)).fetchone()
-        return "" if row is None else str(row[0])
-
     def retry(self) -> None:
         """Let everything that was refused before be tried again."""
         self._db.execute("DELETE FROM files WHERE state = ? AND size < 0", (REFUSED,))

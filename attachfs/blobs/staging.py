@@ -239,7 +239,7 @@ class Staging:
         """Keep what came of a paused download, and its room; older ones go if that is too much.
 
         Returns:
-            Whether it is kept: until `forget`, or until it is dismissed.
+            Whether it is kept: until `drop_paused`, or until it is discarded.
         """
         budget = self._cache.stats().max_bytes // 4
 

@@ -29,7 +29,7 @@ class CacheDir:
 
     Args:
         root: where; it may be reached through symbolic links, but holds none of ours.
-        trouble: called with what is wrong but can be lived with, as (kind, sentence).
+        warn: called with what is wrong but can be lived with, as (kind, sentence).
     """
 
     def __init__(self, root: Path, warn: Callable[[str, str], None]) -> None:
@@ -46,7 +46,7 @@ class CacheDir:
         self._serial = itertools.count()
 
     def attach(self, owner: str, *, exclusive: bool) -> None:
-        """Make or check the directory; where `exclusive`, take its lock, on which `holder` says who has it.
+        """Make or check the directory; where `exclusive`, take its lock, on which `owner` says who has it.
 
         Raises:
             UsageError: the directory is not ours to use, a newer version's, or held by another process.

@@ -95,7 +95,7 @@ class DiskCache:
         """Make or check the directory and take its lock. Call it in the process that stays.
 
         Args:
-            holder: what the next one who comes is shown: the mount point.
+            owner: what the next one who comes is shown: the mount point.
             exclusive: False for commands that work beside a mount; they never write blobs.
 
         Raises:

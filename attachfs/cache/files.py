@@ -329,7 +329,7 @@ def seal_again(fd: int, digest: Digest, before: os.stat_result) -> Stamp | None:
     Args:
         fd: open for reading only.
         digest: what the bytes were found to be.
-        before: `settled_stat` from before they were hashed.
+        before: `stable_stat` from before they were hashed.
 
     Returns:
         The stamp by which this run knows the file from now on; None: it was, or may be, written to.

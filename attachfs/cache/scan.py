@@ -24,7 +24,7 @@ _FOLDER_RE = re.compile("[0-9a-f]{2}")
 
 
 class Scanned(NamedTuple):
-    """One folder of blobs as it lies on the disk; `charge` is the room it takes itself."""
+    """One folder of blobs as it lies on the disk; `disk_usage` is the room it takes itself."""
 
     folder: Folder
     disk_usage: int

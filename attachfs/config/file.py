@@ -100,7 +100,7 @@ class ConfigFile:
 
         Args:
             profile: its name, or None for the top level alone.
-            known: the keys that may be there, with `-`.
+            option_keys: the keys that may be there, with `-`.
 
         Raises:
             UsageError: a key is not known, a value is no text, number or truth value, or there is no such

@@ -10,6 +10,6 @@
 | `app.py`, `downloads.py`, `tokens.py` | the ASGI application, its byte streams, its bearer tokens |
 | `transparency_log.py` | the logs to which events are committed, and their seals |
 | `requestlog.py` | counts of requests, for tests and the tour |
-| `story.py`, `story_*.py`, `teller.py`, `pdf.py` | believable data |
+| `story.py`, `story_*.py`, `writer.py`, `pdf.py` | believable data |
 | `server.py`, `spawn.py` | a process that serves, and how to start one |
 """

@@ -76,7 +76,7 @@ class ReadAhead:
         blobs: fetches and verifies; keeps what is right.
         nursery: where requests ahead run.
         number: an inode's number, which some programs sort by.
-        room: bytes the cache may hold at most; no more than a quarter of it is fetched ahead.
+        budget: bytes the cache may hold at most; no more than a quarter of it is fetched ahead.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class BulkEvents:
         """Read all; return whether they are known now.
 
         Args:
-            good: returns until when it is good what is learnt now.
+            fresh_entry: returns until when it is good what is learnt now.
             go_on: is asked before each page, with the number of pages read.
             seen: returns the events of assets that were asked one by one.
 

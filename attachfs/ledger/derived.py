@@ -11,7 +11,7 @@ class Derived:
     Args:
         ledger: what is known.
         file: the file.
-        known: what it has just said of the file.
+        cached: what it has just said of the file.
     """
 
     __slots__ = ("_ledger", "_revision", "cached", "file")

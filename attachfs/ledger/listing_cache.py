@@ -232,9 +232,9 @@ async def _records_on_page(
     Args:
         base: the listing.
         number: the page's.
-        known: returns what is remembered of one.
+        cached: returns what is remembered of one.
         read: reads a page again, if not all are remembered.
-        ask: asks for a single one, if the page has changed meanwhile.
+        fetch: fetches a single one, if the page has changed meanwhile.
     """
     listing = base.get()
     while number >= len(listing.starts):

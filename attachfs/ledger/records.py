@@ -40,7 +40,7 @@ class RecordKind(Generic[K, V]):
         refresher: asks for them, for many callers at once.
         lifetimes: says for how long they are good.
         outage: is told what is served while the service is silent.
-        ask: returns a record's body from the service.
+        fetch: returns a record's body from the service.
         stored: returns a record's body as it was kept on disk; None: nothing is kept.
         parse: returns the record in a body.
         learned: called with what was learned of a reference: the body it came in, and the entry.

@@ -8,6 +8,6 @@ Invariants: a node is an identity and nothing else, so that none goes stale; wha
 ledger. A name that is no identity costs no request below `assets`. A name in `by-name` depends on the
 ledger's records alone, and every name that is listed opens. No record makes a directory unreadable.
 
-Methods called `known_…` answer from memory, never wait, and return None where something has to be asked.
+Methods called `cached_…` answer from memory, never wait, and return None where something has to be fetched.
 There are no locks: all of it runs in the event loop's thread, and between two awaits nothing else does.
 """

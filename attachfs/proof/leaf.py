@@ -30,14 +30,14 @@ class Commitment(NamedTuple):
     """Where an event's record says that the event stands.
 
     `tenant` is the UUID of the log's owner; `own` whether the event is that tenant's, or the log the public
-    one; `certain` whether it was said whose log it is, and not only taken for the event's owner's.
+    one; `log_is_named` whether it was said whose log it is, and not only taken for the event's owner's.
     """
 
     tenant: str
     mmr_index: int
     idtimestamp: bytes
     own: bool
-    certain: bool
+    log_is_named: bool
 
 
 def commitment(event: dict[str, Any], tenant: str | None = None) -> Commitment:
@@ -64,11 +64,11 @@ def commitment(event: dict[str, Any], tenant: str | None = None) -> Commitment:
     whose = _TENANT_RE.fullmatch(str(event.get("tenant_identity", "")))
     owner = whose[1] if whose is not None and is_uuid(whose[1]) else None
     if str(event.get("identity", "")).startswith("publicassets/"):
-        return Commitment(PUBLIC_TENANT, index, bytes.fromhex(found[2]), own=True, certain=True)
+        return Commitment(PUBLIC_TENANT, index, bytes.fromhex(found[2]), own=True, log_is_named=True)
     log = tenant or owner
     if log is None:
         raise ProofError(State.NOT_COMMITTED, "the record does not say whose event it is")
-    return Commitment(log, index, bytes.fromhex(found[2]), own=log == owner, certain=tenant is not None)
+    return Commitment(log, index, bytes.fromhex(found[2]), own=log == owner, log_is_named=tenant is not None)
 
 
 def leaf_hash(event: dict[str, Any], idtimestamp: bytes) -> bytes:

@@ -43,15 +43,6 @@ def peaks(size: int) -> list[int]:
     return found
 
 
-def leaf_count(size: int) -> int:
-    """Return the number of leaves of a range of `size` nodes (a complete size)."""
-    count, last = 0, -1
-    for peak in peaks(size):
-        count += (peak - last + 1) // 2
-        last = peak
-    return count
-
-
 def leaf_number(index: int) -> int:
     """Return which leaf, counted from 0, stands at an index.
 

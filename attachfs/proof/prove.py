@@ -115,7 +115,7 @@ def _check_leaf(event: dict[str, Any], place: Commitment, leaf: bytes, massif: M
         )
     entry = massif.entry(number)
     if entry.idtimestamp != place.idtimestamp and entry.key not in trie_keys(event, place.tenant):
-        if place.certain:
+        if place.log_is_named:
             raise ProofError(State.LEAF_DIFFERS, "the log has another event in this place")
         raise ProofError(
             State.NOT_REPRODUCIBLE,

@@ -105,20 +105,6 @@ class Client:
         """Use other credentials from now on."""
         self.transport.authenticate(auth)
 
-    @property
-    def unanswered_since(self) -> float | None:
-        """When the first request was sent since which nothing has been answered; None: all is well.
-
-        On the event loop's clock. A request that takes long counts from the third second on, if `watch` runs.
-        While this is set, what is known is better told than asked for again.
-        """
-        return self.transport.circuit.failing_since
-
-    @property
-    def is_down(self) -> bool:
-        """Whether requests fail at once, because the service has been found to be out of reach."""
-        return self.transport.circuit.open_since is not None
-
     async def watch(self) -> None:
         """Notice when the service is silent, and when it is back, for as long as this runs."""
         await watch(self.transport, _PROBE)
@@ -201,7 +187,7 @@ class Client:
         del digest  # whoever asked compares
 
         transfer = Transfer(
-            lambda offset, silence_limit: self._open_blob(ref, offset, size, silence_limit), size, start
+            lambda offset, time_limit: self._open_blob(ref, offset, size, time_limit), size, start
         )
         try:
             yield transfer
@@ -236,10 +222,10 @@ class Client:
             yield None
 
     async def _open_blob(
-        self, ref: AttachmentRef, offset: int, size: int | None, silence_limit: float | None = None
+        self, ref: AttachmentRef, offset: int, size: int | None, time_limit: float | None = None
     ) -> BlobBody:
         request = self._blob_request(ref, f"bytes={offset}-" if offset else "")
-        answer = await self.transport.perform(request, unread, silence_limit)
+        answer = await self.transport.perform(request, unread, time_limit)
         try:
             return BlobBody(answer, _attachment_path(ref), offset, size, self._timeout, self._clock)
         except BaseException:

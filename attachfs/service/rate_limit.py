@@ -84,7 +84,7 @@ class RateLimitGate:
         """Shut for as long as asked for; return whether this 429 is news.
 
         Args:
-            asked: seconds, None where nothing usable was said.
+            requested: seconds, None where nothing usable was said.
             began: when the request was sent. One sent before the gate was shut last tells nothing new,
                 and counts for its wait only.
         """

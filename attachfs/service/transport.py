@@ -120,20 +120,20 @@ class Transport:
         """Use other credentials from now on."""
         self._auth = auth
 
-    async def perform(self, request: Request, finish: Finish[T], silence_limit: float | None = None) -> T:
+    async def perform(self, request: Request, finish: Finish[T], time_limit: float | None = None) -> T:
         """Ask until there is an answer, and return what `finish` makes of it.
 
         Args:
             request: what is asked for.
             finish: reads the answer, or passes it on.
-            patience: seconds for all attempts together, None for the usual. Waiting for a slot is not counted
-                where `request.bulk`: the transfers that hold the slots each have to make progress, so that
-                the queue moves.
+            time_limit: seconds for all attempts together, None for the usual. Waiting for a slot counts only
+                where not `request.bulk`: the transfers that hold the slots each have to make progress, so
+                that the queue moves.
 
         Raises:
             AttachfsError: as the module's table of errors says.
         """
-        timeout = self.timeout if silence_limit is None else silence_limit
+        timeout = self.timeout if time_limit is None else time_limit
         state = RequestState(
             request, self._base_path + request.path, self.url_of(request), timeout, self._clock()
         )

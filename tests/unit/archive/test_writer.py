@@ -127,8 +127,6 @@ class TestJournal:
         journal._db.close()  # and no commit: as by kill -9
         os.close(journal._lock)
         with Journal(tmp_path) as again:
-            assert again.stamped(PHOTO.path) == "a stamp"
-            assert again.stamped(PAPER.path) == ""
             assert again.is_listed("assets/a")
             assert again.count(TODO) == (1, 2)
             assert again.count(DONE) == (1, 1)

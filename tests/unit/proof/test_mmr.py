@@ -39,7 +39,6 @@ def test_sizes_heights_peaks_and_leaves_agree_with_a_range_that_was_built(leaves
     size = len(built.nodes)
     assert mmr.size_of(leaves) == size
     assert mmr.peaks(size) == built.peaks
-    assert mmr.leaf_count(size) == leaves
     assert [mmr.height(index) for index in range(size)] == built.heights
     assert [mmr.leaf_number(index) for index in built.leaf_indices] == list(range(leaves))
 
@@ -68,7 +67,6 @@ def test_an_interior_node_is_no_leaf() -> None:
 @given(st.integers(0, 2**61))
 def test_huge_sizes_take_no_time(number: int) -> None:
     size = mmr.size_of(number)
-    assert mmr.leaf_count(size) == number
     assert mmr.leaf_number(size) == number
 
 

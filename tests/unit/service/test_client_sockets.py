@@ -366,7 +366,7 @@ async def test_without_descriptors_idle_connections_are_given_up_first(clock: Mo
         problem = await problem_of(client)
         assert type(problem) is TooManyFiles
         assert "raise the limit (ulimit -n)" in problem.reason
-        assert client.unanswered_since is None, "the service has nothing to do with it"
+        assert client.transport.circuit.failing_since is None, "the service has nothing to do with it"
 
 
 # -- blobs ---------------------------------------------------------------------------------------------

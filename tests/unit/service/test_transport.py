@@ -552,11 +552,11 @@ async def watched(service: Service, auth: Auth | None = None, **options: Any) ->
 
 
 def since(client: Client) -> float | None:
-    return client.unanswered_since
+    return client.transport.circuit.failing_since
 
 
 def is_down(client: Client) -> bool:
-    return client.is_down
+    return client.transport.circuit.open_since is not None
 
 
 def probes(service: Service) -> list[float]:
@@ -584,7 +584,7 @@ async def test_an_outage_makes_requests_fail_at_once_and_ends_by_itself(clock: M
         assert len(probes(service)) < 300 / 6 + 10, "one in six seconds"
         service.script[:] = [OK]
         began = clock.current_time()
-        while client.is_down:
+        while is_down(client):
             await trio.sleep(0.5)
         assert clock.current_time() - began <= 7
         assert isinstance(await outcome(client), bytes)
