@@ -1,4 +1,4 @@
-"""What is known of the ledger, for as long as it may be believed: records, listings, answers kept on disk.
+"""What is known of the ledger, for as long as it is fresh: records, listings, answers kept on disk.
 
 Owns: all cached metadata, and the decision what is served while the service is silent. `view.Ledger` puts
 the parts together: `records` (assets, events, `/info`), `listing_cache` (shared listings) and `bulk` (whole
