@@ -29,7 +29,7 @@ from attachfs.errors import (
     UsageError,
 )
 from attachfs.service import connections, http_body
-from attachfs.service.refusals import is_stranger_page, read_refusal
+from attachfs.service.refusals import read_refusal
 from attachfs.service.secret_file import Secret, Version, read_private, version_of
 
 __all__ = ["Auth", "ClientCredentials", "NoAuth", "Secret", "TokenFile"]
@@ -311,8 +311,8 @@ class ClientCredentials:
                 return await body.read(_ANSWER_LIMIT)
             kind = response.headers.get("content-type", "")
             refusal = await read_refusal(response.status_code, body, kind, secret.reveal())
-            if refusal.status in (400, 401, 403) and is_stranger_page(kind):
-                raise Unreachable(f"{what}: a page for people came in its place ({refusal.status})")
+            if refusal.status in (400, 401, 403) and not refusal.is_own:
+                raise Unreachable(f"{what}: something else answers in its place ({refusal.status})")
             raise _error_of(refusal.status, what, refusal.said)
         finally:
             await body.aclose()

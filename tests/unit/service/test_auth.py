@@ -342,7 +342,10 @@ async def test_the_token_at_hand_is_used_on_while_no_other_can_be_had(autojump_c
     ("answer", "error", "says", "requests"),
     [
         (httpx.Response(401, json={"error": "invalid_client"}), AccessDenied, "secret is wrong (401)", 1),
-        (httpx.Response(400, text=f"no {SECRET}"), AccessDenied, "no [hidden]", 1),
+        (httpx.Response(400, json={"error": f"no {SECRET}"}), AccessDenied, "no [hidden]", 1),
+        (httpx.Response(401, text="<html>Log in</html>"), Unreachable, "something else answers", 3),
+        (httpx.Response(403, json={"message": "Forbidden"}), Unreachable, "something else answers", 3),
+        (httpx.Response(400, text="Bad Request"), Unreachable, "something else answers", 3),
         (httpx.Response(403), AccessDenied, "(403)", 1),
         (httpx.Response(404), BadAnswer, "check --url", 1),
         (httpx.Response(429), RateLimited, "(429)", 1),
