@@ -105,7 +105,7 @@ class PinDatabase:
         except sqlite3.Error as error:
             self.close()
             if type(error) is sqlite3.DatabaseError:  # its subclasses tell of anything but damage
-                raise self._set_damaged_aside(error) from error
+                raise self._move_damaged(error) from error
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error}") from error
         except OSError as error:
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error.strerror}") from error
@@ -231,7 +231,7 @@ class PinDatabase:
         if version < _SCHEMA_VERSION:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
 
-    def _set_damaged_aside(self, error: Exception) -> Unexpected:
+    def _move_damaged(self, error: Exception) -> Unexpected:
         """Move a damaged database out of the way, loudly, and return what to raise."""
         moment = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y%m%dT%H%M%SZ")
         moved_to = self.path.with_name(f"{self.path.name}.damaged-{moment}")

@@ -88,7 +88,7 @@ def _options(command: F, names: set[str]) -> F:
                 metavar=option.metavar,
                 help=help_text,
                 multiple=True,
-                callback=_join,
+                callback=_comma_separated,
                 shell_complete=_completion_of(option),
             )
         else:
@@ -124,7 +124,7 @@ def _profiles(named: str | None) -> list[str]:
         return []  # it is told where the command runs
 
 
-def _join(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+def _comma_separated(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
     return ":".join(values) if values else None
 
 

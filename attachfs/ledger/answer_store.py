@@ -87,7 +87,7 @@ class AnswerStore:
         """Changes when what is remembered is cleared; `put` takes it as it was at the question."""
         return self._generation
 
-    def forget_requested(self) -> None:
+    def begin_generation(self) -> None:
         """Keep no answer to a question that was asked before now."""
         self._generation += 1
 
@@ -178,7 +178,7 @@ class AnswerStore:
             return self._prepared(sqlite3.connect(self.path, check_same_thread=False, timeout=_BUSY))
         except (OSError, sqlite3.Error) as error:
             if _is_corrupt(error):
-                self._set_damaged_aside(error)
+                self._move_damaged(error)
                 return self._prepared(sqlite3.connect(self.path, check_same_thread=False, timeout=_BUSY))
             # A directory that cannot be written to may hold what was seen before all the same.
             uri = f"file:{quote(str(self.path))}?mode=ro&immutable=1"
@@ -242,7 +242,7 @@ class AnswerStore:
             if _is_corrupt(error):
                 self._close_database()
                 try:
-                    self._set_damaged_aside(error)
+                    self._move_damaged(error)
                 except OSError as also:
                     self._fail(also)
             else:
@@ -268,7 +268,7 @@ class AnswerStore:
                 _remedy(error, self.path),
             )
 
-    def _set_damaged_aside(self, error: Exception) -> None:
+    def _move_damaged(self, error: Exception) -> None:
         """Move a damaged database out of the way; a new one is made in its place."""
         damaged = self.path.with_name(f"{self.path.name}.damaged")
         self.path.replace(damaged)

@@ -101,7 +101,7 @@ class Ledger:
         """Drop everything that is remembered, and keep no answer that was asked for before."""
         self._lifetimes.generation += 1
         if self._stored is not None:
-            self._stored.store.forget_requested()
+            self._stored.store.begin_generation()
         self._all_events.clear()
         self.records.clear()
         self.listings.clear()

@@ -93,13 +93,13 @@ def _let_predecessor_end(config: Config, mountpoint: Path) -> None:
 
     umount(8) returns as soon as the mount has left the tree, and `umount X && mount X` is what people do.
     """
-    holder = lock_file.named_in(config.cache_dir)
-    if holder is None or holder.doing != printable(f"the mount {mountpoint}"):
+    owner = lock_file.named_in(config.cache_dir)
+    if owner is None or owner.doing != printable(f"the mount {mountpoint}"):
         return
     if mount_at(mountpoint) is not None:
         return
     try:
-        watch = os.pidfd_open(holder.pid)
+        watch = os.pidfd_open(owner.pid)
     except OSError:
         return  # it has ended
     try:

@@ -261,10 +261,10 @@ class SharedNames(ABC, Generic[R]):
             pass
         except NO_ANSWER:
             index = await self._all()
-            known = index.owners.get(name)
-            if known is None and index.is_stale:
+            owner = index.owners.get(name)
+            if owner is None and index.is_stale:
                 raise
-            return known
+            return owner
         owner = table.owners.get(name)
         if owner is None and digits:
             # Not listed under this name, as its owner has the plain one: it means that one all the same.
