@@ -206,7 +206,7 @@ class Download:
             self._close_if_idle()
 
     async def discard(self) -> None:
-        """Have a paused download give up what came, and wait until its room is free."""
+        """Have a paused download discard its data, and wait until its space is free."""
         self._readers.discard()
         await self.ended.wait()
 

@@ -77,7 +77,7 @@ class Readers:
         self._wanted = trio.Event()
 
     def discard(self) -> None:
-        """Tell a paused download that nobody reads to give up what came. Its task does so."""
+        """Have a paused download that nobody reads discard its data. Its task does so."""
         self.cancelled = True
         self._wanted.set()
 

@@ -26,7 +26,7 @@ _PAUSED = 32  # downloads whose bytes are kept; they reserve a quarter of the ca
 
 
 class PausedDownload(Protocol):
-    """A download that may be asked to give up what came of it."""
+    """A paused download, which can be made to discard its data."""
 
     @property
     def size(self) -> int:
@@ -255,12 +255,12 @@ class Staging:
         return True
 
     def drop_paused(self, download: PausedDownload) -> None:
-        """Keep a download no longer: it goes on, or is given up."""
+        """Take a download off the list: it goes on, or is discarded."""
         if download in self._kept:
             self._kept.remove(download)
 
     async def _discard_until(self, enough: Callable[[], bool]) -> bool:
-        """Dismiss what is paused, longest first, until it is enough. Return whether anything was."""
+        """Discard paused downloads, longest first, until it is enough. Return whether any was."""
         discarded = False
         for one in list(self._kept):
             if enough():

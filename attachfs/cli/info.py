@@ -21,7 +21,7 @@ _KINDS = ("attachment", "asset", "event")
 
 
 def run(paths: Sequence[Path], *, as_json: bool) -> int:
-    """Print what is recorded of each path; 3 if one of them could not be told."""
+    """Print what is recorded of each path; 3 if one of them could not be read."""
     code = output.OK
     found: list[dict[str, Any]] = []
     for path in paths:

@@ -28,7 +28,7 @@ _STYLES = {
 
 
 class Line(NamedTuple):
-    """What is shown of a file or directory; of a directory, and of what could not be told, less."""
+    """What is shown of a file or directory; of a directory, and of what could not be read, less."""
 
     name: str
     path: Path
@@ -43,7 +43,7 @@ class Line(NamedTuple):
 
 
 def run(paths: Sequence[Path], *, as_json: bool, recursive: bool) -> int:
-    """Print what is at and in each path; 3 if something could not be told."""
+    """Print what is at and in each path; 3 if something could not be read."""
     Mounts().require(paths)
     code = output.OK
     files = [path for path in paths if not path.is_dir()]

@@ -111,7 +111,7 @@ class _Commands(Group):
                 ctx.exit(output.DIFFERS)
             except OSError as error:
                 if error.filename is None:
-                    raise  # of standard output, which is told by itself
+                    raise  # of standard output, which is reported on its own
                 output.complain(os.fsdecode(error.filename), _why(error))
                 ctx.exit(output.DIFFERS)
 

@@ -12,4 +12,10 @@
 | `requestlog.py` | counts of requests, for tests and the tour |
 | `story.py`, `story_*.py`, `writer.py`, `pdf.py` | believable data |
 | `server.py`, `spawn.py` | a process that serves, and how to start one |
+
+Owns: what the stand-in answers, to the byte. The program never depends on it: only `attachfs demo` and the
+tests start it, as a process of its own. Its data is made anew at each start.
+
+One event loop runs all of it; new blobs are stored, and large ones read, in worker threads. There are no
+locks: all but adding a blob belongs to the loop.
 """
