@@ -8,7 +8,7 @@ from attachfs.archive import layout
 from attachfs.archive.source import Archive
 from attachfs.blobs.pins import Pin, PinResult, Pins, PinStatus
 from attachfs.cache.descriptor import CachedBlob, Descriptor
-from attachfs.cache.files import hash_file, stamp_of, translate
+from attachfs.cache.files import hash_file, stamp_of, translate, without_writers
 from attachfs.errors import AttachfsError, BadAnswer, IntegrityError, NotFound
 from attachfs.model import AttachmentRef, Digest
 
@@ -93,12 +93,23 @@ class BagBlobs:
                 f"{ref.path}: the archive's bytes hash to {found}, recorded is {digest}: they were changed "
                 f"after the export"
             )
-        if _stamp(fd) != stamp:
+        if not _is_settled(fd, stamp):
             raise IntegrityError(f"{ref.path}: the archive's file was written to while it was hashed")
         with self._lock:
             self._verified[ref] = digest, stamp
             while len(self._verified) > _VERIFIED:
                 self._verified.popitem(last=False)
+
+
+def _is_settled(fd: int, stamp: tuple[int, ...]) -> bool:
+    """Whether a file is as it was, and nobody can write to it unseen, as through a mapping."""
+    try:
+        with without_writers(fd):
+            return _stamp(fd) == stamp
+    except BlockingIOError:
+        return False
+    except OSError:  # no leases here, or the file is another user's
+        return _stamp(fd) == stamp
 
 
 def _stamp(fd: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """A bag as the source of records and bytes."""
 
+import mmap
 import os
 from pathlib import Path
 
@@ -120,6 +121,20 @@ def test_bytes_are_hashed_at_the_first_open_and_again_once_they_have_changed(
         blobs.open(PHOTO, digest(PHOTO), 700)
     path.unlink()
     with pytest.raises(BadAnswer, match="missing from the archive"):
+        blobs.open(PHOTO, digest(PHOTO), 700)
+
+
+def test_a_file_that_another_program_can_write_to_unseen_is_not_found_right(
+    archive: Archive, bag: Path
+) -> None:
+    """A write through a mapping that has been written to before leaves the file's times as they are."""
+    blobs = BagBlobs(archive)
+    with (bag / layout.payload_path(PHOTO)).open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] ^= 0
+        with pytest.raises(IntegrityError, match="written to"):
+            blobs.open(PHOTO, digest(PHOTO), 700)
+        mapped[0] ^= 1
+    with pytest.raises(IntegrityError, match="changed after the export"):
         blobs.open(PHOTO, digest(PHOTO), 700)
 
 
