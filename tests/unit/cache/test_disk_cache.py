@@ -1095,7 +1095,7 @@ def test_warnings_come_once_and_repeats_are_counted(make: Make, caplog: pytest.L
     cache._warnings.warn("odd", "something is odd")
     cache._warnings.warn("odd", "something else is odd")
     cache.close()
-    assert warnings_in(caplog) == ["something is odd", "trouble with the cache (odd) was met 2 times in all"]
+    assert warnings_in(caplog) == ["something is odd", "trouble with the cache (odd) occurred 2 times in all"]
 
 
 @pytest.fixture

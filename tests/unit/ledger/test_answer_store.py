@@ -151,7 +151,7 @@ async def test_a_directory_that_cannot_be_made_is_done_without(
         await store.write()
         assert await store.get("x") is None
     await store.aclose()
-    assert len([r for r in caplog.records if "is not kept for --offline" in r.message]) == 1
+    assert len([r for r in caplog.records if "are not kept for --offline" in r.message]) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
