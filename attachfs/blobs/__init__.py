@@ -2,6 +2,7 @@
 
     store      whether an attachment may be opened at all; the way into this package
     handle     one open file: exact reads, from a verified blob or from a download
+    prefetched what was fetched ahead, kept open for a moment
     downloads  those under way: who joins which
     download   one of them: its states, and its parts:
                readers (who reads, pauses), receiver (source to disk), read_gate (what may be read by now)

@@ -66,6 +66,12 @@ class BlobHandle:
         """Whether every byte is known to be the recorded one."""
         return isinstance(self._source, CachedBlob) or self._source.verified
 
+    @property
+    def intact(self) -> bool:
+        """Whether all bytes are verified, and the file that has them has not been touched since."""
+        blob = self._source.kept if isinstance(self._source, Download) else self._source
+        return blob is not None and blob.unchanged()
+
     def read_nowait(self, offset: int, size: int, buffer: bytearray | None = None) -> bytes | None:
         """Return the bytes at `offset` if that needs neither the network nor the disk, else None.
 

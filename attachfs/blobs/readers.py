@@ -5,8 +5,6 @@ later, and what came is kept for a while for somebody who wants more of it.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
@@ -86,11 +84,9 @@ class Readers:
         if not self.count and self._stop_at <= written < size:
             self._scope.cancel()
 
-    @contextmanager
-    def attended(self, *, all_there: bool) -> Iterator[trio.CancelScope]:
-        """Run the block for as long as somebody reads, and as the policy allows after that."""
-        with self._limited(math.inf if all_there else self._policy.within) as scope:
-            yield scope
+    def attended(self, *, all_there: bool) -> trio.CancelScope:
+        """Return a scope for what goes on while somebody reads, and as the policy allows after that."""
+        return self._limited(math.inf if all_there else self._policy.within)
 
     async def wanted_again(self) -> bool:
         """Wait, paused, until somebody wants more. False: nobody does in time, or it was dismissed."""
@@ -105,9 +101,8 @@ class Readers:
             self._paused = False
         return not self.cancelled
 
-    @contextmanager
-    def _limited(self, alone: float) -> Iterator[trio.CancelScope]:
-        with trio.CancelScope() as self._scope:
-            if not self.count:
-                self._scope.deadline = trio.current_time() + alone
-            yield self._scope
+    def _limited(self, alone: float) -> trio.CancelScope:
+        self._scope = trio.CancelScope()
+        if not self.count:
+            self._scope.deadline = trio.current_time() + alone
+        return self._scope

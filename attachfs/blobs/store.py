@@ -16,6 +16,7 @@ from attachfs.blobs.download import NO_PAUSE, Download, PausePolicy
 from attachfs.blobs.downloads import Downloads
 from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.pins import Pins
+from attachfs.blobs.prefetched import Prefetched
 from attachfs.blobs.source import BlobSource, LocalBlobs
 from attachfs.blobs.staging import Staging
 from attachfs.blobs.withholding import WITHHELD
@@ -80,6 +81,7 @@ class BlobStore:
         self._on_admitted = on_admitted
         self._staging = Staging(cache, pins, namespace, local)
         self._downloads = Downloads(source, self._staging, nursery, pause, self._download_ended)
+        self._prefetched = Prefetched(nursery)
         self._failures: dict[AttachmentRef, tuple[AttachfsError, float]] = {}
         self.opened = 0
         self.hits = 0
@@ -117,8 +119,10 @@ class BlobStore:
             if self._verify == "off":
                 return self._open_unverified(ref, info)
             digest = await self._agreed_digest(ref, info)
+            blob = self._prefetched.take_same(ref, digest, info.size)
+            self.hits += blob is not None
             strict = info.size <= self._strict_limit
-            while True:
+            while blob is None:
                 found = await self._find(ref, info, digest)
                 if isinstance(found, CachedBlob):
                     self.hits += 1
@@ -133,12 +137,11 @@ class BlobStore:
                     blob.close()
                     if download.ref == ref:
                         raise
-                    # Another attachment with the same content failed. Ours may not: ask for it itself.
+                    blob = None  # another attachment with the same content failed, and ours may not
                 except BaseException:
                     blob.close()
                     raise
-                else:
-                    return blob
+            return blob
         except (IntegrityError, BadAnswer) as error:
             self._remember(ref, error)
             raise
@@ -152,7 +155,12 @@ class BlobStore:
         blob = await self.open(ref)
         try:
             await blob.complete()
-        finally:
+        except BaseException:
+            blob.close()
+            raise
+        if blob.intact:
+            self._prefetched.keep(ref, blob)
+        else:
             blob.close()
 
     async def mount_attribute(self, ref: AttachmentRef, name: str) -> bytes:

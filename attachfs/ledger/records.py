@@ -143,6 +143,8 @@ class RecordCache:
     ) -> None:
         self._lifetimes = lifetimes
         self._stored = stored
+        self._anchors_of: Asset | Event | None = None  # whose anchors are at hand, by attachment
+        self._anchors: dict[str, set[Digest]] = {}
         self.revision = 0  # changes with whatever is known of attachments
         clock = lifetimes.clock
         self._raw: TTLCache[AssetRef | EventRef, bytes] = TTLCache(_RAW, clock)
@@ -221,8 +223,15 @@ class RecordCache:
             owner = await self.record(ref.owner)
         except (AccessDenied, NotFound):
             return None
-        found = {a.anchor for a in owner.attachments if a.id == ref.attachment and a.anchor is not None}
-        return found or None
+        if owner is not self._anchors_of:
+            # Files of one owner are opened one after another: going through all of them each time would take
+            # a time that grows with their square.
+            anchors: dict[str, set[Digest]] = {}
+            for one in owner.attachments:
+                if one.anchor is not None:
+                    anchors.setdefault(one.id, set()).add(one.anchor)
+            self._anchors_of, self._anchors = owner, anchors
+        return self._anchors.get(ref.attachment)
 
     async def asset(self, ref: AssetRef) -> Asset:
         """Return an asset's record.

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import httpx
 import trio
 
 from attachfs.errors import AttachfsError
@@ -41,10 +40,9 @@ class Again:
 class RequestState:
     """What happened to one request so far."""
 
-    def __init__(self, request: Request, what: str, url: httpx.URL, timeout: float, now: float) -> None:
+    def __init__(self, request: Request, what: str, timeout: float, now: float) -> None:
         self.request = request
         self.what = what
-        self.url = url
         self.timeout = timeout
         self.deadline = now + timeout
         self.scope = trio.CancelScope()

@@ -20,10 +20,14 @@ import trio
 
 from attachfs import __version__
 from attachfs.errors import UsageError
+from attachfs.service.http1 import Http1Answer
 from attachfs.service.pool import CONNECT, QUIET, Http1Pool
 from attachfs.service.proxies import Proxies
 
+Answer = httpx.Response | Http1Answer
 USER_AGENT = f"attachfs/{__version__} (+python httpx)"
+
+_HOSTS = 64  # of which it is remembered how they are reached
 
 
 class Router(httpx.AsyncBaseTransport):
@@ -39,6 +43,7 @@ class Router(httpx.AsyncBaseTransport):
         self.pool = pool
         self._context = context
         self._proxies = proxies
+        self._known: dict[tuple[str, str, int | None], str | None] = {}  # the proxy of each host
         self._others: dict[str | None, httpx.AsyncBaseTransport] = {}
 
     def transport_for(self, request: httpx.Request) -> httpx.AsyncBaseTransport:
@@ -48,10 +53,7 @@ class Router(httpx.AsyncBaseTransport):
             httpx.UnsupportedProtocol: a proxy is needed that cannot be used.
         """
         url = request.url
-        try:
-            proxy = self._proxies.url_for(url.scheme, url.raw_host.decode("ascii"), url.port)
-        except UsageError as error:
-            raise httpx.UnsupportedProtocol(error.reason) from error
+        proxy = self._proxy_for(url.scheme, url.raw_host.decode("ascii"), url.port)
         if proxy is None and request.method in ("GET", "HEAD"):
             return self.pool
         if proxy not in self._others:
@@ -63,6 +65,25 @@ class Router(httpx.AsyncBaseTransport):
                 proxy=None if proxy is None else self._as_proxy(proxy),
             )
         return self._others[proxy]
+
+    def pool_for(self, scheme: str, host: str, port: int | None) -> Http1Pool | None:
+        """Return the pool, if GET and HEAD to a host go through it; None: there is a proxy.
+
+        Raises:
+            httpx.UnsupportedProtocol: a proxy is needed that cannot be used.
+        """
+        return self.pool if self._proxy_for(scheme, host, port) is None else None
+
+    def _proxy_for(self, scheme: str, host: str, port: int | None) -> str | None:
+        key = (scheme, host, port)
+        if key not in self._known:
+            if len(self._known) >= _HOSTS:
+                self._known.clear()
+            try:
+                self._known[key] = self._proxies.url_for(scheme, host, port)
+            except UsageError as error:
+                raise httpx.UnsupportedProtocol(error.reason) from error
+        return self._known[key]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""

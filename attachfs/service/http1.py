@@ -89,10 +89,13 @@ def parse_head(raw: bytes, *, head_only: bool = False) -> Head:
     if not fields.complete or version not in ("1.0", "1.1") or not _LINES.fullmatch(raw):
         raise httpx.RemoteProtocolError("not an answer in HTTP/1.1")
     status = parser.get_status_code()
-    lengths, codings, options = (
-        [value.strip().lower() for name, value in fields.headers if name.lower() == wanted]
-        for wanted in (b"content-length", b"transfer-encoding", b"connection")
-    )
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    options: list[bytes] = []
+    wanted = {b"content-length": lengths, b"transfer-encoding": codings, b"connection": options}
+    for name, value in fields.headers:
+        if (values := wanted.get(name.lower())) is not None:
+            values.append(value.strip().lower())
     if (codings and (lengths or codings != [b"chunked"] or version == "1.0")) or len(lengths) > 1:
         raise httpx.RemoteProtocolError("the headers do not say where the body ends")
     if lengths and not _LENGTH.fullmatch(lengths[0]):
@@ -310,3 +313,30 @@ class Body(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         """Do as `end` does."""
         self.end()
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+class Http1Answer:
+    """An answer whose body has not been read: of `httpx.Response`, what is used of it.
+
+    Args:
+        head: the answer's head.
+        stream: its body.
+    """
+
+    __slots__ = ("head", "headers", "status_code", "stream")
+
+    def __init__(self, head: Head, stream: Body) -> None:
+        self.head = head
+        self.status_code = head.status
+        self.stream = stream
+        self.headers = headers = dict[str, str]()  # by names in lower case; of several lines, one
+        for raw_name, raw_value in head.headers:
+            name, value = raw_name.decode("latin-1").lower(), _text(raw_value)
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value

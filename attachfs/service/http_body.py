@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from urllib.parse import quote as percent
 from urllib.parse import quote_plus
 
@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from attachfs.errors import AttachfsError, BadAnswer, TimedOut, Unreachable, causes_of
-from attachfs.service.http1 import Body
+from attachfs.service.http1 import Body, Http1Answer
 from attachfs.text import excerpt as printable_excerpt
 
 _CLOSING = 2  # seconds that closing a response may take, whatever is cancelled
@@ -113,13 +113,14 @@ class RawBody:
         what: what it is, for messages.
     """
 
-    def __init__(self, response: httpx.Response, what: str) -> None:
+    def __init__(self, response: httpx.Response | Http1Answer, what: str) -> None:
         self._response = response
+        self._headers: Mapping[str, str] = response.headers
         self._what = what
         self._pieces: AsyncIterator[bytes] | None = None
         self._exhausted = False  # the library has nothing more, and has let go of the connection
         self._own = response.stream if isinstance(response.stream, Body) else None
-        length = response.headers.get("content-length", "")
+        length = self._headers.get("content-length", "")
         self.length = int(length) if re.fullmatch("[0-9]{1,18}", length, re.ASCII) else None
         self.received = 0
         self.broken = False  # it ended before its end: asking again may help
@@ -127,7 +128,7 @@ class RawBody:
     @property
     def encoded(self) -> str:
         """The content coding, "" for none. It was not asked for, and is never undone."""
-        coding: str = self._response.headers.get("content-encoding", "").strip().lower()
+        coding = self._headers.get("content-encoding", "").strip().lower()
         return "" if coding == "identity" else coding
 
     async def next(self) -> bytes:
@@ -151,6 +152,7 @@ class RawBody:
 
     async def _next(self) -> bytes:
         if self._pieces is None:
+            assert isinstance(self._response, httpx.Response)
             # Without a chunk size: pieces are passed on as they are read, which is three times as fast.
             self._pieces = self._response.aiter_raw()
         while not self._exhausted:
@@ -193,4 +195,5 @@ class RawBody:
                 except LIBRARY_ERRORS:
                     pass
         with trio.move_on_after(_CLOSING, shield=True):
-            await self._response.aclose()
+            if isinstance(self._response, httpx.Response):
+                await self._response.aclose()

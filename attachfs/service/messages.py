@@ -4,6 +4,7 @@ Owns: where a redirect may lead.
 """
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urljoin, urlsplit
@@ -12,6 +13,7 @@ import httpx
 
 from attachfs.errors import BadAnswer
 from attachfs.service.concurrency import Slot
+from attachfs.service.http1 import Http1Answer
 from attachfs.service.http_body import RawBody
 
 _LONGEST_LOCATION = 16 * 1024  # characters
@@ -95,17 +97,18 @@ class Stats:
 class Response:
     """An accepted response, its body not read yet. Holds a slot until it is closed."""
 
-    def __init__(self, response: httpx.Response, body: RawBody, slot: Slot, counters: Counters) -> None:
+    def __init__(
+        self, response: httpx.Response | Http1Answer, body: RawBody, slot: Slot, counters: Counters
+    ) -> None:
         self.status = response.status_code
         self.body = body
-        self._headers = response.headers
+        self._headers: Mapping[str, str] = response.headers
         self._slot = slot
         self._counters = counters
 
     def header(self, name: str) -> str | None:
-        """Return a header, None if it is missing."""
-        value: str | None = self._headers.get(name)
-        return value
+        """Return a header, None if it is missing. Its name is given in lower case."""
+        return self._headers.get(name)
 
     async def aclose(self) -> None:
         """Close the response and give the slot back. Cannot be cancelled; a second call does nothing."""

@@ -18,7 +18,14 @@ import trio
 
 from attachfs.errors import causes_of
 from attachfs.service import wire
-from attachfs.service.http1 import NETWORK_ERRORS, Body, Connection, UnsolicitedError, request_bytes
+from attachfs.service.http1 import (
+    NETWORK_ERRORS,
+    Body,
+    Connection,
+    Http1Answer,
+    UnsolicitedError,
+    request_bytes,
+)
 
 log = logging.getLogger("attachfs.api")
 
@@ -105,18 +112,34 @@ class Http1Pool(httpx.AsyncBaseTransport):
         self.unsolicited = 0  # connections closed because of bytes that belong to no answer
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; its connection is free again once the whole body has arrived.
-
-        Raises:
-            httpx.HTTPError: there is no answer.
-        """
-        payload = request_bytes(request)
-        url, extensions = request.url, request.extensions
+        """Send a request, as `exchange` does."""
+        url = request.url
         origin = (
             url.scheme,
             url.raw_host.decode("ascii"),
             url.port or (443 if url.scheme == "https" else 80),
         )
+        answer = await self.exchange(
+            origin, request_bytes(request), request.extensions, head_only=request.method == "HEAD"
+        )
+        head = answer.head
+        version = {"http_version": b"HTTP/" + head.version}
+        return httpx.Response(head.status, headers=head.headers, stream=answer.stream, extensions=version)
+
+    async def exchange(
+        self, origin: Origin, payload: bytes, extensions: Mapping[str, Any], *, head_only: bool = False
+    ) -> Http1Answer:
+        """Send a request; its connection is free again once the whole body has arrived.
+
+        Args:
+            origin: where to.
+            payload: the request, as `request_bytes` returns it.
+            extensions: as those of a request.
+            head_only: it is a HEAD.
+
+        Raises:
+            httpx.HTTPError: there is no answer.
+        """
         if extensions.get("fresh"):
             self.drop_idle()
         connection = self._take(origin) or await self._open(origin, extensions)
@@ -124,7 +147,7 @@ class Http1Pool(httpx.AsyncBaseTransport):
             sending(connection.used)
         try:
             await connection.wire.send(payload)
-            head, first = await connection.receive_head(head_only=request.method == "HEAD")
+            head, first = await connection.receive_head(head_only=head_only)
             body = Body(connection, head, first, self._done)
         except NETWORK_ERRORS as error:
             connection.wire.close()
@@ -132,8 +155,7 @@ class Http1Pool(httpx.AsyncBaseTransport):
         except BaseException:
             connection.wire.close()
             raise
-        version = {"http_version": b"HTTP/" + head.version}
-        return httpx.Response(head.status, headers=head.headers, stream=body, extensions=version)
+        return Http1Answer(head, body)
 
     @property
     def idle(self) -> int:

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from attachfs.service.concurrency import Limiter, Slot
 from attachfs.service.http1 import UnsolicitedError
 from attachfs.service.http_body import RawBody
 from attachfs.service.messages import Request, Response, Stats, origin, redirect_target
+from attachfs.service.outgoing import Outgoing
 from attachfs.service.pool import lacks_descriptors
 from attachfs.service.rate_limit import RateLimitGate, requested_wait
 from attachfs.service.refusals import Refusal, error_of, is_stranger_page, read_refusal
@@ -43,7 +44,6 @@ _PASSING_STATUSES = frozenset({408, 500, 502, 503, 504})
 _DENIALS = frozenset({401, 403, 404})
 # A 500 and a 408 are about the request; these say that there is nothing behind the gateway.
 OUTAGE_STATUSES = frozenset({502, 503, 504})
-_LONGEST_URL = 16 * 1024  # characters; servers refuse longer ones, and no page token needs them
 # Seconds without a first byte after which a connection that has been idle is given up, and a service counts
 # as silent; more if it has lately been slower than that, within limits.
 _SILENCE = 2.0
@@ -81,14 +81,14 @@ class Transport:
     ) -> None:
         try:
             parts = urlsplit(base_url)
-            self._base = base_url.rstrip("/")
-            self._origin = origin(httpx.URL(self._base))
+            self._origin = origin(httpx.URL(base_url.rstrip("/")))
         except (httpx.InvalidURL, ValueError) as error:
             raise UsageError("the ledger's address is malformed: it must be like https://host") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise UsageError("the ledger's address must be like https://host, without credentials")
         self.http = http
         self._base_path = parts.path.rstrip("/")
+        self._outgoing = Outgoing(http, base_url.rstrip("/"))
         self._auth = auth
         self.set_timeout(timeout)
         self._clock = clock
@@ -134,9 +134,7 @@ class Transport:
             AttachfsError: as the module's table of errors says.
         """
         timeout = self.timeout if time_limit is None else time_limit
-        state = RequestState(
-            request, self._base_path + request.path, self.url_of(request), timeout, self._clock()
-        )
+        state = RequestState(request, self._base_path + request.path, timeout, self._clock())
         try:
             while True:
                 slot = await self._admitted(state)
@@ -213,14 +211,13 @@ class Transport:
         try:
             self.circuit.check(state.what)
             await self.authorize(state)
-            url = state.url
+            url: httpx.URL | None = None
             for _ in range(_REDIRECTS + 1):
                 try:
                     self.unanswered[state] = None
                     if self.busy is not None:
                         self.busy.set()
-                    outgoing = self.outgoing(state, url)
-                    response = await connections.transport_of(self.http, outgoing)(outgoing)
+                    response = await self.send(state, url)
                 except http_body.LIBRARY_ERRORS as failure:
                     return self._without_answer(state, failure)
                 except (
@@ -252,17 +249,17 @@ class Transport:
                 self.circuit.note_failure(state.what, error.reason, state.sent_at)
                 raise
 
-    def outgoing(self, state: RequestState, url: httpx.URL) -> httpx.Request:
-        """Return the request that is sent, and count it."""
-        headers = {
-            "Accept": "*/*" if state.request.bulk else "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": connections.USER_AGENT,
-            "DataTrails-User-Agent": connections.USER_AGENT,
-            **dict(state.request.headers),
-        }
-        if state.header is not None:
-            headers["Authorization"] = state.header
+    def send(self, state: RequestState, url: httpx.URL | None = None) -> Awaitable[connections.Answer]:
+        """Send a request, and count it; return what waits for the answer. `url`: where a redirect led.
+
+        Raises:
+            http_body.LIBRARY_ERRORS, ValueError, RuntimeError: it cannot be sent.
+            BadAnswer: the address is beyond reason.
+        """
+        return self._outgoing.send(state, url, self._note_sending(state))
+
+    def _note_sending(self, state: RequestState) -> dict[str, Any]:
+        """Count what is about to be sent; return what the transport has to know of it."""
         counters = self.stats.of(state.request.kind)
         counters.requests += 1
         counters.retries += state.sent > 0
@@ -278,7 +275,7 @@ class Transport:
         extensions: dict[str, Any] = {"timeout": self._timeouts, "sending": sending}
         if state.fresh:
             extensions["fresh"] = True
-        return httpx.Request("GET", url, headers=headers, extensions=extensions)
+        return extensions
 
     def _note_head(self, state: RequestState, status: int) -> None:
         now = self._clock()
@@ -307,9 +304,12 @@ class Transport:
             raise error from cause
         return Again(error, cause)
 
-    async def _redirected(self, state: RequestState, response: httpx.Response, url: httpx.URL) -> httpx.URL:
+    async def _redirected(
+        self, state: RequestState, response: connections.Answer, url: httpx.URL | None
+    ) -> httpx.URL:
         """Return where an answer leads, and take the credentials off a request that leaves the origin."""
         try:
+            url = url or self._outgoing.url_of(state.request)
             target = redirect_target(url, response.headers.get("location", ""), state.what)
         finally:
             await RawBody(response, state.what).aclose()
@@ -321,7 +321,7 @@ class Transport:
     # -- the answer -------------------------------------------------------------------------------------
 
     async def _judge(
-        self, state: RequestState, response: httpx.Response, slot: Slot, finish: Finish[T]
+        self, state: RequestState, response: connections.Answer, slot: Slot, finish: Finish[T]
     ) -> Done[T] | Again:
         status = response.status_code
         body = RawBody(response, state.what)
@@ -363,7 +363,7 @@ class Transport:
             raise
         return Done(value)
 
-    async def _refused(self, state: RequestState, response: httpx.Response, refusal: Refusal) -> Again:
+    async def _refused(self, state: RequestState, response: connections.Answer, refusal: Refusal) -> Again:
         status = refusal.status
         if state.request.of_store:
             refusal = refusal._replace(is_own=not is_stranger_page(response.headers.get("content-type", "")))
@@ -390,10 +390,3 @@ class Transport:
         if status in OUTAGE_STATUSES:
             self.circuit.note_failure(state.what, f"status {status}", state.sent_at)
         return Again(error, wait=requested_wait(response.headers, self._wall()) or 0.0)
-
-    def url_of(self, request: Request) -> httpx.URL:
-        """Return a request's whole address. Raises BadAnswer: it is beyond reason."""
-        url = self._base + request.path + (f"?{request.query}" if request.query else "")
-        if len(url) > _LONGEST_URL:
-            raise BadAnswer(f"{self._base_path}{request.path}: the next page's token is absurdly long")
-        return httpx.URL(url)

@@ -6,7 +6,7 @@ from contextlib import suppress
 import trio
 
 from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, RateLimited, UsageError
-from attachfs.service import connections, http_body
+from attachfs.service import http_body
 from attachfs.service.attempt import RequestState
 from attachfs.service.http_body import RawBody
 from attachfs.service.messages import Request
@@ -54,15 +54,14 @@ async def _probe(transport: Transport, request: Request) -> None:
     """Ask one question on a new connection, without a slot, and whatever the circuit says."""
     circuit, silence_limit, now = transport.circuit, transport.silence, trio.current_time()
     what = "a question whether the ledger is there"
-    state = RequestState(request, what, transport.url_of(request), silence_limit, now)
+    state = RequestState(request, what, silence_limit, now)
     state.fresh = True
     with trio.move_on_after(silence_limit) as state.scope:
         try:
             with suppress(AccessDenied, BadAnswer, RateLimited, UsageError):
                 # Without credentials the service refuses, and that is an answer too.
                 await transport.authorize(state)
-            outgoing = transport.outgoing(state, state.url)
-            response = await connections.transport_of(transport.http, outgoing)(outgoing)
+            response = await transport.send(state)
             await RawBody(response, what).aclose()
             if response.status_code in OUTAGE_STATUSES:
                 circuit.note_failure(what, f"status {response.status_code}", now)

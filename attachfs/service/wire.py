@@ -52,6 +52,7 @@ class PlainWire:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._drained = False  # the last receive has just taken all that had arrived
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`."""
@@ -66,19 +67,30 @@ class PlainWire:
         """Wait for bytes, then take what is there: asking first would find nothing, for a system call."""
         while True:
             await trio.lowlevel.wait_readable(self._sock)
-            with contextlib.suppress(BlockingIOError):
-                return self._sock.recv_into(buffer)
+            try:
+                count = self._sock.recv_into(buffer)
+            except BlockingIOError:
+                continue
+            self._drained = 0 < count < len(buffer)
+            return count
 
     async def receive(self, limit: int) -> bytes:
         """Take what is there, or wait for it."""
         await trio.lowlevel.checkpoint()  # a fast peer must not keep the others waiting
         while True:
-            with contextlib.suppress(BlockingIOError):
-                return self._sock.recv(min(limit, _PIECE))
-            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                data = self._sock.recv(min(limit, _PIECE))
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            self._drained = False
+            return data
 
     def unread(self) -> bytes | None:
-        """Look at the socket."""
+        """Look at the socket, unless it was found empty by the receive right before."""
+        if self._drained:
+            self._drained = False
+            return None
         try:
             return self._sock.recv(1)
         except BlockingIOError:

@@ -24,8 +24,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import attachfs
 from attachfs.errors import AttachfsError, BadAnswer, TimedOut, TooManyFiles, Unreachable
+from attachfs.service import connections
 from attachfs.service.auth import NoAuth
 from attachfs.service.client import Client, open_http
+from attachfs.service.http1 import request_bytes
 from attachfs.service.pool import ClockJumps, Http1Pool
 from attachfs.service.wire import Wire, connect
 from tests.services.http_in_process import FILE, TOKEN, FakeAuth, open_blob, raw_server, real_client
@@ -226,10 +228,65 @@ async def test_a_record_s_way_to_the_socket_is_short(
         await client.info(FILE)
     assert frames == [
         "wire.py:send",
-        "pool.py:handle_async_request",
+        "pool.py:exchange",
         "transport.py:_attempt",
         "transport.py:perform",
     ]
+
+
+@pytest.mark.parametrize("path", ["", "/a/prefix", "/needs quoting", "/a/../b"])
+async def test_a_request_reads_as_the_library_would_write_it(clock: MockClock, path: str) -> None:
+    """Whichever way it was put together."""
+    heads: list[bytes] = []
+
+    async def answer(stream: trio.SocketStream, head: bytes) -> None:
+        heads.append(head + b"\r\n\r\n")
+        await stream.send_all(GOOD)
+
+    async with raw_server(answer) as url:
+        for auth in (NoAuth(), FakeAuth(TOKEN)):
+            async with real_client(url + path, auth) as client:
+                await client.info(FILE)
+                async with client.download(FILE, 2, start=1) as chunks:
+                    await anext(chunks)
+    request = httpx.Request("GET", f"{url}{path}/archivist/v2/attachments/{FILE.path}/info")
+    said = {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": connections.USER_AGENT,
+        "DataTrails-User-Agent": connections.USER_AGENT,
+    }
+    for number, token in ((0, {}), (2, {"Authorization": f"Bearer {TOKEN}"})):
+        assert heads[number] == request_bytes(httpx.Request("GET", request.url, headers={**said, **token}))
+    for number, token in ((1, {}), (3, {"Authorization": f"Bearer {TOKEN}"})):
+        part = {**said, "Accept": "*/*", "Range": "bytes=1-", **token}
+        assert heads[number] == request_bytes(
+            httpx.Request("GET", str(request.url).removesuffix("/info"), headers=part)
+        )
+
+
+async def test_a_small_answer_costs_one_receive(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that brings less than it could have brought has found the end of what there was."""
+    received: list[str] = []
+
+    class Counting(socket.socket):
+        def recv(self, *args: Any) -> bytes:
+            received.append("recv")
+            return super().recv(*args)
+
+        def recv_into(self, *args: Any) -> int:
+            received.append("recv_into")
+            return super().recv_into(*args)
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        await stream.send_all(GOOD)
+
+    monkeypatch.setattr("attachfs.service.wire.socket.socket", Counting)
+    async with raw_server(answer) as url, real_client(url, quiet=0) as client:
+        await client.info(FILE)
+        del received[:]
+        await client.info(FILE)
+    assert received == ["recv", "recv_into"]  # whether it was left alone meanwhile, and the answer
 
 
 # -- silence -------------------------------------------------------------------------------------------
