@@ -22,6 +22,7 @@ from attachfs.ledger.ttl_cache import CacheEntry
 from attachfs.model import NO_FILTERS, Asset, AssetRef, Event, EventRef
 
 _SLICE = 100  # records that are parsed before others get their turn
+_MANY_ATTRIBUTES = 500  # of one record; to parse them takes some 3 ms
 
 R = TypeVar("R", bound=Asset | Event)
 T = TypeVar("T")
@@ -231,11 +232,16 @@ class PageReader:
 async def parse_in_slices(
     records: list[dict[str, Any]], parse: Callable[[dict[str, Any]], T | None]
 ) -> list[T]:
-    """Return what can be used of a page, in slices: others get their turn in between."""
-    parsed: list[T] = []
-    for start in range(0, len(records), _SLICE):
-        if start:
+    """Return what can be used of a page, in slices: others get their turn in between.
+
+    A record with very many attributes is parsed in a thread.
+    """
+    parsed: list[T | None] = []
+    for number, record in enumerate(records):
+        if sum(len(value) for value in record.values() if isinstance(value, dict)) > _MANY_ATTRIBUTES:
+            parsed.append(await trio.to_thread.run_sync(parse, record))
+            continue
+        if number and number % _SLICE == 0:
             await trio.lowlevel.checkpoint()
-        found = (parse(record) for record in records[start : start + _SLICE])
-        parsed += [one for one in found if one is not None]
-    return parsed
+        parsed.append(parse(record))
+    return [one for one in parsed if one is not None]

@@ -8,6 +8,9 @@ import msgspec
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
 
+# An asset with more is kept as it is: to pack and unpack it would hold up everybody, and few have so many.
+_MANY_ATTACHMENTS = 1_000
+
 
 class EventTable(TTLCache[EventRef, Event]):
     """Events: those that were asked for or have been used lately, and what else knows of them.
@@ -50,7 +53,7 @@ class AssetTable(TTLCache[AssetRef, Asset]):
         """Remember something."""
         super().put(key, cached)
         if key.realm == "assets" and key.asset in self._packed:
-            if isinstance(cached.value, Asset):
+            if isinstance(cached.value, Asset) and len(cached.value.attachments) <= _MANY_ATTACHMENTS:
                 self._packed[key.asset] = _pack_asset(cached.value, cached)
             else:
                 del self._packed[key.asset]
@@ -60,6 +63,12 @@ class AssetTable(TTLCache[AssetRef, Asset]):
         for asset in assets:
             self._cached.pop(AssetRef("assets", asset.id), None)
             self._packed.pop(asset.id, None)
+            if len(asset.attachments) > _MANY_ATTACHMENTS:
+                self.put(
+                    AssetRef("assets", asset.id),
+                    CacheEntry(asset, times.expires, times.stale_until, times.learned),
+                )
+                continue
             self._packed[asset.id] = _pack_asset(asset, times)
             if len(self._packed) > self._listed:
                 del self._packed[next(iter(self._packed))]

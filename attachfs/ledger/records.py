@@ -8,6 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar, overload
 
+import trio
+
 from attachfs import model
 from attachfs.background import TaskStarter
 from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound, Unreachable
@@ -27,6 +29,8 @@ _LISTED = 200_000  # assets kept packed, as listings brought them; one takes som
 _INFOS = 16_384  # /info bodies kept; one takes about 1 KiB
 _RAW = 64  # whole records kept for extended attributes
 _NOTES = 5  # lines that the log gets about one record or page that cannot be used
+
+_LARGE = 256 * 1024  # bytes of a record; parsing them takes some 10 ms
 
 K = TypeVar("K", bound=AssetRef | EventRef | AttachmentRef)
 V = TypeVar("V")
@@ -86,7 +90,7 @@ class RecordKind(Generic[K, V]):
         cached: CacheEntry[V]
         try:
             body = await self._request(ref)
-            cached = self._lifetimes.entry(self._parse(body, ref))
+            cached = self._lifetimes.entry(await self._parsed(body, ref))
         except (NotFound, AccessDenied) as error:
             cached = self._lifetimes.absence(error)
         self._outage.answered()
@@ -94,6 +98,12 @@ class RecordKind(Generic[K, V]):
             self.table.put(ref, cached)
             self._learned(ref, body, cached)
         return cached
+
+    async def _parsed(self, body: bytes, ref: K) -> V:
+        """Return the record in a body; a large one takes a while, and is parsed in a thread."""
+        if len(body) <= _LARGE:
+            return self._parse(body, ref)
+        return await trio.to_thread.run_sync(self._parse, body, ref)
 
     async def _cached(self, ref: K) -> CacheEntry[V] | None:
         """Return what may be served while the service does not answer."""
@@ -104,7 +114,7 @@ class RecordKind(Generic[K, V]):
         if cached is None and self._stored is not None:
             try:
                 body, age = await self._stored(ref)
-                cached = self._lifetimes.kept(self._parse(body, ref), age)
+                cached = self._lifetimes.kept(await self._parsed(body, ref), age)
             except (Unreachable, BadAnswer):
                 pass  # it was never seen, or is damaged
         if cached is None:

@@ -1,12 +1,15 @@
 """Tables of what is known: bounded, no older than may be told; packed records come out as they went in."""
 
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attachfs.errors import NotFound
+from attachfs.ledger.record_pages import parse_in_slices
 from attachfs.ledger.record_tables import AssetTable, EventTable, pack_event, unpack_events
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
@@ -54,6 +57,37 @@ def test_what_is_old_is_known_but_not_fresh_and_in_the_end_neither(clock: Clock)
     clock.now = 100
     assert table.get(1) is None
     assert len(table) == 0
+
+
+async def test_a_record_with_very_many_attributes_is_parsed_off_the_event_loop_and_in_its_order() -> None:
+    large = {"attributes": {str(number): "" for number in range(501)}}
+    records: list[dict[str, Any]] = [{"identity": "first"}, large, {"identity": "last"}]
+    threads: list[bool] = []
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return record
+
+    assert await parse_in_slices(records, parse) == records
+    assert threads == [True, False, True]
+
+
+def test_a_listed_asset_with_very_many_attachments_is_kept_as_it_is(clock: Clock) -> None:
+    """To unpack it at each look would block the event loop."""
+    table = AssetTable(10, 10, clock)
+    many = tuple(Attachment(uuid(number), "", "", "", None) for number in range(1_001))
+    large, small = (Asset(uuid(5000 + number), 0, "", many[number:]) for number in (0, 1))
+    table.put_listed([large, small], CacheEntry(None, 60))
+    kept = [table.get(AssetRef("assets", one.id)) for one in (large, small)]
+    assert [one and one.value for one in kept] == [large, small]
+    assert kept[0] is not None
+    assert kept[0].value is large
+    assert kept[1] is not None
+    assert kept[1].value is not small
+    table.put(AssetRef("assets", small.id), CacheEntry(Asset(small.id, 0, "", many), 70))
+    found = table.get(AssetRef("assets", small.id))
+    assert found is not None
+    assert found.expires == 70
 
 
 @given(asset=st.builds(Asset, IDS, TIMES, TEXT, MANY), times=st.tuples(st.floats(1, 1e9), st.floats(1, 1e9)))
