@@ -390,6 +390,7 @@ class TestNotBelieved:
 class TestBounds:
     async def test_a_partial_download_is_kept_for_so_long(self, world: World, clock: MockClock) -> None:
         await read_whole(world, file_ref(4))  # the tables of what was seen are open from now on
+        await trio.to_thread.run_sync(world.cache._store.finish)  # and no folder that is yet to be synced
         before = descriptors()
         world.record(FILE, DATA)
         await sniffed(world, clock)
