@@ -53,7 +53,7 @@ class MountPoint(AnyPath):
 
 
 paths = click.argument("paths", nargs=-1, required=True, type=AnyPath(), metavar="PATH…")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 yes = click.option("--yes", is_flag=True, help="Do not ask.")
 jobs = click.option(
     "-j", "--jobs", type=click.IntRange(1, 256), default=8, show_default=True, help="Files at once."

@@ -79,7 +79,7 @@ def stat(config: Config, *, as_json: bool) -> int:
         ("blobs", f"{len(entries):,}, {format_size(size)}"),
         ("bound", f"{format_size(config.cache_size)} (as configured here; a mount may have another)"),
         ("quarantined", f"{len(items):,}, {format_size(in_quarantine)}"),
-        ("free on the disk", f"{format_size(free)}, of which {config.cache_min_free} are left alone"),
+        ("free on the disk", f"{format_size(free)}, of which {config.cache_min_free} stay free"),
     ]
     if times:
         facts.append(("last opened", f"from {output.moment(min(times))} to {output.moment(max(times))}"))
@@ -238,7 +238,7 @@ _cache_options = arguments.locating_options(
 
 @click.group("cache", cls=Group)
 def command() -> None:
-    """Look at the cache on the disk, check it, and remove from it, beside a running mount or without."""
+    """Inspect, check and clear the cache on disk, with or without a running mount."""
 
 
 command.add_command(shared_cache.group)
@@ -286,7 +286,7 @@ def _size(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -
 def cache_evict(
     digests: tuple[str, ...], older_than: float | None, to: int | None, **given: str | None
 ) -> None:
-    """Remove some of what is cached. Programs that have it open read on."""
+    """Remove some blobs from the cache. Programs that have one open can still read it."""
     sys.exit(evict(arguments.settings(given), digests, older_than=older_than, to=to))
 
 

@@ -179,15 +179,17 @@ def command() -> None:
 @command.command("verify")
 @_files
 @arguments.as_json
-@click.option("--last", callback=_hash, metavar="HASH", help="The last line's hash, as it was printed once.")
+@click.option(
+    "--last", callback=_hash, metavar="HASH", help="The last line's hash, as an earlier verify printed it."
+)
 def _verify_command(files: tuple[Path, ...], as_json: bool, last: str) -> None:
     """Find lines that were changed, removed, inserted or moved.
 
-    Give all files of a log that was rotated, in any order. That the end was cut off is found if the next
-    file is there, or with --last.
+    Give all files of a rotated log, in any order. Missing lines at the end of a file are found if the next
+    file is given, or with --last.
 
-    Exit status: 0 it is whole, 1 it was altered, 3 that cannot be told (its beginning is not here, or its
-    last line is torn).
+    Exit status: 0 it is whole, 1 it was altered, 3 that cannot be decided: its beginning is missing, or its
+    last line is torn.
     """
     sys.exit(verify(files, last, as_json=as_json))
 

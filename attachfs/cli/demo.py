@@ -79,10 +79,10 @@ def _remove(directory: Path) -> None:
 
 @click.command("demo")
 @click.argument("mountpoint", required=False, type=arguments.AnyPath())
-@click.option("--tour", "guided", is_flag=True, help="Walk through the tour, a step for each Enter.")
+@click.option("--tour", "guided", is_flag=True, help="Walk through the tour; press Enter for each step.")
 def command(mountpoint: Path | None, guided: bool) -> None:
     """Run a demo ledger on this machine and mount it: no account, nothing leaves the machine.
 
-    Without MOUNTPOINT a new directory is made, and removed at the end. Ctrl-C ends it.
+    Without MOUNTPOINT, it mounts on a new directory and removes it at the end. Ctrl-C ends the demo.
     """
     sys.exit(run(mountpoint, guided=guided))

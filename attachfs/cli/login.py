@@ -112,7 +112,7 @@ def _configure(config: Config, secret_file: Path) -> None:
 def command(**given: str | None) -> None:
     """Store a bearer token, or with --client-id an application's secret, and try it first.
 
-    It is asked for on the terminal, without being shown, or read from standard input. It is stored only if
-    the ledger accepts it, in a file that you alone can read.
+    You type it at a prompt, where it is not shown, or pipe it in. It is stored only if the ledger accepts it,
+    in a file that only you can read.
     """
     sys.exit(run(arguments.settings(given)))

@@ -172,7 +172,10 @@ def command() -> None:
 @click.argument("pattern", default="")
 @arguments.as_json
 def pins_list(pattern: str, as_json: bool) -> None:
-    """List first-seen hashes whose key has PATTERN in it, or matches it (with *, ? or [)."""
+    """List first-seen hashes.
+
+    With PATTERN, only those whose key contains it, or matches it (with *, ? or [).
+    """
     sys.exit(list_pins(arguments.settings({}), pattern, as_json=as_json))
 
 
@@ -187,7 +190,9 @@ def pins_conflicts(as_json: bool) -> None:
 @click.argument("keys", nargs=-1, required=True, metavar="KEY…")
 @arguments.yes
 def pins_release(keys: tuple[str, ...], yes: bool) -> None:
-    """Forget first-seen hashes, so that what the ledger records next is believed.
+    """Forget first-seen hashes.
+
+    What the ledger records next is then believed.
 
     KEY is as 'attachfs pins list' shows it, or an attachment's path or identity.
     """

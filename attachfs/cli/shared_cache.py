@@ -267,7 +267,7 @@ async def probe(config: Config) -> AsyncIterator[tuple[str, str]]:
 
 @click.group("shared", cls=Group)
 def group() -> None:
-    """Look at the blob cache that a fleet shares, and check what it holds."""
+    """Inspect and check the shared cache."""
 
 
 @group.command("stat")
@@ -287,10 +287,12 @@ def shared_stat(as_json: bool, **given: str | None) -> None:
 @click.option("--all", "everything", is_flag=True, help=f"Hash all, not {_SAMPLE} taken at random.")
 @_options
 def shared_verify(as_json: bool, everything: bool, **given: str | None) -> None:
-    """Hash what the shared cache holds; with --shared-cache-write, replace what is wrong.
+    """Hash blobs in the shared cache.
 
-    Replacements come from this machine's cache. Of a plain HTTP server, what is cached here is checked.
-    Exit status: 0 all is right, 1 something was wrong and is still there, 3 something could not be read.
+    With --shared-cache-write, wrong ones are replaced from this machine's cache. On a plain HTTP server, only
+    blobs that are cached here are checked.
+
+    Exit status: 0 all are right, 1 a wrong one is left, 3 something could not be read.
     """
     config = arguments.settings(given)
 

@@ -33,16 +33,20 @@ def steps(program: str) -> list[Step]:
     return [
         Step("what the ledger has, under the names that people gave it", f"{program} ls $L/by-name"),
         Step(
-            "a container's journey: each file with size, type, scan; none downloaded",
+            "a container's journey: each file with size, type and scan result, without a download",
             f"{program} ls -R {_BOX}",
         ),
         Step("all that is recorded of one document", f"{program} info {_BOX}/bill-of-lading.pdf"),
         Step(
-            "a picture that was swapped after it was recorded: Bad message, no byte of it", f"cat {_SEAL}", 1
+            "a picture that was replaced after it was recorded: Bad message, and no byte of it",
+            f"cat {_SEAL}",
+            1,
         ),
-        Step("why: the log tells both hashes", f"{program} logs $L"),
+        Step("why: the log has both hashes", f"{program} logs $L"),
         Step(
-            "every byte read, hashed and compared; the swapped picture differs", f"{program} verify {_BOX}", 1
+            "every byte read, hashed and compared; the replaced picture differs",
+            f"{program} verify {_BOX}",
+            1,
         ),
         Step(
             "a copy, checked by sha256sum alone against what the ledger records",
@@ -51,16 +55,16 @@ def steps(program: str) -> list[Step]:
         ),
         Step("64 MiB of footage fetched ahead of time", f'{program} prefetch "$L/by-name/North gate camera"'),
         Step(
-            "evidence to take home: a bag that others check, and that mounts again with no service behind it",
+            "evidence to take home: a bag that others can check, and that mounts again without the service",
             f'(cd "$(mktemp -d)" && {program} export {_SHIP} bag && mkdir home && '
             f"{program} mount --archive bag home && {program} ls home/by-name && {program} umount home)",
         ),
         Step(
-            "an event whose record was changed after the transparency log had it: leaf differs",
+            "an event whose record was changed after it went into the transparency log: leaf differs",
             f'(cd "$(mktemp -d)" && {program} export {_SHIP} bag && {program} prove --log-key "$K" bag)',
             1,
         ),
-        Step("what the mount did for all this", f"{program} status $L"),
+        Step("what the mount did meanwhile", f"{program} status $L"),
     ]
 
 
