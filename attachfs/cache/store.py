@@ -144,8 +144,10 @@ class CacheSpace:
             return False  # whoever has it may be removing something large
         try:
             last = file.opens == 1
-            if last and not file.named and file.written > _QUICK:
-                return False  # the filesystem gives back block after block
+            if last:
+                there = os.fstat(fd)  # somebody else may have removed it
+                if there.st_size > _QUICK and (not file.named or not there.st_nlink):
+                    return False  # the filesystem gives back block after block
             if last and self.used() > self.max_bytes and self.indexed.is_set():
                 return False  # something has to be evicted now
             os.close(fd)

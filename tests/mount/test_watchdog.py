@@ -99,6 +99,68 @@ def test_a_database_that_another_process_has_locked_blocks_nothing(
             other.execute("ROLLBACK")
 
 
+def test_a_database_that_another_process_keeps_to_itself_from_the_start_blocks_nothing(
+    watched: Watched, scripted: ScriptedLedger, tmp_path: Path
+) -> None:
+    """Locked so that it cannot even be read."""
+    files = [scripted.add(f"file {number}", b"content") for number in range(3)]
+    with watched() as mounted:
+        mounted.sh(f"cat {files[0]}")
+    found = (tmp_path / "state" / "attachfs").glob("*.sqlite")
+    (database,) = [path for path in found if path.name != "pins.sqlite"]
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with (
+            contextlib.closing(sqlite3.connect(database, timeout=0)) as reader,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            reader.execute("SELECT COUNT(*) FROM answers")
+        with watched() as mounted:
+            for file in files:
+                assert mounted.sh(f"cat {file}").stdout == "content"
+            assert json.loads(os.getxattr(mounted.point, "user.attachfs.status"))
+        other.execute("ROLLBACK")
+
+
+# As on a filesystem that takes its time to give back the room of a large file.
+SLOW_REMOVAL = """
+import os, stat, time
+close, unlink = os.close, os.unlink
+def takes_time(found, links):
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == links and found.st_size > 2**20:
+        time.sleep(0.6)
+def slow_close(fd):
+    name = f"/proc/self/fd/{fd}"
+    if " (deleted)" in os.readlink(name):
+        links = [f"/proc/self/fd/{one}" for one in os.listdir("/proc/self/fd")]
+        same = [one for one in links if os.path.exists(one) and os.path.samefile(one, name)]
+        if len(same) == 1:  # the last one
+            takes_time(os.fstat(fd), 0)
+    close(fd)
+def slow_unlink(path, *, dir_fd=None):
+    takes_time(os.stat(path, dir_fd=dir_fd, follow_symlinks=False), 1)
+    unlink(path, dir_fd=dir_fd)
+os.close, os.unlink = slow_close, slow_unlink
+"""
+
+
+def test_large_files_that_are_evicted_or_closed_after_it_block_nothing(
+    watched: Watched, scripted: ScriptedLedger
+) -> None:
+    files = [scripted.add(f"file {number}", os.urandom(3 * 2**20)) for number in range(6)]
+    with watched("--cache-size=10M", prelude=SLOW_REMOVAL) as mounted:
+        with (mounted.point / files[0]).open("rb") as kept:
+            kept.read(1)
+            (blob,) = mounted.cached()
+            blob.unlink()
+            for file in files[1:]:
+                mounted.sh(f"cat {file} >/dev/null")
+        for file in files:
+            mounted.sh(f"cat {file} >/dev/null")
+        assert mounted.status()["cache"]["evicted"] > 0
+
+
 def test_an_absurd_page_blocks_nothing(watched: Watched, scripted: ScriptedLedger) -> None:
     page = b'{"assets":[' + b"{}," * 10_000_000 + b'{}],"next_page_token":""}'
 
