@@ -52,14 +52,14 @@ def run(mountpoint: Path | None, *, guided: bool) -> int:
             "config": os.devnull,
         }
         settings = dataclasses.replace(config_settings.load(given, environ={}), state_dir=kept / "state")
-        ready = _guide if guided else tour.present
+        ready = _guide if guided else tour.show
         code = daemon.run_foreground(settings, point, lambda: ready(point, log_key))
         output.say(f"\nUnmounted {point}; the demo ledger has ended and its files are gone.")
         return code
 
 
 def _guide(point: Path, log_key: Path) -> None:
-    def present() -> None:
+    def walk() -> None:
         try:
             tour.present(point, log_key)
         except click.Abort:
@@ -67,7 +67,7 @@ def _guide(point: Path, log_key: Path) -> None:
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=present, daemon=True).start()
+    threading.Thread(target=walk, daemon=True).start()
 
 
 def _remove(directory: Path) -> None:
