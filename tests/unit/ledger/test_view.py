@@ -1,6 +1,7 @@
 """The ledger view: one request for many who ask, remembered for as long as it is good, and no longer."""
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from attachfs import model
 from attachfs.errors import (
     AccessDenied,
     AttachfsError,
@@ -21,7 +23,7 @@ from attachfs.ledger import listing_cache
 from attachfs.ledger import records as records_module
 from attachfs.ledger.ttl_cache import TTLCache
 from attachfs.ledger.view import Ledger
-from attachfs.model import AssetRef, Digest
+from attachfs.model import Asset, AssetRef, Digest
 from tests.services.memory_source import (
     FakePage,
     FakeSource,
@@ -451,3 +453,20 @@ class TestBounds:
         assert ledger.assets() is not listing
         assert await listing.load_to(8)  # whoever reads it reads on
         assert not await listing.load_to(9)
+
+
+async def test_a_large_record_is_parsed_off_the_event_loop(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeSource()
+    source.records[asset_ref()] = as_json(asset_record(asset_ref(), {"note": "x" * 300_000}))
+    threads: list[bool] = []
+    real = model.parse_asset
+
+    def parse(*args: Any) -> Asset | None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return real(*args)
+
+    monkeypatch.setattr(model, "parse_asset", parse)
+    assert (await Ledger(source, nursery).asset(asset_ref())).id == asset_ref().asset
+    assert threads == [False]
