@@ -93,7 +93,7 @@ class BagBlobs:
                 f"{ref.path}: the archive's bytes hash to {found}, recorded is {digest}: they were changed "
                 f"after the export"
             )
-        if not _is_settled(fd, stamp):
+        if not _is_unchanged(fd, stamp):
             raise IntegrityError(f"{ref.path}: the archive's file was written to while it was hashed")
         with self._lock:
             self._verified[ref] = digest, stamp
@@ -101,7 +101,7 @@ class BagBlobs:
                 self._verified.popitem(last=False)
 
 
-def _is_settled(fd: int, stamp: tuple[int, ...]) -> bool:
+def _is_unchanged(fd: int, stamp: tuple[int, ...]) -> bool:
     """Whether a file is as it was, and nobody can write to it unseen, as through a mapping."""
     try:
         with without_writers(fd):

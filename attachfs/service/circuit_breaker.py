@@ -1,9 +1,9 @@
 """Whether the service is out of reach, so that not everybody has to find out for themselves.
 
 Three states: *well*; *failing*, from the first request that failed, or was silent for too long, until any
-answer comes; *open*, once that has lasted for some seconds and concerns more than one question. While it is
-open requests fail at once. A background task asks on (watch.py); no user's request is the one that finds out.
-Refused connections, silence and a gateway's 502, 503 and 504 count alike.
+answer comes; *open*, once that has lasted for some seconds (one, if many failed) and concerns more than one
+question. While it is open requests fail at once. A background task asks on (watch.py); no user's request is
+the one that finds out. Refused connections, silence and a gateway's 502, 503 and 504 count alike.
 """
 
 import logging
@@ -15,6 +15,10 @@ from attachfs.errors import Unreachable
 log = logging.getLogger("attachfs.api")
 
 _LASTING = 3.0  # seconds without any answer, since the first failed request was sent
+# Failures that come fast, as refused connections and 503 do, show sooner that it is not a single request:
+# many programs would ask many times in three seconds.
+_MANY = 8
+_MANY_LASTING = 1.0  # seconds
 _FIRST_PAUSE = 1.0  # seconds between probes, doubling while the circuit is open
 # After the service has come back, everything is well within this, a probe's own time and a request's.
 _LAST_PAUSE = 6.0
@@ -35,6 +39,7 @@ class CircuitBreaker:
         self._clock = clock
         self._wall = wall
         self._questions: set[str] = set()  # two at most, of those that failed
+        self._failures = 0  # since the last answer
         self._pause = _FIRST_PAUSE
         self._probe_at = 0.0
         self.watched = False  # somebody probes: without, an open circuit would stay open, and is never heeded
@@ -62,6 +67,7 @@ class CircuitBreaker:
         self.failing_since = self.open_since = None
         self._pause = _FIRST_PAUSE
         self._questions.clear()
+        self._failures = 0
 
     def note_failure(self, what: str, reason: str, sent: float) -> None:
         """Note that a request which was sent at `sent` was not answered, or only by a gateway."""
@@ -72,7 +78,9 @@ class CircuitBreaker:
             self._probe_at = now + self._pause if now - sent < self._pause else now
         if len(self._questions) < 2:
             self._questions.add(what)
-        if self.open_since is None and now - self.failing_since >= _LASTING and len(self._questions) > 1:
+        self._failures += 1
+        lasting = _MANY_LASTING if self._failures >= _MANY else _LASTING
+        if self.open_since is None and now - self.failing_since >= lasting and len(self._questions) > 1:
             self.open_since = self._wall()
             log.warning("the ledger is out of reach (%s); requests fail at once until it answers", reason)
 

@@ -211,7 +211,7 @@ def test_what_cannot_be_mounted_is_told_so(bag: Path, copy: Path, tmp_path: Path
         (tmp_path / "none", (), "cannot be opened as a bag"),
         (point, (), "below the mount point"),
         (tmp_path, (), "it has no bagit.txt"),
-        (bag, ("--url=http://127.0.0.1:1",), "of no use with --archive"),
+        (bag, ("--url=http://127.0.0.1:1",), "cannot be combined with --archive"),
         (bag, ("--verify=off",), "always verified"),
     ):
         done = attachfs("mount", f"--archive={archive}", *options, point)

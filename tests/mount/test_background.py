@@ -98,7 +98,7 @@ def test_a_part_of_the_figures_that_cannot_be_had_is_left_out(tmp_path: Path, le
         status = mounted.status()
         assert status["memory"] == {}
         assert "unreachable_since" in status["requests"]
-        mounted.wait_for_log("the figures lack memory: UnicodeError")
+        mounted.wait_for_log("the stats lack memory: UnicodeError")
 
 
 @pytest.mark.parametrize(

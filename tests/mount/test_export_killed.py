@@ -25,6 +25,15 @@ MEMORY = 150 * 2**10  # KiB
 SIZE = 5000
 
 
+def resident(pid: int) -> int:
+    """Return the most memory that a process has had, in KiB, 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+
+
 @pytest.mark.slow
 def test_an_export_that_is_killed_again_and_again_goes_on_and_fetches_nothing_twice(tmp_path: Path) -> None:
     """Also where the killing hits the reading of records, or the end.

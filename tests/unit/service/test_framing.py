@@ -196,7 +196,7 @@ steps = st.tuples(
 
 @seed(20261125)
 @settings(
-    max_examples=400,
+    max_examples=1_000,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
