@@ -69,6 +69,14 @@ def test_failures_of_two_questions_that_last_for_three_seconds_open_it(
     assert circuit.open_since == NOW
 
 
+def test_many_failures_that_come_fast_open_it_after_a_second(circuit: CircuitBreaker, clock: Hands) -> None:
+    fail(circuit, clock, *("/a", "/b") * 20)
+    assert not is_open(circuit), "they may all be of one moment"
+    clock.now += 1.1
+    fail(circuit, clock, "/a")
+    assert is_open(circuit)
+
+
 def test_one_question_never_opens_it(circuit: CircuitBreaker, clock: Hands) -> None:
     for _ in range(50):
         fail(circuit, clock, "/a")
