@@ -108,16 +108,10 @@ async def _chosen(shared: SharedCache, cache: DiskCache, sample: int | None) -> 
 
 async def _check(shared: SharedCache, cache: DiskCache, one: Listed, *, replace: bool) -> _Check:
     try:
-        stream = await shared.store.open(one.digest, one.size)
-        try:
-            digest = hashlib.sha256()
-            while piece := await stream.next():
-                digest.update(piece)
-        finally:
-            await stream.aclose()
-        if digest.hexdigest() == one.digest.hex:
+        found = await _hash_of(shared, one.digest, one.size)
+        if found == one.digest.hex:
             return _Check(one.digest, "right")
-        reason = f"its bytes hash to {digest.hexdigest()}"
+        reason = f"its bytes hash to {found}"
     except Missing:
         return _Check(one.digest, "missing")
     except StoreError as failure:
@@ -127,6 +121,22 @@ async def _check(shared: SharedCache, cache: DiskCache, one: Listed, *, replace:
     if replace and await _replace(shared, cache, one.digest):
         return _Check(one.digest, "replaced", reason)
     return _Check(one.digest, "wrong", reason)
+
+
+async def _hash_of(shared: SharedCache, digest: Digest, size: int) -> str:
+    """Return the SHA-256 of what the store holds under a digest.
+
+    Raises:
+        Missing, StoreError: there is none, or it cannot be had.
+    """
+    stream = await shared.store.open(digest, size)
+    try:
+        found = hashlib.sha256()
+        while piece := await stream.next():
+            found.update(piece)
+    finally:
+        await stream.aclose()
+    return found.hexdigest()
 
 
 async def _replace(shared: SharedCache, cache: DiskCache, digest: Digest) -> bool:
@@ -247,14 +257,7 @@ async def probe(config: Config) -> AsyncIterator[tuple[str, str]]:
                 yield "ok", f"{name} takes a test object"
                 there = len(_TEST)
             if there is not None:
-                stream = await shared.store.open(_TEST_DIGEST, len(_TEST))
-                try:
-                    found = b""
-                    while piece := await stream.next():
-                        found += piece
-                finally:
-                    await stream.aclose()
-                right = found == _TEST
+                right = await _hash_of(shared, _TEST_DIGEST, len(_TEST)) == _TEST_DIGEST.hex
                 yield "ok" if right else "wrong", f"{name} gives {'it' if right else 'something else'} back"
         except Missing:
             yield "wrong", f"{name} took a test object and does not have it"
