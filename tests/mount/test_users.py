@@ -1,6 +1,7 @@
 """Who may mount, and who may read: root, an ordinary user through fusermount3, and everybody else."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,14 +63,18 @@ def test_an_ordinary_user_mounts_reads_and_unmounts_and_even_root_stays_outside(
     os.mknod(node, 0o666 | 0o020000, os.makedev(10, 229))
     node.chmod(0o666)
     packages = [str(Path(attachfs.__file__).parents[1]), *(p for p in sys.path if p.endswith("-packages"))]
+    # Bound to where the user may go: the clone may be in root's own directory.
+    bound = {package: open_dir / f"packages-{number}" for number, package in enumerate(packages)}
+    bind = "\n".join(f"mkdir {to}; mount --bind {shlex.quote(package)} {to}" for package, to in bound.items())
     # In a mount namespace of its own, so that /dev/fuse can have its usual mode whatever the machine's is.
     script = f"""
         set -eu
         mount --bind {node} /dev/fuse
+        {bind}
         as_user() {{
             {" ".join(AS_NOBODY)} \
                 env HOME={open_dir} XDG_CACHE_HOME={open_dir}/c XDG_STATE_HOME={open_dir}/s \
-                PYTHONPATH={":".join(packages)} "$@"
+                PYTHONPATH={":".join(map(str, bound.values()))} "$@"
         }}
         as_user mkdir {open_dir}/mnt
         as_user {python} -m attachfs mount --url={ledger.url} --token-file={token} {open_dir}/mnt

@@ -66,7 +66,7 @@ class Watchdog(trio.abc.Instrument):
             self._lag += max(0.0, now - before - _TICK - (queued - queued_before))
             before, queued_before = now, queued
             began, frame = self._began, sys._current_frames().get(self._loop)
-            if began and now - began > _SUSPECT / 2 and frame is not None:
+            if began and now - began > _SUSPECT / 2 and frame is not None and not self._stack:
                 self._stack = "".join(traceback.format_stack(frame)[-6:])
 
 
