@@ -134,7 +134,7 @@ async def test_a_token_of_another_listing_gets_400(client: httpx.AsyncClient, st
     assert (await client.get(f"{V2}/assets/{asset}/events", params={"page_token": token})).status_code == 400
 
 
-async def test_attribute_filters(client: httpx.AsyncClient, store: Store) -> None:
+async def test_assets_are_filtered_by_their_attributes(client: httpx.AsyncClient, store: Store) -> None:
     store.create_asset({"arc_display_name": "a", "colour": "red", "dotted.key": "1"})
     store.create_asset({"arc_display_name": "b", "colour": "blue"})
     store.create_asset({"arc_display_name": "c"})
@@ -233,7 +233,7 @@ async def test_older_shapes_are_attachments_too(client: httpx.AsyncClient, store
         ("bytes=-", 200, b"0123456789", None),
     ],
 )
-async def test_ranges(
+async def test_a_range_of_a_blob_gets_the_part_and_status_that_http_says(
     client: httpx.AsyncClient, store: Store, wanted: str, status: int, part: bytes, content_range: str | None
 ) -> None:
     blob = store.add_blob(b"0123456789")
@@ -262,7 +262,9 @@ async def test_uploads_are_stored_and_sniffed(client: httpx.AsyncClient, store: 
     assert (await client.post("/archivist/v1/blobs", data={"other": "x"})).status_code == 400
 
 
-async def test_scan_states(client: httpx.AsyncClient, store: Store) -> None:
+async def test_strict_refuses_a_blob_that_is_not_scanned_and_its_info_says_how(
+    client: httpx.AsyncClient, store: Store
+) -> None:
     blob = store.add_blob(b"x")
     url = f"/archivist/v1/blobs/{blob.id}"
     assert (await client.get(url, params={"strict": "true"})).status_code == 400
@@ -299,7 +301,7 @@ async def test_forbidden_attachments_get_403(client: httpx.AsyncClient, store: S
         assert (answer.status_code, answer.json()["code"]) == (403, 7)
 
 
-async def test_public_assets(store: Store) -> None:
+async def test_public_assets_are_read_without_credentials(store: Store) -> None:
     blob = store.add_blob(b"open")
     public = store.create_asset({"a": attachment(blob)}, public=True)
     event = store.create_event(public, {"b": attachment(blob)})
@@ -326,7 +328,9 @@ async def test_public_assets(store: Store) -> None:
         assert (await client.get(f"{V2}/assets/{private}:publicurl")).status_code == 404
 
 
-async def test_credentials(store: Store) -> None:
+async def test_only_the_right_credentials_get_a_token_and_only_tokens_that_last_are_taken(
+    store: Store,
+) -> None:
     app = create_app(store, client_id="id", client_secret="s3", token_lifetime=660, static_tokens=["fixed"])
     form = {"grant_type": "client_credentials", "client_id": "id", "client_secret": "s3"}
     url = "/archivist/iam/v1/appidp/token"

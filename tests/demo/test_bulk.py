@@ -77,7 +77,7 @@ async def test_what_is_not_there_is_not_found() -> None:
         ).status_code == 200
 
 
-async def test_changes_are_refused() -> None:
+async def test_a_bulk_ledger_refuses_every_change() -> None:
     ledger = BulkLedger(1)
     async with connect(ledger) as client:
         assert (await client.post(f"{V2}/assets", json={})).status_code == 403
@@ -85,7 +85,7 @@ async def test_changes_are_refused() -> None:
         assert (await client.post("/archivist/v1/blobs", files={"file": b"x"})).status_code == 403
 
 
-def test_filters_and_totals() -> None:
+def test_a_bulk_ledger_counts_what_its_filters_find() -> None:
     ledger = BulkLedger(1000, events=2)
     query = parse_query([("attributes.arc_display_name", "Asset 000500")])
     page = ledger.list_assets(query, 0, 10)

@@ -114,7 +114,7 @@ def _ends(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], 10)[0])
 
 
-async def test_serving_with_tls(tmp_path: Path) -> None:
+async def test_the_demo_ledger_serves_over_tls(tmp_path: Path) -> None:
     authority = trustme.CA()
     issued = authority.issue_cert("localhost", "127.0.0.1")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")

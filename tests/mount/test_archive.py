@@ -77,7 +77,9 @@ def status_of(path: Path) -> tuple[int, ...]:
     return st.st_mode, st.st_size, st.st_ino
 
 
-def test_it_is_the_ledger_file_by_file_and_attribute_by_attribute(live: Mounted, archived: Mounted) -> None:
+def test_a_mounted_bag_is_the_ledger_file_by_file_and_attribute_by_attribute(
+    live: Mounted, archived: Mounted
+) -> None:
     """Names, kinds, sizes, times, links, records, bytes, and the error of what does not open.
 
     Promise 31: "A mounted bag shows the names, sizes, times, attributes, bytes and errors of the mount that
@@ -190,7 +192,7 @@ def test_a_whole_bag_verifies_and_says_how_much(bag: Path, recorded: dict[str, R
     assert done.stdout.count(": OK") == good
 
 
-def test_it_asks_nobody_and_keeps_nothing(archived: Mounted, live: Mounted) -> None:
+def test_a_mounted_bag_asks_nobody_and_caches_nothing(archived: Mounted, live: Mounted) -> None:
     status = archived.status()
     assert status["archive"]
     assert status["url"].startswith("file:///")

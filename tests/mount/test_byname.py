@@ -73,7 +73,7 @@ def test_every_file_of_a_listed_asset_has_links_and_each_leads_to_one(
             assert link.stat().st_size == recorded[target].info["size"]
 
 
-def test_names_are_safe(mounted: Mounted) -> None:
+def test_every_name_in_by_name_is_safe_and_reachable(mounted: Mounted) -> None:
     for folder, folders, files in os.walk(mounted.point / "by-name"):
         for name in folders + files:
             assert unicodedata.is_normalized("NFC", name)
@@ -82,7 +82,7 @@ def test_names_are_safe(mounted: Mounted) -> None:
             assert (Path(folder) / name).lstat()
 
 
-def test_odd_names(mounted: Mounted) -> None:
+def test_odd_display_names_become_safe_names_in_by_name(mounted: Mounted) -> None:
     event = mounted.point / "by-name" / ODD / "events" / "2026-06-01 0700 Named \u2215 oddly"
     found = [path.name for path in event.iterdir()]
     shown = {name.partition(" (")[0] for name in found}
@@ -190,7 +190,7 @@ def test_inode_numbers_and_names_are_the_same_after_a_remount(mount: Mount) -> N
     assert len(set(first.values())) == len(first)
 
 
-def test_writes_are_refused(mounted: Mounted) -> None:
+def test_every_write_below_by_name_is_refused_as_read_only(mounted: Mounted) -> None:
     for command in ("touch new", "ln -s a new", "rm -f bill-of-lading.pdf", "mkdir new", "mv events new"):
         done = mounted.sh(f"cd 'by-name/{BOX}' && {command}", check=False)
         assert "Read-only file system" in done.stderr

@@ -209,7 +209,7 @@ class TestUnmounting:
             holder.stdin.close()
         logged(mounted, f"used by cat (pid {holder.pid}, its working directory), and detached anyway")
 
-    def test_fusermount_ends_it(self, mount: Mount) -> None:
+    def test_fusermount_ends_the_mount_process_with_zero(self, mount: Mount) -> None:
         with mount() as mounted:
             subprocess.run(["fusermount3", "-u", mounted.point], check=True)
             assert mounted.process.wait(ENDS_WITHIN) == 0

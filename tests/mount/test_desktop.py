@@ -108,7 +108,7 @@ class TestOneKindOfFile:
         shown = mounted.sh(f"exiftool -s3 -MIMEType -Model '{PHOTO}'").stdout.splitlines()
         assert shown == ["image/jpeg", "Drawing board 1"]
 
-    def test_exiftool_cannot_write(self, mounted: Mounted) -> None:
+    def test_exiftool_cannot_write_into_a_mounted_photo(self, mounted: Mounted) -> None:
         done = mounted.sh(f"exiftool -Artist=x '{PHOTO}'", check=False)
         assert done.returncode == 1
         assert "Error creating file" in done.stderr

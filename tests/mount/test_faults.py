@@ -1335,5 +1335,5 @@ def test_there_are_enough_faults_and_no_two_have_one_name() -> None:
 
 
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name) for fault in MATRIX])
-def test_fault(fault: Fault, outcomes: Outcomes) -> None:
+def test_a_fault_ends_in_the_right_bytes_or_the_promised_error(fault: Fault, outcomes: Outcomes) -> None:
     outcomes[fault.name].result(300)

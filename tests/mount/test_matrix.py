@@ -328,7 +328,9 @@ def judge(bench: Bench, case: Case) -> None:
 
 
 @MATRIX
-def test_matrix(bench_of: Callable[[str], Bench], case: Case) -> None:
+def test_each_blob_and_mode_gives_the_right_bytes_or_the_right_error(
+    bench_of: Callable[[str], Bench], case: Case
+) -> None:
     """The right bytes or the right error, and in strict verification no byte before the verdict.
 
     Promise 2: "In strict verification a file opens only once all of its bytes have been fetched and found

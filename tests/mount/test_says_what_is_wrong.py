@@ -59,28 +59,28 @@ def test_nothing_where_nothing_is_wrong(tmp_path: Path, ledger: DemoServer) -> N
         assert said == ""
 
 
-def test_it_says_that_the_token_is_refused(tmp_path: Path, ledger: DemoServer) -> None:
+def test_a_mount_warns_that_its_token_is_refused(tmp_path: Path, ledger: DemoServer) -> None:
     with mounted(tmp_path, ledger.url, "wr0ngt0ken") as said:
         one_warning(said, ledger.url, "refuses the credentials (401)", "has the token expired")
         assert "wr0ng" not in said
 
 
-def test_it_says_that_the_port_is_closed(tmp_path: Path, closed_port: int) -> None:
+def test_a_mount_warns_that_the_port_is_closed(tmp_path: Path, closed_port: int) -> None:
     with mounted(tmp_path, f"http://127.0.0.1:{closed_port}", "t0ken") as said:
         one_warning(said, "Connection refused", "is the address right")
 
 
-def test_it_says_that_the_host_is_unknown(tmp_path: Path) -> None:
+def test_a_mount_warns_that_the_host_is_unknown(tmp_path: Path) -> None:
     with mounted(tmp_path, "https://ledger.invalid", "t0ken") as said:
         one_warning(said, "ledger.invalid")
 
 
-def test_it_says_that_https_is_spoken_to_http(tmp_path: Path, ledger: DemoServer) -> None:
+def test_a_mount_warns_that_it_speaks_https_to_an_http_server(tmp_path: Path, ledger: DemoServer) -> None:
     with mounted(tmp_path, ledger.url.replace("http:", "https:"), "t0ken") as said:
         one_warning(said, "is it http://?")
 
 
-def test_it_says_that_the_service_is_silent(tmp_path: Path) -> None:
+def test_a_mount_warns_that_the_service_does_not_answer(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         mounted(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", "t0ken") as said,
@@ -88,7 +88,7 @@ def test_it_says_that_the_service_is_silent(tmp_path: Path) -> None:
         one_warning(said, "has not answered yet")
 
 
-def test_it_says_that_the_state_directory_is_open_to_others(tmp_path: Path, ledger: DemoServer) -> None:
+def test_a_mount_refuses_a_state_directory_that_is_open_to_others(tmp_path: Path, ledger: DemoServer) -> None:
     state = tmp_path / "state" / "attachfs"
     state.mkdir(parents=True)
     state.chmod(0o777)

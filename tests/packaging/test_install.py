@@ -49,7 +49,7 @@ COMMON = {
 }
 
 
-def test_it_is_installed_for_a_user_twice_and_removed(tmp_path: Path, program: Path) -> None:
+def test_install_for_a_user_can_be_repeated_and_undone(tmp_path: Path, program: Path) -> None:
     prefix = tmp_path / "prefix"
     for _ in range(2):
         done = script("install", "--user", "--program", str(program), PREFIX=str(prefix))
@@ -71,7 +71,7 @@ def test_it_is_installed_for_a_user_twice_and_removed(tmp_path: Path, program: P
     assert script("uninstall", "--user", PREFIX=str(prefix)).returncode == 0
 
 
-def test_it_is_staged_for_everybody_with_the_helper(tmp_path: Path, program: Path) -> None:
+def test_install_for_the_system_is_staged_with_the_mount_helper(tmp_path: Path, program: Path) -> None:
     stage = tmp_path / "stage"
     environ = {"DESTDIR": str(stage), "PREFIX": "/usr"}
     for _ in range(2):
@@ -100,11 +100,11 @@ def test_a_helper_of_somebody_elses_is_left_alone(tmp_path: Path, program: Path)
 
 
 @pytest.mark.parametrize("arguments", [["--frob"], ["--program"], ["--program", "no-such-program"]])
-def test_mistakes(arguments: list[str]) -> None:
+def test_install_refuses_arguments_it_cannot_use(arguments: list[str]) -> None:
     assert script("install", *arguments, PREFIX="/nonexistent").returncode == 2
 
 
-def test_the_completions_complete(tmp_path: Path, program: Path) -> None:
+def test_the_installed_completions_complete_commands(tmp_path: Path, program: Path) -> None:
     script("install", "--user", "--program", str(program), PREFIX=str(tmp_path / "p"))
     completions = tmp_path / "p/share/bash-completion/completions/attachfs"
     done = subprocess.run(

@@ -101,7 +101,7 @@ def test_the_helpers_options_are_in_its_page() -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_pages_are_clean(path: Path) -> None:
+def test_no_formatter_warns_about_a_manual_page(path: Path) -> None:
     if shutil.which("groff") is not None:
         done = subprocess.run(
             ["groff", "-mandoc", "-ww", "-z", "-Tutf8", "-K", "utf8", path],
@@ -120,7 +120,7 @@ def test_pages_are_clean(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_pages_are_shipped(path: Path) -> None:
+def test_every_manual_page_is_shipped_in_the_wheel(path: Path) -> None:
     shipped = f'"man/{path.name}" = "share/man/man{path.suffix[1:]}/{path.name}"'
     assert shipped in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 

@@ -61,7 +61,7 @@ def test_a_goals_line_is_where_attachfs_meets_it() -> None:
     assert target(goal("copy", "rclone"), {"attachfs": Series([1.0])}) is None
 
 
-def test_amounts_read_well() -> None:
+def test_amounts_and_factors_are_formatted_for_people() -> None:
     assert [amount(value, "s") for value in (12.34, 0.0123, 0.00012)] == ["12.3 s", "12.3 ms", "120 µs"]
     assert amount(61.4, "MiB") == "61 MiB"
     assert amount(1.234, "CPU s") == "1.23 CPU s"

@@ -41,7 +41,7 @@ def test_every_exception_has_its_errno() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), TABLE.items(), ids=TABLE.values())
-def test_errno_as_promised(kind: type[AttachfsError], name: str) -> None:
+def test_each_exception_has_the_errno_that_is_promised(kind: type[AttachfsError], name: str) -> None:
     assert errno.errorcode[errno_of(kind("x"))] == name
 
 

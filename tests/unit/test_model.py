@@ -152,7 +152,7 @@ class TestAttachmentShapes:
 
 class TestAssets:
     @pytest.mark.parametrize("realm", ["assets", "publicassets"])
-    def test_fields(self, realm: str) -> None:
+    def test_an_assets_fields_are_parsed(self, realm: str) -> None:
         record = {
             "identity": f"{realm}/{ASSET}",
             "at_time": "2023-01-01T00:00:00Z",
@@ -326,7 +326,7 @@ class TestTimes:
 class TestInfo:
     REF = file_ref(0xABC)
 
-    def test_fields(self) -> None:
+    def test_an_info_records_fields_are_parsed(self) -> None:
         raw = info_body(self.REF, b"evidence", scanned_status="SCANNED_BAD", scanned_bad_reason="eicar")
         info = model.parse_info(raw, self.REF)
         assert info == model.Info(
@@ -358,7 +358,7 @@ class TestInfo:
         assert len(caught.value.reason) < 500
 
     @pytest.mark.parametrize("size", [0, 1, 2**31, 2**53 + 1, 2**63 - 1])
-    def test_sizes_are_read(self, size: int) -> None:
+    def test_a_size_in_an_info_record_is_read(self, size: int) -> None:
         assert model.parse_info(info_body(self.REF, size=size), self.REF).size == size
 
     @pytest.mark.parametrize("size", [-1, 2**63, 2**64, 10**400, 1e308, 1.0, "12", True, False, None, [], {}])
@@ -542,7 +542,7 @@ class TestPages:
 
 
 class TestFlatten:
-    def test_values(self) -> None:
+    def test_flatten_gives_every_value_its_dotted_name(self) -> None:
         raw = (
             b'{"z": {"b": "1", "a": {"c": 2}}, "empty": "", "null": null, "yes": true, "float": 1.5,'
             b' "list": [1, {"a": null}], "none": {}, "u": "\xc3\xbc", "dotted.key": "x",'
@@ -567,7 +567,7 @@ class TestFlatten:
 
 
 class TestPlaces:
-    def test_paths(self) -> None:
+    def test_a_reference_knows_its_path_and_owner(self) -> None:
         asset, event = AssetRef("publicassets", ASSET), EventRef("assets", ASSET, EVENT)
         assert asset.path == f"publicassets/{ASSET}"
         assert event.path == f"assets/{ASSET}/events/{EVENT}"
@@ -580,7 +580,7 @@ class TestPlaces:
     def test_what_is_no_uuid(self, name: str) -> None:
         assert not model.is_uuid(name)
 
-    def test_a_uuid(self) -> None:
+    def test_a_canonical_uuid_is_one(self) -> None:
         assert model.is_uuid(ID)
 
 

@@ -115,7 +115,9 @@ def test_copies_can_be_deleted_unless_they_are_to_be_read_only(tmp_path: Path) -
 
 
 class TestJournal:
-    def test_it_remembers_what_was_done_and_forgets_nothing_on_being_killed(self, tmp_path: Path) -> None:
+    def test_the_journal_remembers_what_was_done_and_forgets_nothing_on_being_killed(
+        self, tmp_path: Path
+    ) -> None:
         journal = Journal(tmp_path)
         journal.add(entry_of(PHOTO, b"1", sha256=""))
         journal.add(entry_of(PAPER, b"12", sha256=""))

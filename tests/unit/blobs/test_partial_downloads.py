@@ -242,7 +242,9 @@ class TestKept:
         await until(lambda: not world.blobs._downloads.table)
         assert world.cache.contains(digest_of(DATA), len(DATA))
 
-    async def test_several_times_over(self, world: World, clock: MockClock, nursery: trio.Nursery) -> None:
+    async def test_a_download_is_paused_and_resumed_several_times_over(
+        self, world: World, clock: MockClock, nursery: trio.Nursery
+    ) -> None:
         world.record(FILE, DATA)
         await sniffed(world, clock)
         for start in (64 * KiB, 164 * KiB, 264 * KiB):
@@ -428,7 +430,7 @@ class TestBounds:
         await until(lambda: not world.blobs._downloads.table)
         assert temporary(world) == []
 
-    async def test_it_goes_before_a_verified_blob_when_room_is_needed(
+    async def test_a_paused_download_goes_before_a_verified_blob_when_room_is_needed(
         self, make: Make, clock: MockClock, nursery: trio.Nursery
     ) -> None:
         world = make(nursery, cache_size=4 * len(DATA) + MiB)

@@ -103,7 +103,7 @@ def test_conflicts_come_latest_first(path: Path) -> None:
     pins.close()
 
 
-def test_find(pins: Pins) -> None:
+def test_pins_are_found_by_host_pattern_or_part_of_their_key(pins: Pins) -> None:
     for key in ("one.example/a%1", "one.example/b_1", "two.example/a%1"):
         pins.check(key, A, 1)
     assert len(pins.find()) == 3
@@ -132,7 +132,7 @@ def test_a_pin_is_on_disk_before_check_returns(pins: Pins, path: Path) -> None:
     assert pins._database._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_files_are_private(pins: Pins, path: Path) -> None:
+def test_the_pin_database_is_private_whatever_the_umask(pins: Pins, path: Path) -> None:
     old = os.umask(0)
     try:
         pins.check("host/1", A, 5)

@@ -653,7 +653,9 @@ class TestTogether:
         nursery.cancel_scope.cancel()
         blob.close()
 
-    async def test_one_that_nobody_waits_for_gives_way(self, world: World, nursery: trio.Nursery) -> None:
+    async def test_a_range_request_that_nobody_waits_for_gives_way(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
         world.bytes.parts = "held"
         blob, _ = await opened(world)
         for number in (12, 13):  # the second brings more than was read
@@ -672,7 +674,9 @@ class TestTogether:
         nursery.cancel_scope.cancel()
         blob.close()
 
-    async def test_memory_is_bounded(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_only_a_few_blocks_that_came_early_are_kept_in_memory(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(block_buffer, "_KEPT", 3)
         blob, _ = await opened(world)
         for number in range(NEAR + 1, BLOCKS):

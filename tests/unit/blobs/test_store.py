@@ -249,7 +249,9 @@ class TestOneDownload:
         second.blob.close()
         assert [t.ref for t in world.bytes.transfers] == [FILE, OTHER]
 
-    async def test_one_who_leaves_leaves_it_to_the_others(self, world: World, nursery: trio.Nursery) -> None:
+    async def test_a_reader_who_leaves_does_not_stop_the_download_for_the_others(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
         world.record(FILE, DATA)
         openings = [Opening(nursery, world) for _ in range(2)]
         transfer = await world.bytes.next()

@@ -115,7 +115,7 @@ def test_there_is_a_bound_on_what_is_remembered(monkeypatch: pytest.MonkeyPatch)
     assert not served.allow_random(block(5))
 
 
-def test_it_is_known_whether_anything_was_served_out() -> None:
+def test_served_blocks_know_whether_anything_was_served() -> None:
     served = ServedBlocks(SIZE)
     assert not served.touched
     assert not served.allow_random(range(BLOCKS))

@@ -23,7 +23,7 @@ from attachfs.units import MinFree, format_size, parse_min_free, parse_size
         (" 7 ", 7),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_a_size_is_parsed_with_its_unit(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
@@ -35,7 +35,7 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
-def test_min_free() -> None:
+def test_min_free_is_a_percentage_or_a_size() -> None:
     assert parse_min_free("5%") == MinFree(percent=5)
     assert parse_min_free(" 2.5 % ") == MinFree(percent=2.5)
     assert parse_min_free("1G") == MinFree(bytes=1 << 30)
@@ -56,7 +56,7 @@ def test_what_is_no_min_free(text: str) -> None:
     ("size", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (10 << 30, "10 GiB"), (3 << 60, "3072 PiB")],
 )
-def test_sizes_for_people(size: int, text: str) -> None:
+def test_a_size_is_formatted_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
 
 

@@ -107,14 +107,14 @@ def test_a_blob_is_found_again_also_by_the_next_run(make: Make) -> None:
     assert again.stats().rehashed == 0
 
 
-def test_an_empty_blob(make: Make) -> None:
+def test_an_empty_blob_is_cached_like_any_other(make: Make) -> None:
     cache = make()
     put(cache, b"")
     assert get(cache, b"") == b""
 
 
 @pytest.mark.parametrize("alg", ["sha384", "sha512"])
-def test_the_longer_digests(make: Make, alg: str) -> None:
+def test_sha384_and_sha512_are_cached_like_sha256(make: Make, alg: str) -> None:
     cache = make()
     put(cache, b"data", alg)
     blob = cache.open(digest_of(b"data", alg), 4)
@@ -579,7 +579,7 @@ def test_a_blob_larger_than_the_cache_goes_through_an_unlinked_file(make: Make) 
     assert get(cache, data) is None
 
 
-def test_folders_count(make: Make) -> None:
+def test_folders_count_towards_the_size_limit(make: Make) -> None:
     """Many tiny blobs: what `du` says of the directory stays below the bound."""
     cache = make(1_000_000)
     for number in range(400):
@@ -954,7 +954,9 @@ def test_the_directory_may_be_reached_through_a_symlink(make: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_failing_write(make: Make, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_write_that_fails_leaves_nothing_behind(
+    make: Make, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     cache = make()
     writer = cache.reserve(10)
 
@@ -1114,7 +1116,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk(make: Make, small_disk: Path) -> None:
+def test_on_a_full_disk_the_cache_evicts_and_refuses_what_cannot_fit(make: Make, small_disk: Path) -> None:
     """The cache may grow to 100 MiB, the disk holds 2: it evicts, and a blob too large goes elsewhere."""
     cache = make(100 * MIB, root=small_disk / "cache")
     for number in range(30):

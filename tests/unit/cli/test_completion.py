@@ -93,7 +93,7 @@ OFFERS = [
 
 
 @pytest.mark.parametrize(("line", "expected"), OFFERS)
-def test_fish(home: Path, line: str, expected: str) -> None:
+def test_fish_completes_commands_and_options(home: Path, line: str, expected: str) -> None:
     done = subprocess.run(
         [
             "fish",
@@ -114,7 +114,7 @@ def test_fish(home: Path, line: str, expected: str) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 @pytest.mark.parametrize(("line", "expected"), OFFERS)
-def test_bash_and_zsh(home: Path, shell: str, line: str, expected: str) -> None:
+def test_bash_and_zsh_complete_commands_and_options(home: Path, shell: str, line: str, expected: str) -> None:
     assert offered_on_a_terminal(shell, home, line, expected[len(line.rpartition(" ")[2]) :])
 
 

@@ -48,7 +48,7 @@ def test_a_wrong_call_is_refused_with_the_synopsis(arguments: list[str]) -> None
     assert mount_helper.main(arguments) == mount_helper.USAGE
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_mount_helper_prints_its_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert mount_helper.main(["--help"]) == 0
     assert mount_helper.main(["-V"]) == 0
     assert capsys.readouterr().out.startswith("usage: mount.attachfs SOURCE DIRECTORY")

@@ -159,7 +159,7 @@ class TestMistakes:
         with pytest.raises(UsageError, match="cannot be read"):
             ConfigFile(tmp_path)
 
-    def test_one_larger_than_can_be(self, file: Path) -> None:
+    def test_a_configuration_file_that_is_too_large_is_refused(self, file: Path) -> None:
         file.write_bytes(b"#" * (config_file._LIMIT + 1))
         with pytest.raises(UsageError, match="larger than"):
             load({}, {}, {})
@@ -196,14 +196,14 @@ class TestMistakes:
             load({}, {}, {})
 
     @pytest.mark.parametrize("mode", [0o666, 0o602, 0o777])
-    def test_one_that_others_may_write_is_refused(self, file: Path, mode: int) -> None:
+    def test_a_configuration_file_that_others_may_write_is_refused(self, file: Path, mode: int) -> None:
         file.write_text(TWO)
         file.chmod(mode)
         with pytest.raises(UsageError, match=r"can be written by other users: run: chmod 600 .*config\.toml"):
             load({}, {}, {})
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-    def test_one_of_somebody_else_is_refused(self, file: Path) -> None:
+    def test_a_configuration_file_of_somebody_else_is_refused(self, file: Path) -> None:
         file.write_text(TWO)
         os.chown(file, 4321, 4321)
         with pytest.raises(UsageError, match="belongs to user 4321, who could change it"):

@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, str]] = [
 
 class TestValues:
     @pytest.mark.parametrize(("key", "text", "value"), PARSED)
-    def test_values_are_parsed(self, key: str, text: str, value: object) -> None:
+    def test_an_options_text_is_parsed_to_its_value(self, key: str, text: str, value: object) -> None:
         assert getattr(load({key: text}, {}, {}), key) == value
 
     def test_paths_are_made_absolute_and_tildes_expanded(
@@ -235,7 +235,7 @@ class TestValues:
 
 
 class TestArchive:
-    def test_it_needs_no_service_and_shows_where_it_is(self, tmp_path: Path) -> None:
+    def test_an_archive_needs_no_service_and_shows_where_it_is(self, tmp_path: Path) -> None:
         found = load({"archive": "bag 1"}, {}, {"DATATRAILS_URL": "https://a.example"}, cwd=tmp_path)
         assert found.archive == tmp_path / "bag 1"
         assert found.source == found.url == f"file://{tmp_path}/bag%201"
@@ -304,7 +304,7 @@ class TestSurroundings:
             load({"token_file": "~/t"}, {}, {})
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
-    def test_own_directories_pass(self, tmp_path: Path) -> None:
+    def test_a_private_directory_of_ones_own_passes(self, tmp_path: Path) -> None:
         require_own(tmp_path, tmp_path.stat(), "x", "700")
 
     def test_a_directory_for_all_is_refused(self, tmp_path: Path) -> None:

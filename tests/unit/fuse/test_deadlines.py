@@ -31,14 +31,14 @@ class TestPendingSignals:
     @pytest.mark.parametrize(
         "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGSEGV]
     )
-    def test_one_that_ends_the_process(self, where: str, number: int) -> None:
+    def test_a_pending_signal_that_ends_the_process_is_fatal(self, where: str, number: int) -> None:
         assert has_fatal_signal(status(**{where: mask(number)}))
 
     def test_no_signal_is_pending(self) -> None:
         assert not has_fatal_signal(status())
 
     @pytest.mark.parametrize("kept", ["SigBlk", "SigIgn", "SigCgt"])
-    def test_one_that_is_blocked_ignored_or_caught_does_not_end_it(self, kept: str) -> None:
+    def test_a_signal_that_is_blocked_ignored_or_caught_is_not_fatal(self, kept: str) -> None:
         masks = {"ShdPnd": mask(signal.SIGTERM), kept: mask(signal.SIGTERM, signal.SIGUSR1)}
         assert not has_fatal_signal(status(**masks))
         assert has_fatal_signal(status(**{**masks, "SigPnd": mask(signal.SIGKILL)}))
@@ -49,11 +49,11 @@ class TestPendingSignals:
     @pytest.mark.parametrize(
         "number", [signal.SIGCHLD, signal.SIGCONT, signal.SIGWINCH, signal.SIGURG, signal.SIGTSTP]
     )
-    def test_one_that_does_not_end_processes(self, number: int) -> None:
+    def test_a_signal_whose_default_ends_no_process_is_not_fatal(self, number: int) -> None:
         assert not has_fatal_signal(status(ShdPnd=mask(number)))
 
     @pytest.mark.parametrize("text", ["", "no colon here", "Name:\tSigPnd: 100"])
-    def test_text_without_masks(self, text: str) -> None:
+    def test_a_status_text_without_signal_masks_holds_no_fatal_signal(self, text: str) -> None:
         assert not has_fatal_signal(text)
 
     def test_a_process_called_like_a_mask_does_not_confuse(self) -> None:
@@ -102,7 +102,7 @@ class TestDeadlines:
         assert len(room) == 0
         assert autojump_clock.rate == 0
 
-    async def test_without_a_bound(self, autojump_clock: MockClock) -> None:
+    async def test_a_wait_without_a_timeout_may_last_for_ever(self, autojump_clock: MockClock) -> None:
         with RequestDeadlines().wait(1):
             await trio.sleep(10**6)
         assert autojump_clock.rate == 0
@@ -144,7 +144,7 @@ class TestKilledCallers:
             await trio.sleep_forever()
         assert autojump_clock.current_time() - start < 1
 
-    async def test_others_wait_on(
+    async def test_the_other_callers_wait_on_when_one_is_killed(
         self, room: RequestDeadlines, killed: Killed, nursery: trio.Nursery, autojump_clock: MockClock
     ) -> None:
         done: list[int] = []
@@ -181,7 +181,7 @@ class TestKilledCallers:
         assert len(released) == 2
         assert autojump_clock.rate == 0
 
-    async def test_one_who_does_not_wait_long_is_never_looked_at(
+    async def test_a_caller_who_does_not_wait_long_is_never_looked_at(
         self, room: RequestDeadlines, killed: Killed, autojump_clock: MockClock
     ) -> None:
         for _ in range(50):

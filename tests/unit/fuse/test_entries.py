@@ -100,7 +100,7 @@ class TestKnownFiles:
             world.now += later
             assert world.again() is None
 
-    async def test_each_lookup_counts(self, world: World) -> None:
+    async def test_each_lookup_of_a_known_file_counts(self, world: World) -> None:
         number = await world.look_up()
         for _ in range(3):
             world.again()
@@ -120,7 +120,7 @@ class TestKnownFiles:
         assert inode.attributes is not None
         assert inode.attributes.size == 8
 
-    async def test_one_that_was_never_looked_up(self, world: World) -> None:
+    async def test_a_file_that_was_never_looked_up_is_not_known(self, world: World) -> None:
         await world.look_up(OTHER)
         assert world.again() is None
         assert len(world.inodes) == 2

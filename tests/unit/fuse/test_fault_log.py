@@ -101,7 +101,7 @@ def test_at_the_end_the_counts_are_told(faults: ErrorLog, caplog: pytest.LogCapt
     assert told(caplog) == []
 
 
-def test_memory_is_bounded(faults: ErrorLog) -> None:
+def test_the_error_log_remembers_only_so_many_faults(faults: ErrorLog) -> None:
     for number in range(_KEPT + 100):
         faults.record("open", str(number), TimedOut("slow"))
     assert len(faults._logged) == _KEPT

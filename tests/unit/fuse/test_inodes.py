@@ -156,7 +156,7 @@ class TestWhatTheKernelMayKeep:
 
 
 class TestHandles:
-    def test_open_and_closed(self) -> None:
+    def test_a_handle_is_found_until_it_is_closed(self) -> None:
         table: HandleTable[str] = HandleTable()
         first, second = table.add("a"), table.add("b")
         assert (table[first], table[second], len(table)) == ("a", "b", 2)
@@ -171,7 +171,7 @@ class TestHandles:
         table.pop(first)
         assert table.add("b") != first
 
-    def test_one_that_is_not_open(self) -> None:
+    def test_a_handle_that_is_not_open_is_not_found(self) -> None:
         table: HandleTable[str] = HandleTable()
         assert table.pop(7) is None
         with pytest.raises(Unexpected, match="7"):

@@ -153,14 +153,14 @@ class TestKnownFiles:
         assert world.source.count("info") == world.room.came == 5
         assert world.heard.looked_at == [FILE] * 3
 
-    async def test_one_that_is_gone_is_told_as_absent(self, world: World) -> None:
+    async def test_a_known_file_that_is_gone_is_reported_as_absent(self, world: World) -> None:
         await world.look_up()
         world.ledger.clear()
         world.source.infos[FILE] = NotFound("404")
         entry = await world.look_up()
         assert (entry.st_ino, entry.entry_timeout) == (0, 5)
 
-    async def test_one_that_was_gone_before_all_was_forgotten_is_not_kept_as_absent(
+    async def test_a_file_that_was_gone_before_all_was_invalidated_is_not_kept_as_absent(
         self, world: World
     ) -> None:
         """As by SIGHUP: nor by the kernel, which was told to forget before it hears of it."""
@@ -213,7 +213,7 @@ class TestExtendedAttributes:
         number = (await world.look_up()).st_ino
         assert await world.xattr(number, "user.attachfs.cached") == f"cached of {FILE.attachment}".encode()
 
-    async def test_one_that_is_not_there(self, world: World) -> None:
+    async def test_an_extended_attribute_that_is_not_there_is_enodata(self, world: World) -> None:
         number = (await world.look_up()).st_ino
         for name in ("user.attachment.nothing", "user.x"):
             with pytest.raises(FUSEError) as caught:

@@ -116,7 +116,9 @@ async def test_what_is_known_is_not_asked_for_again(world: World) -> None:
     assert world.asked.count(FILES[5]) == 1
 
 
-async def test_one_who_looks_meanwhile_shares_the_request(world: World, nursery: trio.Nursery) -> None:
+async def test_a_caller_who_looks_meanwhile_shares_the_request_of_the_readahead(
+    world: World, nursery: trio.Nursery
+) -> None:
     await world.show()
     world.source.gate = trio.Event()
     world.ahead.stat(FILES[0])

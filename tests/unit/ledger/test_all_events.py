@@ -169,7 +169,9 @@ async def test_a_page_that_fails_leaves_what_was_known(world: World) -> None:
     assert world.of(2) is not None
 
 
-async def test_it_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bulk_events_that_need_too_much_memory_are_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(all_events_module, "_ROOM", 100)
     assert not await world.read()
 

@@ -81,7 +81,7 @@ async def test_an_answer_with_a_flipped_bit_is_not_used(path: Path) -> None:
     await store.aclose()
 
 
-async def test_one_that_is_locked_keeps_nobody_waiting_for_long(
+async def test_a_locked_answer_store_keeps_nobody_waiting_for_long(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer_store, "_BUSY", 0.2)

@@ -48,7 +48,9 @@ async def test_an_assets_events_are_found_in_the_listing_of_all(
         await offline.event(event_ref(2, 7))
 
 
-async def test_both_listings_are_told_together(memory: AnswerStore, source: FakeSource) -> None:
+async def test_events_of_an_asset_come_from_both_recorded_listings(
+    memory: AnswerStore, source: FakeSource
+) -> None:
     asked = RecordingSource(source, memory)
     for token in ("", "t"):
         await asked.events_page(None, token)

@@ -249,7 +249,9 @@ class TestKeptOnDisk:
         assert ledger.outage.stats()["oldest_s"] == pytest.approx(1000, abs=2)
         await store.aclose()
 
-    async def test_it_is_not_shown_beyond_stale_ttl(self, store: AnswerStore, nursery: trio.Nursery) -> None:
+    async def test_a_stored_answer_is_not_shown_beyond_stale_ttl(
+        self, store: AnswerStore, nursery: trio.Nursery
+    ) -> None:
         deaf = FakeSource()
         deaf.infos[FILE] = Unreachable("no route")
         deaf.asset_pages = {"": Unreachable("no route")}

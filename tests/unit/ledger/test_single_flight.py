@@ -110,7 +110,7 @@ async def test_an_errors_traceback_does_not_grow(flights: SingleFlight[str, str]
     assert len(set(depths)) == 1
 
 
-async def test_one_that_leaves_does_not_take_the_flight_along(
+async def test_a_caller_that_leaves_does_not_take_the_flight_along(
     nursery: trio.Nursery, flights: SingleFlight[str, str]
 ) -> None:
     work = Work()
@@ -169,7 +169,9 @@ async def test_a_caller_after_the_last_has_left_starts_anew(
     assert second.answers == third.answers == ["answer 1"]
 
 
-async def test_one_that_is_cancelled_before_it_calls_leaves_nothing(flights: SingleFlight[str, str]) -> None:
+async def test_a_caller_that_is_cancelled_before_it_calls_leaves_nothing(
+    flights: SingleFlight[str, str],
+) -> None:
     work = Work()
     with trio.move_on_after(0):
         await flights.do("key", work)

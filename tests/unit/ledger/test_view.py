@@ -226,7 +226,7 @@ class TestRecords:
         with pytest.raises(BadAnswer, match="another"):
             await ledger.event(event_ref(1, 7))
 
-    async def test_forget_drops_everything(self, ledger: Ledger, source: FakeSource) -> None:
+    async def test_clearing_the_ledger_drops_every_record(self, ledger: Ledger, source: FakeSource) -> None:
         for _ in range(2):
             await ledger.info(FILE)
             await ledger.asset(ASSET)
@@ -234,7 +234,9 @@ class TestRecords:
             ledger.clear()
         assert {kind: source.count(kind) for kind, _ in ASKS} == {"info": 2, "asset": 2, "event": 2}
 
-    async def test_realms_are_apart(self, ledger: Ledger, source: FakeSource) -> None:
+    async def test_a_public_asset_and_an_asset_of_one_id_are_two_records(
+        self, ledger: Ledger, source: FakeSource
+    ) -> None:
         public = AssetRef("publicassets", ASSET.asset)
         await ledger.asset(ASSET)
         with pytest.raises(NotFound):
@@ -339,7 +341,9 @@ class TestListings:
         mock_clock.jump(0.2)
         assert ledger.assets() is not first
 
-    async def test_duplicates_are_dropped(self, ledger: Ledger, source: FakeSource) -> None:
+    async def test_a_record_that_a_listing_repeats_is_listed_once(
+        self, ledger: Ledger, source: FakeSource
+    ) -> None:
         source.asset_pages = {"": page([1, 2, 1], "t"), "t": page([2, 3, 3])}
         listing = ledger.assets()
         assert not await listing.load_to(3)
@@ -349,7 +353,7 @@ class TestListings:
         source.asset_pages = {"": page([1], "t"), "t": page([], "u"), "u": page([1], "v"), "v": page([2])}
         assert await ledger.assets().load_to(1)
 
-    async def test_an_empty_listing(self, ledger: Ledger, source: FakeSource) -> None:
+    async def test_an_empty_listing_is_complete(self, ledger: Ledger, source: FakeSource) -> None:
         source.asset_pages = {"": page([])}
         assert not await ledger.assets().load_to(0)
         assert ledger.assets().complete

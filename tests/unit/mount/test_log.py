@@ -60,7 +60,7 @@ class TestForms:
 
 
 class TestFolding:
-    def test_repeats_are_counted(self) -> None:
+    def test_repeated_log_lines_are_folded_and_counted(self) -> None:
         now = [0.0]
         folding = Folding(lambda: now[0])
         assert folding.filter(record("same %d", 1))
@@ -75,7 +75,7 @@ class TestFolding:
         folding = Folding()
         assert all(folding.filter(record("x", level=logging.INFO)) for _ in range(3))
 
-    def test_memory_is_bounded(self) -> None:
+    def test_only_so_many_log_lines_are_remembered_for_folding(self) -> None:
         folding = Folding(lambda: 0.0)
         for number in range(log._FOLDED + 10):
             folding.filter(record(str(number)))

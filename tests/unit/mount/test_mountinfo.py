@@ -75,7 +75,7 @@ class TestMountinfo:
         assert found is not None
         assert found.source == "https://b.example"
 
-    def test_exactly_that_directory(self) -> None:
+    def test_only_the_mount_of_exactly_that_directory_is_found(self) -> None:
         assert mount_at(Path("/mnt/a")) is None
         assert mount_at(Path("/mnt/a b/below")) is None
 
@@ -138,7 +138,9 @@ class TestMountpoint:
         (tmp_path / "mnt").mkdir()
         check_mountpoint(tmp_path / "mnt", {"the cache": tmp_path / "mnt2"})
 
-    def test_one_of_ours_is_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_mounting_over_a_mount_of_ours_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         there = Mount(tmp_path.resolve(), "fuse.attachfs", "https://a.example", 1)
         monkeypatch.setattr(mount_mountinfo, "mounts", lambda: [there])
         with pytest.raises(UsageError, match="mounted already"):

@@ -10,7 +10,9 @@ from attachfs.mount.systemd import Notifier
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_messages(tmp_path: Path, *, abstract: bool) -> None:
+def test_the_service_manager_is_sent_its_messages_without_injection(
+    tmp_path: Path, *, abstract: bool
+) -> None:
     name = f"@attachfs-unit-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + name[1:] if abstract else name)
@@ -28,11 +30,11 @@ def test_messages(tmp_path: Path, *, abstract: bool) -> None:
         assert manager.recv(999) == b"STOPPING=1\nSTATUS=done"
 
 
-def test_without_a_service_manager() -> None:
+def test_without_a_service_manager_nothing_is_sent() -> None:
     notifier = Notifier({})
     assert not notifier.listening
     notifier.ready("x")
 
 
-def test_one_that_has_gone(tmp_path: Path) -> None:
+def test_a_service_manager_that_has_gone_is_ignored(tmp_path: Path) -> None:
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready("x")

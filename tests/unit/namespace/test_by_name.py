@@ -391,7 +391,7 @@ def test_a_nodes_parent_is_the_directory_of_its_path(node: ByNameNode) -> None:
     assert node.is_link is (node.parts[-1] in ("a", "f"))
 
 
-async def test_the_whole_tree(tree: Tree, source: FakeSource) -> None:
+async def test_by_name_shows_assets_events_and_files_by_their_names(tree: Tree, source: FakeSource) -> None:
     assert await shown(await tree.open_directory(Place.BY_NAME)) == [X, f"{X} (00000005)"]
     assert await shown(await tree.open_directory(named(X))) == [
         "events",
@@ -602,7 +602,9 @@ async def test_a_service_that_does_not_filter_is_not_believed(
         await by_name.resolve(named("Container 8"))
 
 
-async def test_a_listing_streams(tree: Tree, source: FakeSource) -> None:
+async def test_a_by_name_listing_shows_a_page_before_the_next_is_fetched(
+    tree: Tree, source: FakeSource
+) -> None:
     directory = await tree.open_directory(Place.BY_NAME)
     assert await directory.load_to(0)
     assert len(source.calls) == 1

@@ -150,7 +150,7 @@ FEW = st.lists(
 
 class TestSlots:
     @given(FEW, st.randoms(use_true_random=False))
-    def test_one_name_each_the_same_in_every_order(
+    def test_each_record_gets_one_name_the_same_in_every_order(
         self, given: list[tuple[str, int, int]], rng: random.Random
     ) -> None:
         records = [(base, identity(h, t), safe_names.first_level(base)) for base, h, t in given]
@@ -194,7 +194,7 @@ class TestDistinct:
             if sum(other == name for other, _ in pairs) == 1 and name != "events":
                 assert found[name] == one
 
-    def test_nobody_has_a_shared_name_plain(self) -> None:
+    def test_no_record_has_a_shared_name_plain(self) -> None:
         assert safe_names.distinct([("a.jpg", identity(1)), ("a.jpg", identity(2)), ("b", identity(1))]) == {
             "a (00000001).jpg": identity(1),
             "a (00000002).jpg": identity(2),

@@ -406,7 +406,9 @@ class TestExtendedAttributes:
         }
         assert source.calls == [("info", FILE)]
 
-    async def test_one_alone_costs_one_request(self, tree: Tree, source: FakeSource) -> None:
+    async def test_a_single_extended_attribute_costs_one_request(
+        self, tree: Tree, source: FakeSource
+    ) -> None:
         assert await tree.xattr(ON_EVENT, "user.attachment.size") == b"5"
         assert source.calls == [("info", ON_EVENT)]
 

@@ -132,11 +132,11 @@ class TestRecordsThatChange:
         assert world.xattrs.cached(FILE, MIME) == b"image/png"
         assert world.xattrs.cached(FILE, SIZE) == b"9"
 
-    async def test_one_that_is_forgotten_has_to_be_asked_for(self, world: World) -> None:
+    async def test_attributes_of_an_invalidated_record_have_to_be_fetched(self, world: World) -> None:
         world.ledger.clear()
         assert world.xattrs.cached(FILE, MIME) is None
 
-    async def test_one_whose_time_is_up_has_to_be_asked_for(self, world: World) -> None:
+    async def test_attributes_of_an_expired_record_have_to_be_fetched(self, world: World) -> None:
         world.now += 59
         assert world.xattrs.cached(FILE, MIME) == b"text/plain"
         for later in (1, 100):
@@ -148,7 +148,7 @@ class TestRecordsThatChange:
         await world.renew(OTHER, mime_type="image/png")
         assert world.xattrs.cached(FILE, MIME) == b"text/plain"
 
-    async def test_one_that_says_that_it_is_gone(self, world: World) -> None:
+    async def test_a_record_that_is_gone_has_no_cached_attributes(self, world: World) -> None:
         world.source.infos[FILE] = NotFound("404")
         with pytest.raises(NotFound):
             await world.ledger.info(FILE, anew=True)

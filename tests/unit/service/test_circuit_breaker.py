@@ -143,7 +143,7 @@ def test_silence_is_probed_at_once(circuit: CircuitBreaker, clock: Hands) -> Non
     assert is_due(circuit)
 
 
-def test_it_is_logged_once_each_way(
+def test_the_circuit_is_logged_once_as_it_opens_and_once_as_it_closes(
     circuit: CircuitBreaker, clock: Hands, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "attachfs.api")
