@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
+from attachfs.model import ScanPolicy, Verify
 from attachfs.units import parse_min_free, parse_size
 
 DEFAULT_URL = "https://app.datatrails.ai"
@@ -240,20 +241,20 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "verify",
-        _choice("auto", "strict", "stream", "off"),
+        _choice(*get_args(Verify)),
         "When bytes are handed out: 'strict', once the whole file is verified, at open; 'stream', as they "
         "come, the last part once the whole is verified; 'auto', strict up to --strict-limit, else stream; "
         "'off', unverified.",
         "auto",
-        metavar="auto|strict|stream|off",
+        metavar="|".join(get_args(Verify)),
     ),
     Option("strict-limit", parse_size, "Up to what size --verify=auto is strict.", "32M", metavar="SIZE"),
     Option(
         "scan-policy",
-        _choice("off", "warn", "block-bad", "require-ok"),
+        _choice(*get_args(ScanPolicy)),
         "Which results of the ledger's virus scan let a file open.",
         "block-bad",
-        metavar="off|warn|block-bad|require-ok",
+        metavar="|".join(get_args(ScanPolicy)),
     ),
     Option("max-connections", _number(1, 1000), "Requests in flight at once.", "32", metavar="N"),
     Option(

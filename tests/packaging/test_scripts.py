@@ -249,6 +249,17 @@ def test_contributing_names_files_that_are_there() -> None:
     assert [one for one in named if not (ROOT / one).exists() and not (PACKAGE / one).exists()] == []
 
 
+def test_contributing_names_code_that_stands_where_it_says() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)` in `(attachfs/[\w/]+\.py)`", text)
+    assert len(named) > 8
+    for name, path in named:
+        code = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(async def|def|class) {name}\b|^{name} =|\b{name} = ", code, re.MULTILINE), (
+            path
+        )
+
+
 def test_at_most_six_modules_stand_beside_the_packages() -> None:
     assert len([path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]) <= 6
 
