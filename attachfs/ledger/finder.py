@@ -4,11 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from attachfs import model
-from attachfs.background import TaskStarter
 from attachfs.errors import NotFound, Unreachable
-from attachfs.ledger.lifetimes import Lifetimes
+from attachfs.ledger.backend import Backend
 from attachfs.ledger.listings import Listing
-from attachfs.ledger.outage import Outage
 from attachfs.ledger.record_pages import PageReader, RecordPager, RecordsPage
 from attachfs.ledger.refresher import Refresher
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
@@ -25,26 +23,22 @@ class Finder:
 
     Args:
         pages: reads the pages of an answer.
-        nursery: where shared requests run.
-        lifetimes: says for how long an outcome is good.
-        outage: knows whether the service answers.
+        backend: says for how long an outcome is good, and whether the service answers.
         is_complete: whether an asset's events, or all assets (None), are known by a listing that is complete.
     """
 
     def __init__(
         self,
         pages: PageReader,
-        nursery: TaskStarter,
-        lifetimes: Lifetimes,
-        outage: Outage,
+        backend: Backend,
         is_complete: Callable[[AssetRef | None], bool],
     ) -> None:
         self._pages = pages
-        self._lifetimes = lifetimes
-        self._outage = outage
+        self._lifetimes = backend.lifetimes
+        self._outage = backend.outage
         self._is_complete = is_complete
-        self._found: TTLCache[FindKey, tuple[str, ...]] = TTLCache(_FOUND, lifetimes.clock)
-        self._finds: Refresher[FindKey, CacheEntry[tuple[str, ...]]] = Refresher(nursery, lifetimes, outage)
+        self._found: TTLCache[FindKey, tuple[str, ...]] = TTLCache(_FOUND, backend.lifetimes.clock)
+        self._finds: Refresher[FindKey, CacheEntry[tuple[str, ...]]] = Refresher(backend)
 
     def clear(self) -> None:
         """Drop everything that is remembered. What is being asked for is not kept either."""

@@ -8,14 +8,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from attachfs.background import TaskStarter
 from attachfs.errors import AttachfsError, NotFound, Unreachable
 from attachfs.ledger.all_events import BulkEvents
+from attachfs.ledger.backend import Backend
 from attachfs.ledger.finder import Finder
-from attachfs.ledger.lifetimes import Lifetimes
-from attachfs.ledger.listings import Listing, Source
-from attachfs.ledger.offline import StoredAnswers
-from attachfs.ledger.outage import Outage
+from attachfs.ledger.listings import Listing
 from attachfs.ledger.record_pages import PageReader, RecordPager, RecordsPage
 from attachfs.ledger.records import RecordCache
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
@@ -31,32 +28,19 @@ class ListingCache:
     """The listings of all assets, of each asset's events, and of what has a name or a time.
 
     Args:
-        source: the service's client.
-        nursery: where shared requests run.
-        lifetimes: says for how long listings are shared.
-        outage: knows whether the service answers.
-        stored: what is kept on disk; None: nothing is.
+        backend: where pages come from, and for how long listings are shared.
         records: keeps what listings bring.
         bulk: all events, if they have been read.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        nursery: TaskStarter,
-        lifetimes: Lifetimes,
-        outage: Outage,
-        stored: StoredAnswers | None,
-        records: RecordCache,
-        bulk: BulkEvents,
-    ) -> None:
-        self._lifetimes = lifetimes
+    def __init__(self, backend: Backend, records: RecordCache, bulk: BulkEvents) -> None:
+        self._lifetimes = backend.lifetimes
         self._records = records
         self._bulk = bulk
         self._all_assets: CacheEntry[Listing] | None = None
-        self._events: TTLCache[AssetRef, Listing] = TTLCache(_LISTINGS, lifetimes.clock)
-        self._pages = PageReader(source, nursery, lifetimes, outage, stored, records, self._count_ids)
-        self._finder = Finder(self._pages, nursery, lifetimes, outage, self._is_complete)
+        self._events: TTLCache[AssetRef, Listing] = TTLCache(_LISTINGS, backend.lifetimes.clock)
+        self._pages = PageReader(backend, records, self._count_ids)
+        self._finder = Finder(self._pages, backend, self._is_complete)
         self.find_assets = self._finder.find_assets
         self.find_events = self._finder.find_events
         self._listed = 0  # ids in listings, at most

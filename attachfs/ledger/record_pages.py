@@ -10,12 +10,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import trio
 
 from attachfs import model
-from attachfs.background import TaskStarter
 from attachfs.errors import AccessDenied, NotFound, Unreachable
-from attachfs.ledger.lifetimes import RETRY_AFTER, Lifetimes
-from attachfs.ledger.listings import Listing, Page, Source
+from attachfs.ledger.backend import Backend
+from attachfs.ledger.lifetimes import RETRY_AFTER
+from attachfs.ledger.listings import Listing, Page
 from attachfs.ledger.offline import Aged, StoredAnswers, StoredPage
-from attachfs.ledger.outage import NO_ANSWER, Outage
+from attachfs.ledger.outage import NO_ANSWER
 from attachfs.ledger.records import RecordCache, note_for
 from attachfs.ledger.refresher import Refresher
 from attachfs.ledger.ttl_cache import CacheEntry
@@ -75,33 +75,20 @@ class PageReader:
     """Reads pages of assets and of events.
 
     Args:
-        source: the service's client.
-        nursery: where shared requests run.
-        lifetimes: says for how long records are good.
-        outage: knows whether the service answers.
-        stored: what is kept on disk; None: nothing is.
+        backend: where pages come from, and for how long their records are good.
         records: keeps what pages bring.
         count: called with the number of records on each page.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        nursery: TaskStarter,
-        lifetimes: Lifetimes,
-        outage: Outage,
-        stored: StoredAnswers | None,
-        records: RecordCache,
-        count: Callable[[int], None],
-    ) -> None:
-        self._source = source
-        self._lifetimes = lifetimes
-        self._outage = outage
-        self._stored = stored
+    def __init__(self, backend: Backend, records: RecordCache, count: Callable[[int], None]) -> None:
+        self._source = backend.source
+        self._lifetimes = backend.lifetimes
+        self._outage = backend.outage
+        self._stored = backend.stored
         self._records = records
         self._count = count
-        self._asset_pages: Refresher[PageKey, RecordsPage[Asset]] = Refresher(nursery, lifetimes, outage)
-        self._event_pages: Refresher[PageKey, RecordsPage[Event]] = Refresher(nursery, lifetimes, outage)
+        self._asset_pages: Refresher[PageKey, RecordsPage[Asset]] = Refresher(backend)
+        self._event_pages: Refresher[PageKey, RecordsPage[Event]] = Refresher(backend)
 
     def clear(self) -> None:
         """Keep nothing of what is being asked for."""

@@ -11,12 +11,9 @@ from typing import Any, Generic, TypeVar, overload
 import trio
 
 from attachfs import model
-from attachfs.background import TaskStarter
 from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, NotFound, Unreachable
-from attachfs.ledger.lifetimes import Lifetimes
-from attachfs.ledger.listings import Source
+from attachfs.ledger.backend import Backend
 from attachfs.ledger.offline import Aged, StoredAnswers
-from attachfs.ledger.outage import Outage
 from attachfs.ledger.record_tables import AssetTable, EventTable
 from attachfs.ledger.refresher import Refresher
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
@@ -40,36 +37,38 @@ class RecordKind(Generic[K, V]):
     """Records of one kind, each asked for by its reference.
 
     Args:
+        backend: where they come from, and for how long they are good.
         table: keeps them.
-        refresher: asks for them, for many callers at once.
-        lifetimes: says for how long they are good.
-        outage: is told what is served while the service is silent.
         fetch: returns a record's body from the service.
-        stored: returns a record's body as it was kept on disk; None: nothing is kept.
+        kept: returns a record's body as it was kept on disk.
         parse: returns the record in a body.
         learned: called with what was learned of a reference: the body it came in, and the entry.
     """
 
     def __init__(
         self,
+        backend: Backend,
         table: TTLCache[K, V],
-        refresher: Refresher[K, CacheEntry[V]],
-        lifetimes: Lifetimes,
-        outage: Outage,
         *,
         fetch: Callable[[K], Awaitable[bytes]],
-        stored: Callable[[K], Awaitable[Aged[bytes]]] | None,
+        kept: Callable[[StoredAnswers, K], Awaitable[Aged[bytes]]],
         parse: Callable[[bytes, K], V],
         learned: Callable[[K, bytes | None, CacheEntry[V]], None],
     ) -> None:
         self.table = table
-        self._refresher = refresher
-        self._lifetimes = lifetimes
-        self._outage = outage
+        self._refresher: Refresher[K, CacheEntry[V]] = Refresher(backend)
+        self._lifetimes = backend.lifetimes
+        self._outage = backend.outage
+        self._stored = backend.stored
         self._request = fetch
-        self._stored = stored
+        self._kept = kept
         self._parse = parse
         self._learned = learned
+
+    def clear(self) -> None:
+        """Drop everything that is remembered. What is being asked for is not kept either."""
+        self._refresher.clear()
+        self.table.clear()
 
     # Not a coroutine of its own: a request's stack is resumed frame by frame at each of its task switches.
     def get(self, ref: K, *, anew: bool = False) -> Coroutine[Any, Any, V]:
@@ -82,6 +81,16 @@ class RecordKind(Generic[K, V]):
         if cached is not None:
             return _value_of(cached)
         return self._refresher.get(ref, lambda: self._fetch(ref), lambda: self._cached(ref), CacheEntry.get)
+
+    async def stored(self, ref: K) -> Aged[bytes]:
+        """Return a record's body as it was kept on disk, and its age.
+
+        Raises:
+            Unreachable: it was never seen, or nothing is kept.
+        """
+        if self._stored is None:
+            raise Unreachable(f"{ref.path}: its whole record was not seen, and cannot be asked for")
+        return await self._kept(self._stored, ref)
 
     async def _fetch(self, ref: K) -> CacheEntry[V]:
         """Ask the service, and remember the record, or that it does not exist or is refused."""
@@ -111,9 +120,9 @@ class RecordKind(Generic[K, V]):
         body: bytes | None = None
         old = self.table.get(ref)
         cached = None if old is None else self._lifetimes.stale(old)
-        if cached is None and self._stored is not None:
+        if cached is None:
             try:
-                body, age = await self._stored(ref)
+                body, age = await self.stored(ref)
                 cached = self._lifetimes.kept(await self._parsed(body, ref), age)
             except (Unreachable, BadAnswer):
                 pass  # it was never seen, or is damaged
@@ -134,79 +143,50 @@ class RecordCache:
     """What is known of single assets, events and attachments.
 
     Args:
-        source: the service's client.
-        nursery: where shared requests run.
-        lifetimes: says for how long records are good.
-        outage: knows whether the service answers.
-        stored: what is kept on disk; None: nothing is.
+        backend: where records come from, and for how long they are good.
         others: looks up events that are known from elsewhere.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        nursery: TaskStarter,
-        lifetimes: Lifetimes,
-        outage: Outage,
-        stored: StoredAnswers | None,
-        others: Callable[[EventRef], CacheEntry[Event] | None],
-    ) -> None:
-        self._lifetimes = lifetimes
-        self._stored = stored
+    def __init__(self, backend: Backend, others: Callable[[EventRef], CacheEntry[Event] | None]) -> None:
+        source, self._clock = backend.source, backend.lifetimes.clock
         self._anchors_of: Asset | Event | None = None  # whose anchors are at hand, by attachment
         self._anchors: dict[str, set[Digest]] = {}
         self.revision = 0  # changes with whatever is known of attachments
-        clock = lifetimes.clock
-        self._raw: TTLCache[AssetRef | EventRef, bytes] = TTLCache(_RAW, clock)
-        self.asset_table = AssetTable(_RECORDS, _LISTED, clock)
-        self.event_table = EventTable(_RECORDS, clock, others)
-        info_table: TTLCache[AttachmentRef, Info] = TTLCache(_INFOS, clock)
-        self._flights: tuple[
-            Refresher[AssetRef, CacheEntry[Asset]],
-            Refresher[EventRef, CacheEntry[Event]],
-            Refresher[AttachmentRef, CacheEntry[Info]],
-        ] = (
-            Refresher(nursery, lifetimes, outage),
-            Refresher(nursery, lifetimes, outage),
-            Refresher(nursery, lifetimes, outage),
-        )
+        self._raw: TTLCache[AssetRef | EventRef, bytes] = TTLCache(_RAW, self._clock)
+        self.asset_table = AssetTable(_RECORDS, _LISTED, self._clock)
+        self.event_table = EventTable(_RECORDS, self._clock, others)
         self._assets = RecordKind(
+            backend,
             self.asset_table,
-            self._flights[0],
-            lifetimes,
-            outage,
             fetch=source.asset,
-            stored=None if stored is None else stored.asset,
+            kept=StoredAnswers.asset,
             parse=_parse_asset,
             learned=self._keep_raw,
         )
         self._events = RecordKind(
+            backend,
             self.event_table,
-            self._flights[1],
-            lifetimes,
-            outage,
             fetch=source.event,
-            stored=None if stored is None else stored.event,
+            kept=StoredAnswers.event,
             parse=_parse_event,
             learned=self._keep_raw,
         )
-        self._infos = RecordKind(
-            info_table,
-            self._flights[2],
-            lifetimes,
-            outage,
+        self._infos: RecordKind[AttachmentRef, Info] = RecordKind(
+            backend,
+            TTLCache(_INFOS, self._clock),
             fetch=source.info,
-            stored=None if stored is None else stored.info,
+            kept=StoredAnswers.info,
             parse=model.parse_info,
             learned=self._note_change,
         )
+        # An owner's record, whichever kind of owner it is.
+        self._owners: dict[type, RecordKind[Any, Any]] = {AssetRef: self._assets, EventRef: self._events}
 
     def clear(self) -> None:
         """Drop everything that is remembered. What is being asked for is not kept either."""
-        for flights in self._flights:
-            flights.clear()
-        for table in (self._infos.table, self.asset_table, self.event_table, self._raw):
-            table.clear()
+        for kind in (self._assets, self._events, self._infos):
+            kind.clear()
+        self._raw.clear()
         self.revision += 1
 
     def info(self, ref: AttachmentRef, *, anew: bool = False) -> Coroutine[Any, Any, Info]:
@@ -265,9 +245,8 @@ class RecordCache:
         Raises:
             AttachfsError: as the service answered, or its answer is about something else.
         """
-        if isinstance(ref, AssetRef):
-            return await self._assets.get(ref, anew=anew)
-        return await self._events.get(ref, anew=anew)
+        record: Asset | Event = await self._owners[type(ref)].get(ref, anew=anew)
+        return record
 
     @overload
     def cached_record(self, ref: AssetRef) -> CacheEntry[Asset] | None: ...
@@ -275,12 +254,11 @@ class RecordCache:
     def cached_record(self, ref: EventRef) -> CacheEntry[Event] | None: ...
     def cached_record(self, ref: AssetRef | EventRef) -> CacheEntry[Asset] | CacheEntry[Event] | None:
         """Return what is remembered of an asset or event, even if stale, without asking."""
-        return self.asset_table.get(ref) if isinstance(ref, AssetRef) else self.event_table.get(ref)
+        return self._owners[type(ref)].table.get(ref)
 
     def fresh_record(self, ref: AssetRef | EventRef) -> Asset | Event | None:
         """Return an asset or event that is known and need not be asked again."""
-        cached: CacheEntry[Asset] | CacheEntry[Event] | None
-        cached = self.asset_table.fresh(ref) if isinstance(ref, AssetRef) else self.event_table.fresh(ref)
+        cached: CacheEntry[Asset | Event] | None = self._owners[type(ref)].table.fresh(ref)
         return None if cached is None or isinstance(cached.value, AttachfsError) else cached.value
 
     async def raw_record(self, ref: AssetRef | EventRef) -> bytes:
@@ -292,15 +270,12 @@ class RecordCache:
         whole = self._raw.fresh(ref)
         if whole is None:
             cached = self.cached_record(ref)
-            if cached is not None and self._lifetimes.clock() < cached.expires:
+            if cached is not None and self._clock() < cached.expires:
                 cached.get()  # a refusal is remembered
             await self.record(ref, anew=True)
             whole = self._raw.get(ref)
-            if whole is None and self._stored is not None:
-                kept = self._stored.asset(ref) if isinstance(ref, AssetRef) else self._stored.event(ref)
-                return (await kept).value
             if whole is None:
-                raise Unreachable(f"{ref.path}: its whole record was not seen, and cannot be asked for")
+                return (await self._owners[type(ref)].stored(ref)).value
         return whole.get()
 
     def _keep_raw(

@@ -5,10 +5,9 @@ from typing import Generic, TypeVar
 
 import trio
 
-from attachfs.background import TaskStarter
 from attachfs.errors import AttachfsError
-from attachfs.ledger.lifetimes import Lifetimes
-from attachfs.ledger.outage import NO_ANSWER, Outage
+from attachfs.ledger.backend import Backend
+from attachfs.ledger.outage import NO_ANSWER
 from attachfs.ledger.single_flight import SingleFlight
 
 K = TypeVar("K", bound=Hashable)
@@ -20,15 +19,13 @@ class Refresher(Generic[K, V]):
     """Requests of one kind: one at a time for each key, whoever asks, and never waited for in vain.
 
     Args:
-        nursery: where requests run.
-        lifetimes: has the soft timeout.
-        outage: knows whether the service answers.
+        backend: where requests run, the soft timeout, and whether the service answers.
     """
 
-    def __init__(self, nursery: TaskStarter, lifetimes: Lifetimes, outage: Outage) -> None:
-        self._flights: SingleFlight[K, V] = SingleFlight(nursery)
-        self._lifetimes = lifetimes
-        self._outage = outage
+    def __init__(self, backend: Backend) -> None:
+        self._flights: SingleFlight[K, V] = SingleFlight(backend.nursery)
+        self._lifetimes = backend.lifetimes
+        self._outage = backend.outage
 
     async def get(
         self,

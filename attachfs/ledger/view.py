@@ -11,6 +11,7 @@ import trio
 
 from attachfs.background import TaskStarter
 from attachfs.ledger.all_events import BulkEvents
+from attachfs.ledger.backend import Backend
 from attachfs.ledger.bulk import AllEventsPager, BulkRefresher
 from attachfs.ledger.lifetimes import Lifetimes
 from attachfs.ledger.listing_cache import ListingCache
@@ -53,9 +54,9 @@ class Ledger:
         self._lifetimes = Lifetimes(metadata_ttl, negative_ttl, stale_ttl, soft_timeout, clock)
         self.outage = Outage(clock)
         self._all_events = BulkEvents(AllEventsPager(source, self.outage).page, clock)
-        shared = (source, nursery, self._lifetimes, self.outage, stored)
-        self.records = RecordCache(*shared, self._all_events.event)
-        self.listings = ListingCache(*shared, self.records, self._all_events)
+        backend = Backend(source, nursery, self._lifetimes, self.outage, stored)
+        self.records = RecordCache(backend, self._all_events.event)
+        self.listings = ListingCache(backend, self.records, self._all_events)
         self.bulk = BulkRefresher(self._all_events, self.listings, self._lifetimes)
         # What the packages above call most stands here by its own name, without a call in between.
         self.info = self.records.info
