@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from attachfs.errors import IntegrityError, NotFound, Unexpected
 from attachfs.model import Digest
-from attachfs.namespace.nodes import ROOT, Node, path_of
+from attachfs.namespace.nodes import ROOT, Node
 from attachfs.namespace.tree import Attributes
 
 ROOT_INODE = 1  # FUSE's number for the root
@@ -152,7 +152,7 @@ class InodeTable:
 
 def _own_number(node: Node) -> int:
     """Return the hash of the node's path: 63 bits, so that tools with signed numbers agree."""
-    digest = hashlib.blake2b(path_of(node).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(node.path.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

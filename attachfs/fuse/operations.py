@@ -34,7 +34,7 @@ from attachfs.fuse.observer import Opened, OpenObserver
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.model import STATUS_XATTR, AttachmentRef
 from attachfs.namespace.directory import Directory
-from attachfs.namespace.nodes import Node, parent_of, path_of
+from attachfs.namespace.nodes import Node, parent_of
 from attachfs.namespace.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class OpenDirectory(NamedTuple):
 
 def _path(fs: "Filesystem", inode: InodeT, *_: object) -> str:
     live = fs.inodes.peek(inode)
-    return "?" if live is None else path_of(live.node) or "/"
+    return "?" if live is None else live.node.path or "/"
 
 
 def _path_of_name(fs: "Filesystem", parent: InodeT, name: FileNameT, *_: object) -> str:
@@ -79,7 +79,7 @@ def _path_of_file(fs: "Filesystem", fh: FileHandleT, *_: object) -> str:
 
 
 def _path_of_directory(fs: "Filesystem", fh: FileHandleT, *_: object) -> str:
-    return path_of(fs.directories[fh].directory.node) or "/" if fh in fs.directories else "?"
+    return fs.directories[fh].directory.node.path or "/" if fh in fs.directories else "?"
 
 
 def _no_path(*_: object) -> str:
@@ -217,7 +217,7 @@ class Filesystem(pyfuse3.Operations):
         with self._deadlines.wait(ctx.pid, self._timeout):
             if text.startswith(CLAIM_PREFIX):
                 if not isinstance(node, AttachmentRef):
-                    raise NoAttribute(f"{path_of(node)} has no attribute {text}")
+                    raise NoAttribute(f"{node.path} has no attribute {text}")
                 return await self._blobs.mount_attribute(node, text.removeprefix(CLAIM_PREFIX))
             return await self._tree.xattr(node, text)
 
@@ -314,7 +314,7 @@ class Filesystem(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         live = self.inodes[inode]
         if not isinstance(live.node, AttachmentRef):
-            raise IsDirectory(f"{path_of(live.node)} is a directory")
+            raise IsDirectory(f"{live.node.path} is a directory")
         self._readahead.opened(live.node)
         # No total deadline: fetching a large blob takes what it takes. Its progress is watched below.
         try:
@@ -350,7 +350,7 @@ class Filesystem(pyfuse3.Operations):
             with suppress(AttachfsError):  # it may be the record itself that is wrong
                 cached = self._tree.cached_xattr(node, XAttrNameT(b"user.hash.sha256"))
                 digest = f"sha256:{cached.decode('ascii', 'replace')}" if cached else ""
-        await self._observer.opened(Opened(ctx.uid, ctx.pid, path_of(node), digest, size, error))
+        await self._observer.opened(Opened(ctx.uid, ctx.pid, node.path, digest, size, error))
 
     def _buffered_bytes(self, fh: FileHandleT, off: int, size: int) -> bytes | None:
         # One buffer for all: what is returned from here is sent before anything else runs.

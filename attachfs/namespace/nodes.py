@@ -20,6 +20,11 @@ class Place(Enum):
     PUBLICASSETS = "publicassets"
     BY_NAME = BY_NAME
 
+    @property
+    def path(self) -> str:
+        """The path below the mount; the root's is empty."""
+        return self.value
+
 
 class EventsDir(NamedTuple):
     """An asset's `events` directory. `name` keeps it apart from the asset's own node."""
@@ -27,6 +32,16 @@ class EventsDir(NamedTuple):
     realm: Realm
     asset: str
     name: str = EVENTS
+
+    @property
+    def path(self) -> str:
+        """The path below the mount, without a leading slash."""
+        return f"{self.owner.path}/{EVENTS}"
+
+    @property
+    def owner(self) -> AssetRef:
+        """The asset whose events they are."""
+        return AssetRef(self.realm, self.asset)
 
 
 class ByNameNode(NamedTuple):
@@ -72,28 +87,19 @@ Node = Place | AssetRef | EventsDir | EventRef | AttachmentRef | ByNameNode
 ROOT = Place.ROOT
 
 
-def path_of(node: Node) -> str:
-    """Return the canonical path below the mount, without a leading slash."""
-    if isinstance(node, Place):
-        return node.value
-    if isinstance(node, EventsDir):
-        return f"{node.realm}/{node.asset}/{EVENTS}"
-    return node.path
-
-
 def parent_of(node: Node) -> Node:
     """Return the directory that holds `node`; the root's is the root."""
-    if isinstance(node, Place):
-        return ROOT
-    if isinstance(node, AssetRef):
-        return Place(node.realm)
-    if isinstance(node, EventsDir):
-        return AssetRef(node.realm, node.asset)
-    if isinstance(node, EventRef):
-        return EventsDir(node.realm, node.asset)
-    if isinstance(node, ByNameNode):
-        return node.parent or Place.BY_NAME
-    return node.owner
+    match node:
+        case Place():
+            return ROOT
+        case AssetRef():
+            return Place(node.realm)
+        case EventRef():
+            return EventsDir(node.realm, node.asset)
+        case ByNameNode():
+            return node.parent or Place.BY_NAME
+        case EventsDir() | AttachmentRef():
+            return node.owner
 
 
 def child_of(parent: Node, name: str) -> Node:
@@ -113,4 +119,4 @@ def child_of(parent: Node, name: str) -> Node:
             return parent.attachment(name)
         case Place.BY_NAME | ByNameNode():
             return ByNameNode((*(parent.parts if isinstance(parent, ByNameNode) else ()), name))
-    raise NotFound(f"{path_of(parent)}/{name}")
+    raise NotFound(f"{parent.path}/{name}")

@@ -19,7 +19,7 @@ from attachfs.ledger.view import Ledger
 from attachfs.model import EVENTS, AssetRef, AttachmentRef, EventRef, Info, is_uuid
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory, Entry, directory_of_links, directory_of_record
-from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of, path_of
+from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, child_of
 from attachfs.namespace.xattrs import (
     FileXattrs,
     RecordXattrs,
@@ -93,7 +93,7 @@ class Tree:
         if isinstance(node, AssetRef):
             return node
         if isinstance(node, EventsDir):
-            return AssetRef(node.realm, node.asset)
+            return node.owner
         if isinstance(node, ByNameNode):
             owner = self.by_name.cached_owner(ByNameNode(node.parts[:1]))
             return owner if isinstance(owner, AssetRef) else None
@@ -117,7 +117,7 @@ class Tree:
             file = await self.by_name.resolve(node)
             if isinstance(file, AttachmentRef):
                 return node.target(file)
-        raise NotFound(f"{path_of(node)} is no symbolic link")
+        raise NotFound(f"{node.path} is no symbolic link")
 
     def cached_directory(self, node: Node) -> Directory | None:
         """Return a directory to be read, if nothing has to be asked for it."""
@@ -131,7 +131,7 @@ class Tree:
         head: list[Entry] = []
         listing: Listing | None = None
         if isinstance(node, EventsDir):
-            listing = self._ledger.events(AssetRef(node.realm, node.asset))
+            listing = self._ledger.events(node.owner)
         elif node is Place.ROOT:
             head = [Entry(p.value, p) for p in (Place.ASSETS, Place.PUBLICASSETS, Place.BY_NAME)]
         elif node is not Place.PUBLICASSETS:
@@ -164,7 +164,7 @@ class Tree:
                 raise NotDirectory(f"{node.path} is a file")
             case ByNameNode():
                 return await self._open_named(node)
-        raise NotFound(path_of(node))
+        raise NotFound(node.path)
 
     async def _open_named(self, node: ByNameNode) -> Directory:
         owner = await self.by_name.resolve(node)
@@ -200,7 +200,7 @@ class Tree:
             return Attributes(True, 0, self._born_ns, self._fixed_ttl)
         if isinstance(node, ByNameNode):
             return self._named_attributes(node)
-        ref = AssetRef(node.realm, node.asset) if isinstance(node, EventsDir) else node
+        ref = node.owner if isinstance(node, EventsDir) else node
         record = self._ledger.cached_record(ref)
         if record is None or isinstance(record.value, Exception):
             return Attributes(True, 0, 0, 0)
@@ -255,18 +255,18 @@ class Tree:
             AttachfsError: it could not be asked.
         """
         if not self.xattr_is_possible(node, name):
-            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+            raise NoAttribute(f"{node.path} has no attribute {name}")
         node = await self._recorded(node)
         if isinstance(node, AttachmentRef):
             return self._file_xattrs.value(node, await self._ledger.info(node), name)
         if isinstance(node, AssetRef | EventRef):
             raw = await self._ledger.raw_record(node)
-            value = record_value(raw, path_of(node), name)
+            value = record_value(raw, node.path, name)
             if value is not None:
                 return value
         values = await self._xattrs(node)
         if name not in values:
-            raise NoAttribute(f"{path_of(node)} has no attribute {name}")
+            raise NoAttribute(f"{node.path} has no attribute {name}")
         return values[name]
 
     def cached_xattr(self, node: Node, name: bytes) -> bytes | None:
@@ -330,7 +330,7 @@ class Tree:
             case AttachmentRef():
                 raise NotDirectory(f"{parent.path} is a file")
         if parent is ROOT or not is_uuid(name):
-            raise NotFound(f"{path_of(parent)}/{name!a} cannot exist: it is not an identity")
+            raise NotFound(f"{parent.path}/{name!a} cannot exist: it is not an identity")
         return child_of(parent, name)
 
 

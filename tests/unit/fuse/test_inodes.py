@@ -8,7 +8,7 @@ import pytest
 from attachfs.errors import NotFound, Unexpected
 from attachfs.fuse import inodes
 from attachfs.fuse.inodes import ROOT_INODE, HandleTable, Inode, InodeTable
-from attachfs.namespace.nodes import ROOT, EventsDir, Node, Place, path_of
+from attachfs.namespace.nodes import ROOT, EventsDir, Node, Place
 from tests.services.memory_source import asset_ref, event_ref, file_ref, uuid
 
 NODES: list[Node] = [
@@ -72,7 +72,7 @@ class TestNumbers:
         assert inode.lookups == 2
 
     def test_paths_of_all_nodes_differ(self) -> None:
-        assert len({path_of(node) for node in NODES}) == len(NODES)
+        assert len({node.path for node in NODES}) == len(NODES)
 
 
 class TestForgetting:

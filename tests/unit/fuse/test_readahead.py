@@ -9,7 +9,7 @@ from attachfs.fuse import readahead as readahead_module
 from attachfs.fuse.readahead import ReadAhead
 from attachfs.ledger.view import Ledger
 from attachfs.model import AttachmentRef, EventRef
-from attachfs.namespace.nodes import EventsDir, Place, path_of
+from attachfs.namespace.nodes import EventsDir, Place
 from attachfs.namespace.tree import Tree
 from tests.services.memory_source import (
     FakePage,
@@ -36,7 +36,7 @@ class World:
         self.tree = Tree(self.ledger, "https://ledger", 0)
         self.fetched: list[AttachmentRef] = []
         self.ahead = ReadAhead(
-            self.tree, self.ledger, self, nursery, lambda node: -int(path_of(node)[-4:], 16), 2**30
+            self.tree, self.ledger, self, nursery, lambda node: -int(node.path[-4:], 16), 2**30
         )
 
     async def prefetch(self, ref: AttachmentRef) -> None:

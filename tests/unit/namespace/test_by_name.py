@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Awaitable, Callable
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import pytest
@@ -28,7 +29,7 @@ from attachfs.namespace import by_name as by_name_module
 from attachfs.namespace import safe_names
 from attachfs.namespace.by_name import ByName
 from attachfs.namespace.directory import Directory
-from attachfs.namespace.nodes import ByNameNode, Place, parent_of, path_of
+from attachfs.namespace.nodes import ByNameNode, Place, parent_of
 from attachfs.namespace.tree import Tree
 from tests.services.memory_source import (
     FakePage,
@@ -385,9 +386,9 @@ SEALED = "2026-03-02 1040 Sealed"
 NODES = [named(X), named(X, "a"), named(X, "events"), named(X, "events", "e"), named(X, "events", "e", "f")]
 
 
-@pytest.mark.parametrize("node", NODES, ids=path_of)
+@pytest.mark.parametrize("node", NODES, ids=attrgetter("path"))
 def test_a_nodes_parent_is_the_directory_of_its_path(node: ByNameNode) -> None:
-    assert path_of(parent_of(node)) == path_of(node).rpartition("/")[0]
+    assert parent_of(node).path == node.path.rpartition("/")[0]
     assert node.is_link is (node.parts[-1] in ("a", "f"))
 
 

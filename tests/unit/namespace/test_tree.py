@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from operator import attrgetter
 
 import pytest
 import trio
@@ -19,7 +20,7 @@ from attachfs.errors import (
 from attachfs.ledger.view import Ledger
 from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.namespace.directory import Directory, Entry
-from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, parent_of, path_of
+from attachfs.namespace.nodes import ROOT, ByNameNode, EventsDir, Node, Place, parent_of
 from attachfs.namespace.tree import Tree
 from tests.services.memory_source import (
     FakePage,
@@ -75,14 +76,14 @@ NODES: list[Node] = [ROOT, Place.ASSETS, Place.PUBLICASSETS, ASSET, PUBLIC, EVEN
 class TestPaths:
     def test_every_node_has_its_path(self) -> None:
         a, e, f = uuid(1), uuid(2), uuid(3)
-        assert [path_of(node) for node in NODES] == [
+        assert [node.path for node in NODES] == [
             *("", "assets", "publicassets", f"assets/{a}", f"publicassets/{a}", f"assets/{a}/events"),
             *(f"assets/{a}/events/{e}", f"assets/{a}/{f}", f"assets/{a}/events/{e}/{f}"),
         ]
 
-    @pytest.mark.parametrize("node", NODES, ids=path_of)
+    @pytest.mark.parametrize("node", NODES, ids=attrgetter("path"))
     def test_a_nodes_parent_is_the_directory_of_its_path(self, node: Node) -> None:
-        assert path_of(parent_of(node)) == path_of(node).rpartition("/")[0]
+        assert parent_of(node).path == node.path.rpartition("/")[0]
 
     def test_an_asset_and_its_events_are_not_the_same_node(self) -> None:
         assert len({*NODES}) == len(NODES)
@@ -91,14 +92,14 @@ class TestPaths:
 class TestLookup:
     async def test_walks_down_to_a_file_of_an_asset(self, tree: Tree, source: FakeSource) -> None:
         node: Node = ROOT
-        for name in path_of(FILE).split("/"):
+        for name in FILE.path.split("/"):
             node, _ = await tree.lookup(node, name)
         assert node == FILE
         assert source.calls == [("asset", ASSET), ("info", FILE)]
 
     async def test_walks_down_to_a_file_of_an_event(self, tree: Tree, source: FakeSource) -> None:
         node: Node = ROOT
-        for name in path_of(ON_EVENT).split("/"):
+        for name in ON_EVENT.path.split("/"):
             node, _ = await tree.lookup(node, name)
         assert node == ON_EVENT
         assert source.calls == [("asset", ASSET), ("event", EVENT), ("info", ON_EVENT)]
@@ -113,7 +114,9 @@ class TestLookup:
         assert (await tree.lookup(Place.PUBLICASSETS, PUBLIC.asset))[0] == PUBLIC
         assert source.calls == [("asset", PUBLIC)]
 
-    @pytest.mark.parametrize("parent", [node for node in NODES if node not in (FILE, ON_EVENT)], ids=path_of)
+    @pytest.mark.parametrize(
+        "parent", [node for node in NODES if node not in (FILE, ON_EVENT)], ids=attrgetter("path")
+    )
     @pytest.mark.parametrize(
         "name",
         [
@@ -157,7 +160,7 @@ class TestLookup:
     async def test_what_is_always_there_costs_no_request(
         self, tree: Tree, source: FakeSource, parent: Node, name: str
     ) -> None:
-        assert path_of((await tree.lookup(parent, name))[0]).endswith(name)
+        assert (await tree.lookup(parent, name))[0].path.endswith(name)
         assert source.calls == []
 
     @pytest.mark.parametrize(
@@ -318,7 +321,7 @@ class TestAttributes:
             await tree.attributes(file_ref(99))
         assert not tree.cached_attributes(file_ref(99)).size_known
 
-    @pytest.mark.parametrize("file", [FILE, ON_EVENT], ids=path_of)
+    @pytest.mark.parametrize("file", [FILE, ON_EVENT], ids=attrgetter("path"))
     @pytest.mark.parametrize("unusable", ["", "yesterday", "1969-01-01T00:00:00Z", None, 7])
     async def test_a_file_without_a_usable_time_has_its_owners(
         self, tree: Tree, source: FakeSource, file: AttachmentRef, unusable: object
@@ -355,7 +358,7 @@ class TestAttributes:
             assert found.valid_for == 3600
         assert source.calls == []
 
-    @pytest.mark.parametrize("node", [ASSET, EVENTS, EVENT], ids=path_of)
+    @pytest.mark.parametrize("node", [ASSET, EVENTS, EVENT], ids=attrgetter("path"))
     async def test_attributes_of_a_record_that_is_known_are_its(
         self, tree: Tree, mock_clock: MockClock, node: Node
     ) -> None:
@@ -365,7 +368,7 @@ class TestAttributes:
         found = await tree.attributes(node)
         assert (found.is_dir, found.time_ns, found.valid_for) == (True, TIME, 40)
 
-    @pytest.mark.parametrize("node", [ASSET, EVENTS, EVENT], ids=path_of)
+    @pytest.mark.parametrize("node", [ASSET, EVENTS, EVENT], ids=attrgetter("path"))
     async def test_attributes_of_a_record_that_is_not_known_are_not_kept(
         self, tree: Tree, source: FakeSource, node: Node
     ) -> None:
@@ -419,7 +422,7 @@ class TestExtendedAttributes:
         assert await tree.xattr(FILE, "user.attachment.json") == source.infos[FILE]
         assert "user.attachment.json" not in await names_of(tree, FILE)
 
-    @pytest.mark.parametrize("node", [ASSET, EVENT], ids=path_of)
+    @pytest.mark.parametrize("node", [ASSET, EVENT], ids=attrgetter("path"))
     async def test_records_have_extended_attributes(
         self, tree: Tree, source: FakeSource, node: AssetRef
     ) -> None:
@@ -431,14 +434,14 @@ class TestExtendedAttributes:
         assert await tree.xattr(node, f"{prefix}.json") == source.records[node]
         assert len(source.calls) == 1
 
-    @pytest.mark.parametrize("node", [ROOT, Place.ASSETS, Place.PUBLICASSETS, EVENTS], ids=path_of)
+    @pytest.mark.parametrize("node", [ROOT, Place.ASSETS, Place.PUBLICASSETS, EVENTS], ids=attrgetter("path"))
     async def test_other_directories_have_none(self, tree: Tree, source: FakeSource, node: Node) -> None:
         assert await names_of(tree, node) == []
         with pytest.raises(NoAttribute):
             await tree.xattr(node, "user.asset.json")
         assert source.calls == []
 
-    @pytest.mark.parametrize("node", NODES, ids=path_of)
+    @pytest.mark.parametrize("node", NODES, ids=attrgetter("path"))
     @pytest.mark.parametrize(
         "name",
         [
@@ -526,7 +529,7 @@ class TestExtendedAttributes:
         with pytest.raises(Unreachable):
             await names_of(tree, FILE)
 
-    @pytest.mark.parametrize("node", [ASSET, EVENT], ids=path_of)
+    @pytest.mark.parametrize("node", [ASSET, EVENT], ids=attrgetter("path"))
     async def test_names_that_a_listing_brought_are_those_of_the_record_and_cost_no_request(
         self, tree: Tree, source: FakeSource, node: AssetRef | EventRef
     ) -> None:
