@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tests.bench import results
+from tests.bench import costs, results
 from tests.bench.picture import draw
 from tests.bench.processes import Failed, ask, mounts_below, server, unmount
 from tests.bench.work import QUICK, WORK, Bench, Sizes
@@ -34,6 +34,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(WORK), help="only this work; may be repeated")
     parser.add_argument("--delay", type=float, default=50, metavar="MS", help="of a round trip (default 50)")
     parser.add_argument("--quick", action="store_true", help="small sizes, one run: whether it works at all")
+    parser.add_argument(
+        "--costs", action="store_true", help="only count what a small file costs: tasks, system calls, CPU"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the picture there")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="work there: 5 GiB on a real disk")
@@ -57,8 +60,21 @@ def _workplace(below: Path | None) -> Iterator[Path]:
 
 
 def _measure(options: argparse.Namespace, found: results.Results) -> None:
-    sizes = QUICK if options.quick else Sizes()
     runs = 1 if options.quick else options.runs
+    with _prepared(options, found) as bench:
+        for number in range(runs):
+            for name in options.only or WORK:
+                _say(f"run {number + 1} of {runs}: {name}")
+                try:
+                    WORK[name](bench)
+                except Failed as error:
+                    found.note(f"{name}: {error}")
+
+
+@contextlib.contextmanager
+def _prepared(options: argparse.Namespace, found: results.Results) -> Iterator[Bench]:
+    """Return what the work needs: the origin, near and far, and a place."""
+    sizes = QUICK if options.quick else Sizes()
     shapes = [f"{name}={','.join(map(str, shape))}" for name, shape in sizes.shapes().items()]
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(_workplace(options.dir))
@@ -68,13 +84,7 @@ def _measure(options: argparse.Namespace, found: results.Results) -> None:
         if not bench.rclone:
             found.note("rclone: not measured: it is not installed (Debian's package rclone)")
         _warm(bench)
-        for number in range(runs):
-            for name in options.only or WORK:
-                _say(f"run {number + 1} of {runs}: {name}")
-                try:
-                    WORK[name](bench)
-                except Failed as error:
-                    found.note(f"{name}: {error}")
+        yield bench
 
 
 def _warm(bench: Bench) -> None:
@@ -103,6 +113,10 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     found = results.Results()
+    if options.costs:
+        with _prepared(options, found) as bench:
+            sys.stdout.write(costs.table(costs.measure(bench)) + "\n")
+        return
     if options.from_json:
         about = json.loads(options.from_json.read_text(encoding="utf-8"))
         found.load(about)

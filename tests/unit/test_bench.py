@@ -1,6 +1,7 @@
 """The benchmark: its arithmetic, its picture, and one small row of it on a real mount."""
 
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.costs import parse_summary
+from tests.bench.counted import COUNTED
 from tests.bench.picture import draw, target
+from tests.bench.processes import Failed
 from tests.bench.results import GOALS, ROWS, TIMES, Goal, Results, Series, amount, factor, goal_text, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,3 +125,29 @@ def test_one_row_is_measured_on_a_real_mount_and_nothing_is_left_behind(tmp_path
     ET.fromstring(files[1].read_text())
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_straces_table_is_read() -> None:
+    text = """% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.000600           6       100         3 openat
+ 40.00    0.000400           2       200           close
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.001000           3       300         3 total
+"""
+    assert parse_summary(text) == {"close": 200, "openat": 100}
+    with pytest.raises(Failed, match="nothing"):
+        parse_summary("strace: detached\n")
+
+
+@pytest.mark.mount
+def test_the_costs_of_a_file_are_counted_on_a_real_mount(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--costs", f"--dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:])
+    for what in COUNTED:
+        assert float(rows[what]) > 0, rows
+    assert float(rows["kernel requests"]) >= 3  # a file is opened, read and released
+    if shutil.which("strace"):
+        assert float(rows["system calls but futex"]) > 10
