@@ -135,6 +135,11 @@ def first_of(error: BaseException) -> BaseException:
     return next((one for one in inner if isinstance(one, AttachfsError)), inner[0])
 
 
+def names_path(reason: str, path: str) -> bool:
+    """Whether a reason names the path, so that a line need not name it again; the mount's own top is none."""
+    return "/" in path.strip("/") and path in reason
+
+
 def causes_of(error: BaseException) -> list[BaseException]:
     """Return the exceptions that led to `error`, the most telling (innermost) first."""
     found: list[BaseException] = []

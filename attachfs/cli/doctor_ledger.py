@@ -26,11 +26,7 @@ from attachfs.mount import credentials
 from attachfs.service.auth import Auth, ClientCredentials, NoAuth, jwt_expiry
 from attachfs.service.client import Client, open_http
 
-_PYTHON = (3, 11)
-_DEVICE = Path("/dev/fuse")
-_FUSE_CONF = Path("/etc/fuse.conf")
 _PATIENCE = 10.0  # seconds for the request to the ledger, retries included, and no more than --timeout
-_MOUNT_ANSWERS = 5.0  # seconds within which a running mount tells its figures
 _SOON = 600  # seconds; a token that expires within them is worth a word
 
 

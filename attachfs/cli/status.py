@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attachfs.cli import arguments, output
-from attachfs.errors import UsageError
+from attachfs.errors import UsageError, names_path
 from attachfs.mount import probe, unmount
 from attachfs.mount.mountinfo import Mount, mount_above, whole
 from attachfs.mount.probe import State
@@ -250,7 +250,7 @@ def _errors(errors: list[dict[str, Any]]) -> Table:
     table.add_column("", overflow="fold")
     for one in errors:
         path, reason = one["path"], one["reason"]
-        where = "" if path and path in reason else f" {path}"  # most reasons begin with it
+        where = "" if names_path(reason, path) else f" {path}"
         reason = f"{one['operation']}{where}: {reason}"
         table.add_row(output.moment(one["time"]), Text(printable(reason)))
     return table

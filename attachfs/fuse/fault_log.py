@@ -24,6 +24,7 @@ from attachfs.errors import (
     TooManyFiles,
     Unreachable,
     errno_of,
+    names_path,
 )
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class ErrorLog:
             log.debug("%s %s: %s", operation, path, error.reason)
             return
         # A reason that names another thing (a record that cannot be read) is one for all that it concerns.
-        named = _names(error.reason, path)
+        named = names_path(error.reason, path)
         self.counts[_KINDS.get(type(error), "other")] += 1
         key = ("" if "assets/" in error.reason and not named else path, error.reason)
         logged = self._logged.get(key)
@@ -123,14 +124,9 @@ class ErrorLog:
         """Log the counts that were not logged."""
         for (path, reason), logged in self._logged.items():
             if logged.count:
-                where = "" if not path or _names(reason, path) else f"{path}: "
+                where = "" if not path or names_path(reason, path) else f"{path}: "
                 log.warning("%s%s (%s more)", where, reason, _times(logged.count))
         self._logged.clear()
-
-
-def _names(reason: str, path: str) -> bool:
-    """Whether a reason names the path itself."""
-    return "assets/" in path and path in reason
 
 
 def _times(count: int) -> str:

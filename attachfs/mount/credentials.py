@@ -61,7 +61,7 @@ def is_in_clear(url: str) -> bool:
     """Whether what is sent there can be read on the way: plain http to another host."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
-    if parts.scheme != "http" or host == "localhost" or host.endswith(".localhost"):
+    if parts.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
         return False
     try:
         return not ipaddress.ip_address(host).is_loopback

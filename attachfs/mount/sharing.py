@@ -10,6 +10,7 @@ from attachfs.blobs.source import BlobSource
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.config.settings import Config
 from attachfs.model import Digest
+from attachfs.mount.credentials import is_in_clear
 from attachfs.service.secret_file import read_private
 from attachfs.shared_cache.connect import open_store
 from attachfs.shared_cache.http_address import authorization_of
@@ -50,7 +51,7 @@ async def open_shared_cache(config: Config) -> AsyncIterator[SharedCache | None]
         config.shared_cache,
         credentials,
         ca_file=config.shared_cache_ca_file,
-        insecure=config.shared_cache_insecure,
+        in_clear=lambda url: not config.shared_cache_insecure and is_in_clear(url),
     )
     async with http:
         yield SharedCache(store, trio.current_time)

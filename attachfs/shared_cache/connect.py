@@ -3,8 +3,7 @@
 import http.cookiejar
 import os
 import ssl
-from collections.abc import Mapping
-from ipaddress import ip_address
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
@@ -24,7 +23,7 @@ def open_store(
     credentials: tuple[str, Path] | None,
     *,
     ca_file: Path | None,
-    insecure: bool,
+    in_clear: Callable[[str], bool],
     environ: Mapping[str, str] = os.environ,
 ) -> tuple[ObjectStore, httpx.AsyncClient]:
     """Return a store, and its connections, which the caller closes.
@@ -33,18 +32,17 @@ def open_store(
         url: as the option's parser lets it pass.
         credentials: `Authorization` for an HTTP store, and the file it came from.
         ca_file: certificate authorities (PEM) to trust instead of the system's.
-        insecure: whether plain http may go to another host.
+        in_clear: whether the network could read what goes to an address, and the user has not allowed it.
         environ: where the variables of AWS programs are looked up.
 
     Raises:
         UsageError: settings contradict each other, or would show blobs or credentials to the network.
     """
     address, base = _address(url, credentials, environ)
-    parts = urlsplit(base)
-    if parts.scheme != "https" and not insecure and not _is_loopback(parts.hostname or ""):
+    if in_clear(base):
         raise UsageError(
-            f"--shared-cache {url}: plain http to {parts.hostname} shows blobs and credentials to the "
-            "network: use https, or say --shared-cache-insecure"
+            f"--shared-cache {url}: plain http to {urlsplit(base).hostname} shows blobs and credentials "
+            "to the network: use https, or say --shared-cache-insecure"
         )
     try:
         context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
@@ -82,10 +80,3 @@ def _address(
             style = "path"
     s3 = S3Address(parts.netloc, parts.path, AwsEnvironment(environ, Path.home()), style)
     return s3, s3.base
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

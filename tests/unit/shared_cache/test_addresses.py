@@ -8,6 +8,7 @@ import pytest
 
 from attachfs.errors import UsageError
 from attachfs.model import Digest
+from attachfs.mount.credentials import is_in_clear
 from attachfs.shared_cache.aws_credentials import AwsEnvironment
 from attachfs.shared_cache.connect import open_store
 from attachfs.shared_cache.http_address import HttpAddress, authorization_of
@@ -197,7 +198,9 @@ async def test_without_credentials_it_says_where_they_are_looked_for(tmp_path: P
 
 async def opened(url: str, *, insecure: bool = False, credentials: str | None = None, **environ: str) -> str:
     given = None if credentials is None else (credentials, Path("f"))
-    store, http = open_store(url, given, ca_file=None, insecure=insecure, environ=environ)
+    store, http = open_store(
+        url, given, ca_file=None, in_clear=lambda base: not insecure and is_in_clear(base), environ=environ
+    )
     await http.aclose()
     return store.address.url(DIGEST)
 
@@ -226,4 +229,4 @@ async def test_a_bucket_s_style_can_be_said() -> None:
 async def test_authorities_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(UsageError, match="--shared-cache-ca-file"):
-        open_store("https://h/cas/", None, ca_file=tmp_path / "ca.pem", insecure=False, environ={})
+        open_store("https://h/cas/", None, ca_file=tmp_path / "ca.pem", in_clear=is_in_clear, environ={})
