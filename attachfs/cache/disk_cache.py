@@ -128,7 +128,8 @@ class DiskCache:
             return self._store.max_bytes, self._store.used()
 
     def close(self) -> None:
-        """Give the directory back. Blobs that are still open stay readable."""
+        """Give the directory back once nobody walks it. Blobs that are still open stay readable."""
+        self._indexer.stop()
         self._store.finish()
         with self._store.lock:
             self._home.detach()

@@ -96,12 +96,21 @@ class Indexer:
         self._store = store
         self._home = store.home
         self._scanning = threading.Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Walk no further, and wait for a walk under way: the directory is about to be given back."""
+        self._stopped = True
+        if self._scanning.acquire(timeout=_WAIT):
+            self._scanning.release()
 
     def run(self) -> None:
         """Remove left-over temporary files, learn what there is, hold it to the bound; once."""
         store, home = self._store, self._home
         try:
             with self._scanning:
+                if self._stopped:
+                    return
                 with store.lock:
                     root = home.identity()
                     if store.indexed.is_set() and root == store.index.root:
@@ -111,7 +120,8 @@ class Indexer:
                     if home.exclusive:
                         home.sweep()
                     store.quarantine.scan(trim=home.exclusive)
-                    self._learn(root)
+                    if not self._learn(root):
+                        return
                 except OSError as error:
                     store.warn("directory", f"the cache in {home.root} cannot be listed: {error.strerror}")
                 finally:
@@ -119,7 +129,9 @@ class Indexer:
                         store.index.end_scan()
         finally:
             store.indexed.set()  # whatever happened: writers wait for it
-        store.shrink()
+        with self._scanning:
+            if not self._stopped:
+                store.shrink()
 
     def wait(self) -> None:
         """Wait for the first walk; if nobody has begun it, do it.
@@ -165,10 +177,13 @@ class Indexer:
         self._store.index.clear()
         return False
 
-    def _learn(self, root: tuple[int, int] | None) -> None:
+    def _learn(self, root: tuple[int, int] | None) -> bool:
+        """Walk the folders of blobs into the index; False: it was stopped."""
         fresh = BlobStore()
         found: list[tuple[Digest, os.stat_result]] = []
         for walked in scan_blobs(self._home):
+            if self._stopped:
+                return False
             fresh.measure(walked.folder, walked.disk_usage)
             found += walked.blobs
         for digest, st in sorted(found, key=lambda blob: blob[1].st_atime_ns):
@@ -178,3 +193,4 @@ class Indexer:
             for folder in filter(fresh.is_empty, list(fresh.folders)):
                 with suppress(OSError), self._home.below("blobs", folder[0]) as alg_fd:
                     self._store.drop_folder(folder, alg_fd)
+        return True

@@ -151,6 +151,10 @@ class AnswerStore:
         self._writing, self._queued, self._queued_bytes = self._queued, {}, 0
         try:
             await trio.to_thread.run_sync(self._write, self._writing, limiter=self._limiter)
+        except trio.Cancelled:
+            # The mount ends while another has the database: closing it writes these as well.
+            self._queued = {**self._writing, **self._queued}
+            raise
         finally:
             self._writing = {}
 

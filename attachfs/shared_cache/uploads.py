@@ -63,7 +63,7 @@ class Uploader:
         try:
             await add(self._shared, digest, size, blob.pread)
         finally:
-            await trio.to_thread.run_sync(blob.close)
+            blob.close_soon()  # cancelled, at the end of the mount, it could not wait for a thread
 
 
 async def add(shared: SharedCache, digest: Digest, size: int, read: Callable[[int, int], bytes]) -> bool:

@@ -677,6 +677,49 @@ def test_what_is_opened_or_removed_while_the_walk_goes_on(
     assert cache.stats().used_bytes >= disk_usage(cache.root)
 
 
+def test_closing_waits_for_the_walk_that_goes_on_and_ends_it_early(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once the lock is given back the directory may be another mount's: its files are not to be swept."""
+    cache = make()
+    for number in range(20):
+        put(cache, blob_of(number))
+    cache.close()
+    cache = make(index=False)
+    walking, closing = threading.Event(), threading.Event()
+    real_scan, real_stop = scan.scan_blobs, scan.Indexer.stop
+    folders = list[scan.Scanned]()
+    detached = list[bool]()
+
+    def walk(home: CacheDir) -> Iterator[scan.Scanned]:
+        for folder in real_scan(home):
+            folders.append(folder)
+            walking.set()
+            assert closing.wait(30)
+            yield folder
+            detached.append(home.identity() is None)
+
+    def stop(indexer: scan.Indexer) -> None:
+        indexer._stopped = True
+        closing.set()
+        real_stop(indexer)
+
+    monkeypatch.setattr(scan, "scan_blobs", walk)
+    monkeypatch.setattr(scan.Indexer, "stop", stop)
+    index = threading.Thread(target=cache.index)
+    index.start()
+    assert walking.wait(30)
+    cache.close()
+    assert cache._indexer._scanning.acquire(blocking=False)
+    cache._indexer._scanning.release()
+    index.join(30)
+    assert len(folders) == 1
+    assert not any(detached)
+    cache.index()  # a thread that only now gets its turn
+    assert len(folders) == 1
+    assert not warnings_in(caplog)
+
+
 def test_clearing_forgets_what_went_with_a_removed_directory(make: Make) -> None:
     cache = make()
     put(cache, b"x")

@@ -3,11 +3,13 @@
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from attachfs.errors import UsageError
 from attachfs.ledger import answer_store
@@ -129,6 +131,36 @@ async def test_the_event_loop_goes_on_while_the_database_is_locked(
         assert turns > 10
     other.close()
     await store.aclose()
+
+
+async def test_what_was_about_to_be_written_at_the_end_of_the_mount_is_written_by_closing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader has the database at the moment at which the writing task is cancelled."""
+    store = AnswerStore(path)
+    reading, goes_on = trio.Event(), threading.Event()
+    works, token = store._read, trio.lowlevel.current_trio_token()
+
+    def slow(key: str) -> tuple[bytes, float] | None:
+        token.run_sync_soon(reading.set)
+        goes_on.wait(30)
+        return works(key)
+
+    monkeypatch.setattr(store, "_read", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.get, KEYS[1])
+        await reading.wait()
+        store.put(KEYS[0], b"anew", store.generation)
+        nursery.start_soon(store.write)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    goes_on.set()
+    await store.aclose()
+    store = AnswerStore(path)
+    found = await store.get(KEYS[0])
+    await store.aclose()
+    assert found is not None
+    assert found.body == b"anew"
 
 
 async def test_offline_says_what_to_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
