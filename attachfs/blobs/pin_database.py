@@ -107,6 +107,11 @@ class PinDatabase:
             if type(error) is sqlite3.DatabaseError:  # its subclasses tell of anything but damage
                 raise self._move_damaged(error) from error
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error}") from error
+        except IsADirectoryError as error:
+            raise Unexpected(
+                f"the pinned hashes in {self.path} cannot be used: it is a directory; move it away and put a "
+                f"backup in its place, or start without any pins"
+            ) from error
         except OSError as error:
             raise Unexpected(f"the pinned hashes in {self.path} cannot be used: {error.strerror}") from error
 

@@ -5,6 +5,7 @@ own; the event loop only ever touches the answers that wait to be written. A dat
 set aside, and one that is locked, full or read-only is done without: each costs one warning and nothing else.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -179,6 +180,8 @@ class AnswerStore:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.touch(mode=0o600)
+            if self.path.is_dir():  # which SQLite calls an I/O error
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             return self._prepared(sqlite3.connect(self.path, check_same_thread=False, timeout=_BUSY))
         except (OSError, sqlite3.Error) as error:
             if _is_corrupt(error):
@@ -186,6 +189,8 @@ class AnswerStore:
                 return self._prepared(sqlite3.connect(self.path, check_same_thread=False, timeout=_BUSY))
             # A directory that cannot be written to may hold what was seen before all the same.
             uri = f"file:{quote(str(self.path))}?mode=ro&immutable=1"
+            if isinstance(error, IsADirectoryError):
+                raise
             read_only = isinstance(error, OSError) or _code(error) in (
                 sqlite3.SQLITE_READONLY,
                 sqlite3.SQLITE_CANTOPEN,
@@ -263,12 +268,13 @@ class AnswerStore:
         self._complain(error)
 
     def _complain(self, error: Exception) -> None:
-        said, self._problem = self._problem, str(error)
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        said, self._problem = self._problem, reason
         if not said:
             log.warning(
                 "%s cannot be used (%s): answers are not kept for --offline and outages; %s",
                 self.path,
-                error,
+                reason,
                 _remedy(error, self.path),
             )
 
@@ -328,6 +334,8 @@ def _is_corrupt(error: Exception) -> bool:
 def _remedy(error: Exception, path: Path) -> str:
     if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "end what else has it open"
+    if isinstance(error, IsADirectoryError):
+        return f"move {path} away"
     if _code(error) == sqlite3.SQLITE_FULL:
         return f"make room in {path.parent}"
     return f"make {path.parent} writable, or let XDG_STATE_HOME name another place"

@@ -2,19 +2,23 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from attachfs.demo.spawn import DemoServer
 from attachfs.mount.mountinfo import mount_at
-from tests.mount.conftest import Mounted, run_mount
-from tests.services.threaded_ledger import ScriptedLedger, serve
+from tests.mount.conftest import ENDS_WITHIN, Mounted, run_mount
+from tests.services.threaded_ledger import Handler, ScriptedLedger, send, serve
 
 _LIMIT = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
 
@@ -111,14 +115,123 @@ def test_a_state_directory_that_cannot_be_written_costs_a_warning_and_what_can_b
             assert any(" WARNING " in line and "/state/attachfs" in line for line in mounted.log), mounted.log
 
 
+def garbage(database: Path) -> None:
+    database.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 100)
+
+
+def cut(database: Path) -> None:
+    database.write_bytes(database.read_bytes()[:5000])
+
+
+def directory(database: Path) -> None:
+    database.unlink()
+    (database / "something").mkdir(parents=True)
+
+
+DAMAGE = [
+    (garbage, "is damaged (file is not a database): it is set aside"),
+    (cut, "is damaged (database disk image is malformed): it is set aside"),
+    (directory, "cannot be used (Is a directory): answers are not kept for --offline and outages; move "),
+]
+
+
+def state_of(base: Path, pattern: str) -> Path:
+    (database,) = (base / "state" / "attachfs").glob(pattern)
+    assert not database.with_name(f"{database.name}-wal").exists()  # it was closed well
+    return database
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGE)
 def test_a_damaged_offline_database_costs_an_online_mount_a_warning(
-    tmp_path: Path, ledger: DemoServer
+    tmp_path: Path, ledger: DemoServer, damage: Callable[[Path], None], words: str
 ) -> None:
     with run_mount(tmp_path, server=ledger) as mounted:
-        assert (mounted.point / ledger.story["pdf"]).read_bytes().startswith(b"%PDF")
-    for database in (tmp_path / "state" / "attachfs").glob("127*.sqlite"):
-        database.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 100)
+        mounted.sh("ls -lR assets", check=False)  # so that there is something to be cut off
+    database = state_of(tmp_path, "127*.sqlite")
+    damage(database)
     with run_mount(tmp_path, server=ledger) as mounted:
         assert (mounted.point / ledger.story["pdf"]).read_bytes().startswith(b"%PDF")
         mounted.sh("ls -lR assets", check=False)
-        assert any(" WARNING " in line and ".sqlite" in line for line in mounted.log), mounted.log
+        mounted.sh("cat assets/*/* >/dev/null", check=False)
+        assert mounted.status()["opened"] > 1
+    lines = [line for line in mounted.log if ".sqlite" in line and (" WARNING " in line or " ERROR " in line)]
+    assert len(lines) == 1, lines
+    assert f"{database} {words}" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(garbage, "THE PINNED HASHES ARE DAMAGED"), (cut, "THE PINNED HASHES ARE DAMAGED"), (directory, "")],
+)
+def test_damaged_pins_are_said_once_and_reading_goes_on_once_there_is_a_backup_in_their_place(
+    tmp_path: Path, ledger: DemoServer, damage: Callable[[Path], None], words: str
+) -> None:
+    """Whether a record has changed since it was first read is not known meanwhile: nothing is believed."""
+    with run_mount(tmp_path, server=ledger) as mounted:
+        file = mounted.point / ledger.story["pdf"]
+        assert file.read_bytes().startswith(b"%PDF")
+    database = state_of(tmp_path, "pins.sqlite")
+    backup = database.read_bytes()
+    damage(database)
+    with run_mount(tmp_path, server=ledger) as mounted:
+        for _ in range(3):
+            with pytest.raises(OSError, match="Input/output error"):
+                file.read_bytes()
+        mounted.wait_for_log("a backup in")
+        assert len([line for line in mounted.log if " ERROR " in line and words in line]) == bool(words)
+        mounted.sh("ls -lR assets", check=False)  # all else works
+        if database.is_dir():
+            database.rename(tmp_path / "away")
+        for aside in database.parent.glob("pins.sqlite.damaged-*"):
+            aside.unlink()
+        database.write_bytes(backup)
+        assert file.read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("then", ["it is answered", "its token is refused"])
+def test_an_info_that_is_under_way_at_sighup_ends_well_and_is_not_believed_after_it(
+    tmp_path: Path, then: str
+) -> None:
+    scripted, token = ScriptedLedger(), tmp_path / "token.txt"
+    token.write_text("first-t0ken")
+    token.chmod(0o600)
+    scripted.token = "first-t0ken"
+    path = scripted.add("file", b"content")
+    under_way, goes_on = threading.Event(), threading.Event()
+    tokens: list[str] = []
+
+    def info(request: Handler) -> bool:
+        tokens.append(request.headers["Authorization"].removeprefix("Bearer "))
+        if len(tokens) > 1:
+            return False
+        answer = json.dumps(scripted.infos[path.rpartition("/")[2]]).encode()
+        under_way.set()
+        goes_on.wait(ENDS_WITHIN)
+        if then == "it is answered":
+            send(request, 200, answer)
+        return then == "it is answered"
+
+    scripted.bend["info"] = info
+    with (
+        serve(scripted, token) as served,
+        run_mount(tmp_path, server=served) as mounted,
+        ThreadPoolExecutor() as pool,
+    ):
+        file = mounted.point / path
+        asking = pool.submit(file.stat)
+        try:
+            assert under_way.wait(ENDS_WITHIN)
+            scripted.token = "second-t0ken"
+            token.write_text(scripted.token)
+            mounted.process.send_signal(signal.SIGHUP)
+            mounted.wait_for_log("names and attributes are forgotten")
+            scripted.infos[path.rpartition("/")[2]]["scanned_status"] = "SCANNED_BAD"
+        finally:
+            goes_on.set()
+        assert asking.result(ENDS_WITHIN).st_size == len(b"content")
+        with pytest.raises(PermissionError):
+            file.read_bytes()
+        assert os.getxattr(file, "user.attachment.scanned_status") == b"SCANNED_BAD"
+        assert tokens[0] == "first-t0ken"
+        assert set(tokens[1:]) == {"second-t0ken"}
+    assert not any(" ERROR " in line for line in mounted.log), mounted.log
