@@ -27,19 +27,19 @@ from attachfs.service.auth import Auth, ClientCredentials, NoAuth, jwt_expiry
 from attachfs.service.client import Client, open_http
 
 _PATIENCE = 10.0  # seconds for the request to the ledger, retries included, and no more than --timeout
+_LOG_IN = "store new ones with: attachfs login"
+_SEE_LEDGER = "see the line about the ledger"
 _SOON = 600  # seconds; a token that expires within them is worth a word
 
 
 async def check(config: Config) -> list[Finding]:
     """Check the credentials as such, then ask the ledger with them for one asset."""
     if config.offline:
-        return [Finding("ledger", State.NOTE, "it is not asked: --offline")]
+        return [Finding("ledger", State.NOTE, "not contacted (--offline)")]
     try:
         http = open_http(url=config.url, ca_file=config.ca_file, max_connections=1)
     except UsageError as error:
-        return [
-            usage_finding("ledger", error, "check --ca-file, and the proxy's variables in the environment")
-        ]
+        return [usage_finding("ledger", error, "check --ca-file, and the proxy variables in the environment")]
     async with http:
         auth, problem = await _credentials(
             config, lambda client_id, secret: ClientCredentials(client_id, secret, config.url, http)
@@ -61,43 +61,41 @@ async def _credentials(
     config: Config, log_in: Callable[..., ClientCredentials]
 ) -> tuple[Auth, Finding | None]:
     """Return the credentials, or none of any use and what is wrong with them."""
-    remedy = "save a bearer token in the token file, readable by you only (chmod 600)"
     try:
         auth = credentials.choose(config, log_in)
         header = await auth.header()
     except UsageError as error:
-        return NoAuth(), usage_finding("credentials", error, remedy)
+        return NoAuth(), usage_finding("credentials", error, _LOG_IN)
     except AccessDenied as error:
         wrong = Finding(
-            "credentials", State.WRONG, error.reason, "check --client-id and --client-secret-file"
+            "credentials",
+            State.WRONG,
+            error.reason,
+            f"check --client-id; {_LOG_IN}",
         )
         return NoAuth(), wrong
     except AttachfsError as error:
-        return NoAuth(), Finding("credentials", State.UNKNOWN, error.reason, "see what is said of the ledger")
+        return NoAuth(), Finding("credentials", State.UNKNOWN, error.reason, _SEE_LEDGER)
     expiry = jwt_expiry(header.rpartition(" ")[2]) if header is not None else None
     if expiry is not None and expiry <= time.time() and not isinstance(auth, ClientCredentials):
         detail = f"the token expired at {output.moment(expiry)}"
-        return auth, Finding("credentials", State.WRONG, detail, f"save a new token in {config.token_file}")
+        return auth, Finding("credentials", State.WRONG, detail, _LOG_IN)
     if expiry is not None and expiry - time.time() < _SOON and not isinstance(auth, ClientCredentials):
         detail = f"the token expires at {output.moment(expiry)}"
-        return auth, Finding(
-            "credentials", State.NOTE, detail, f"save a new token in {config.token_file} soon"
-        )
+        return auth, Finding("credentials", State.NOTE, detail, _LOG_IN)
     return auth, None
 
 
 def explain(error: BaseException | None, url: str, *, anonymous: bool = False) -> tuple[Finding, Finding]:
     """Return what the answer to the one request says of the ledger, and of the credentials."""
     if error is None:
-        accepted = "they are accepted" if not anonymous else "none are sent, and none are asked for"
+        accepted = "accepted" if not anonymous else "none are sent, and none are needed"
         return Finding("ledger", State.OK, f"{url} answers"), Finding("credentials", State.OK, accepted)
     if isinstance(error, AccessDenied):
         return Finding("ledger", State.OK, f"{url} answers"), _denied(error, anonymous=anonymous)
     state, remedy = _diagnose(error, url)
     reason = error.reason if isinstance(error, AttachfsError) else f"{type(error).__name__}: {error}"
-    unasked = Finding(
-        "credentials", State.UNKNOWN, "they could not be tried", "see what is said of the ledger"
-    )
+    unasked = Finding("credentials", State.UNKNOWN, "could not be tried", _SEE_LEDGER)
     if anonymous:
         unasked = Finding("credentials", State.OK, "none are sent (--no-auth)")
     return Finding("ledger", state, f"{url}: {reason}", remedy), unasked
@@ -109,7 +107,7 @@ def _denied(error: AccessDenied, *, anonymous: bool) -> Finding:
     if "(403)" in error.reason:
         remedy = "ask the ledger's administrator for an access policy that lets you read assets"
     else:
-        remedy = "save a new token in the token file; check that it is for this ledger (--url)"
+        remedy = f"check --url; {_LOG_IN}"
     return Finding("credentials", State.WRONG, error.reason, remedy)
 
 
@@ -119,13 +117,13 @@ def _diagnose(error: BaseException, url: str) -> tuple[State, str]:
     if remedy:
         return State.WRONG, remedy
     if isinstance(error, RateLimited):
-        return State.UNKNOWN, "wait a minute; mount with a lower --max-connections, or ask for a higher limit"
+        return State.UNKNOWN, "wait a minute; if it recurs, ask the ledger's operator for a higher limit"
     if isinstance(error, BadAnswer) and re.search("answered 5[0-9][0-9]", error.reason):
         return State.UNKNOWN, "the service is unwell: try again later, or ask its operator"
     remedy = "check the host and port in --url, the network, its proxies and firewalls"
     stranger = isinstance(error, Unreachable) and re.search("in (its )?place", error.reason) is not None
     if stranger or isinstance(error, NotFound | BadAnswer):
-        remedy = "something else than a ledger answers there: check --url"
+        remedy = "something other than a ledger answers there: check --url"
         remedy += "; is it https:// ?" if url.startswith("http:") else ""
     return State.WRONG, remedy
 

@@ -343,9 +343,7 @@ class _PassingError(BadAnswer):
 
 def _error_of(status: int, what: str, said: str) -> AttachfsError:
     if status in (400, 401):
-        return AccessDenied(
-            f"{what}: the client id or secret is wrong ({status}){said}; check --client-id and its secret"
-        )
+        return AccessDenied(f"{what}: the client ID or secret is wrong ({status}){said}")
     if status == 403:
         return AccessDenied(f"{what}: this client is not allowed in (403){said}")
     if status == 404:

@@ -99,7 +99,7 @@ def error_of(refusal: Refusal, what: str, *, authorized: bool, strayed: bool) ->
         elif not authorized:
             reason = "the service wants credentials, and none are sent"
         else:
-            reason = "the credentials are refused; renew them"
+            reason = "the ledger refuses the credentials"
         return AccessDenied(f"{what}: {reason} (401){said}")
     if status == 403:
         return AccessDenied(f"{what}: the access policy does not allow it (403){said}")

@@ -96,7 +96,7 @@ ROWS = (
         errno.EACCES,
         expire,
         stat,
-        "credentials are refused",
+        "refuses the credentials",
         INFO,
     ),
     Row("403", errors.AccessDenied, errno.EACCES, answers("blob", status(403)), read, "access policy"),

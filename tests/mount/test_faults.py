@@ -106,7 +106,7 @@ PASSING = (408, 500, 502, 503, 504)
 
 def of_status(code: int, on: str) -> Fault:
     told = {
-        401: "the credentials are refused; renew them (401)",
+        401: "the ledger refuses the credentials (401)",
         403: "the access policy does not allow it (403)",
         404: "" if on != "events" else "does not have it (404)",
         206: "the service answered 206",

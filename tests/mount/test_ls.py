@@ -1,6 +1,7 @@
 """`attachfs ls` and `login` on real mounts."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def log_in(program: Program, url: str, secret: str, *options: str) -> subprocess
         timeout=60,
     )
     assert "Traceback" not in done.stderr
-    assert secret.strip() not in done.stdout + done.stderr
+    assert not secret.strip() or secret.strip() not in done.stdout + done.stderr
     return done
 
 
@@ -63,9 +64,23 @@ def test_login_stores_what_the_ledger_accepts_and_nothing_else(
     refused = log_in(attachfs, ledger.url, "forged")
     assert refused.returncode == 1
     assert "nothing was stored" in refused.stderr
+    assert "give all of a token that is for this ledger (--url)" in refused.stderr
     assert list(stored.parent.iterdir()) == []
-    assert log_in(attachfs, "http://127.0.0.1:1", token).returncode != 0
-    assert log_in(attachfs, "http://ledger.example", token).returncode == 1  # in clear
+    expired = log_in(attachfs, ledger.url, "e30.eyJleHAiOjF9.x")
+    assert expired.returncode == 1
+    assert "the token expired at 1970-01-01" in expired.stderr
+    away = log_in(attachfs, "http://127.0.0.1:1", token)
+    assert away.returncode == 1
+    assert away.stderr.count("\n") == 1  # that the token could not be tried either goes without saying
+    assert "Connection refused" in away.stderr
+    in_clear = log_in(attachfs, "http://ledger.example", token)
+    assert in_clear.returncode == 2
+    assert "--insecure-http" in in_clear.stderr
+    for done in (refused, expired, away, in_clear):  # doctor's words, and a file that is gone by then
+        assert not re.search(r"attachfs login|\.bearer-token|--no-auth|see the line", done.stderr)
+    assert "is a directory" in log_in(attachfs, ledger.url, token, "--token-file", str(tmp_path)).stderr
+    for nothing, word in (("", "nothing was given"), ("a\nb", "one line"), ("t\u00f6ken", "one line")):
+        assert word in log_in(attachfs, ledger.url, nothing).stderr
     assert list(stored.parent.iterdir()) == []
     done = log_in(attachfs, ledger.url, f"{token}\n")
     assert done.returncode == 0, done.stderr
@@ -87,6 +102,7 @@ def test_login_stores_an_applications_secret_and_has_mounts_use_it(attachfs: Pro
         refused = log_in(attachfs, server.url, "wrong-one", "--client-id", "me")
         assert refused.returncode == 1
         assert "nothing was stored" in refused.stderr
+        assert "check --client-id and --url, and give the client's secret again" in refused.stderr
         done = log_in(attachfs, server.url, "hush-hush\n", "--client-id", "me")
         assert done.returncode == 0, done.stderr
         [stored] = (tmp_path / "config" / "attachfs").glob("*.secret")
