@@ -83,7 +83,7 @@ def test_a_mounted_bag_is_the_ledger_file_by_file_and_attribute_by_attribute(
     """Names, kinds, sizes, times, links, records, bytes, and the error of what does not open.
 
     Promise 31: "A mounted bag shows the names, sizes, times, attributes, bytes and errors of the mount that
-    it was exported from, and asks nobody."
+    it was exported from, and makes no requests."
     """
     compared = 0
     for one in everything(live.point):
@@ -145,8 +145,8 @@ def test_a_flipped_bit_is_bad_message_on_the_mount_and_named_by_the_others(
 ) -> None:
     """Before it is opened, and while it is mounted.
 
-    Promise 32: "A bit that is flipped in a file of a bag makes that file fail with EBADMSG where the bag is
-    mounted, and is named by attachfs verify."
+    Promise 32: "A flipped bit in a file of a bag makes that file fail with EBADMSG where the bag is
+    mounted, and attachfs verify names it."
     """
     good = [path for path, one in recorded.items() if one.good and one.info["size"] < 2**20]
     flipped, later = good[0], good[1]

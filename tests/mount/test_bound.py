@@ -71,9 +71,9 @@ class Sampler:
 def test_four_hundred_reads_of_more_than_fits_never_exceed_the_bound(tmp_path: Path) -> None:
     """200 files through a cache that holds 50, by eight readers at once.
 
-    Promise 13: "The cache never takes more of the disk than its bound, counting what is being written and
-    what has been removed but is still open; room is made before a byte is written, and what was opened least
-    recently goes first."
+    Promise 13: "The cache never takes more of the disk than its limit, including what is being written and
+    what was removed but is still open; room is made before a byte is written, and the least recently opened
+    blobs go first."
     """
     ledger = ScriptedLedger()
     contents = filled(ledger, 200, 64 * KiB)
@@ -121,8 +121,8 @@ def test_four_hundred_reads_of_more_than_fits_never_exceed_the_bound(tmp_path: P
 def test_a_blob_larger_than_the_cache_is_readable_and_leaves_nothing(tmp_path: Path) -> None:
     """In strict verification too, where it is kept whole before it opens.
 
-    Promise 14: "A blob for which no room can be made in the cache is read through a temporary file that has
-    no name, and verified all the same."
+    Promise 14: "A blob for which no room can be made in the cache is read through an unnamed temporary
+    file, and verified all the same."
     """
     ledger = ScriptedLedger()
     content = random.Random(1).randbytes(5 * MiB)
@@ -179,7 +179,7 @@ def test_a_full_disk_costs_one_warning_and_no_read(
     """Full before, full in the middle of a blob, and with room again.
 
     Promise 15: "A cache directory that is full, read-only, deleted or booby-trapped with links keeps nobody
-    from reading: it costs one warning and speed, and nothing outside of it is touched."
+    from reading: it costs one warning and speed, and nothing outside it is touched."
     """
     ledger = ScriptedLedger()
     contents = filled(ledger, 12, 2 * MiB)
@@ -292,8 +292,8 @@ def test_links_planted_in_the_cache_lead_nowhere(tmp_path: Path, planted: str) -
 def test_a_second_mount_on_the_same_cache_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     """And the first goes on.
 
-    Promise 17: "One mount at a time uses a cache directory: the second is refused, and told which process
-    has it and where that is mounted."
+    Promise 17: "One mount at a time uses a cache directory: a second mount is refused, with the process
+    that uses it and where that is mounted."
     """
     ledger = ScriptedLedger()
     contents = filled(ledger, 1, 200 * KiB)

@@ -135,7 +135,7 @@ def test_forty_kills_lose_nothing_and_leave_nothing_wrong(tmp_path: Path) -> Non
     Promise 16: "Killing the program at any moment loses no verified blob and leaves nothing that a later
     run would serve wrongly."
 
-    Promise 26: "A mount whose program has died answers with ENOTCONN and is never an empty directory."
+    Promise 26: "A mount whose program has died fails with ENOTCONN, and is never an empty directory."
     """
     seed = int(os.environ.get("ATTACHFS_TEST_SEED") or random.SystemRandom().randrange(2**32))
     chains = []

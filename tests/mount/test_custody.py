@@ -64,9 +64,9 @@ def test_of_sixteen_busy_readers_every_open_is_in_the_log_and_the_chain_holds(
 ) -> None:
     """A custody log is complete.
 
-    Promise 34: "With a custody log, every open of an attachment is in it, with the hash of the line before,
-    before the open succeeds; who has changed, removed, inserted or moved a line is found by attachfs custody
-    verify."
+    Promise 34: "With a custody log, every open of an attachment is recorded before it succeeds, with the
+    hash of the line before; attachfs custody verify finds any line that was changed, removed, inserted or
+    moved."
     """
     log = tmp_path / "custody.log"
     seconds = os.environ.get("ATTACHFS_BUSY", "3")
@@ -123,8 +123,8 @@ def test_while_it_cannot_be_written_nothing_opens_unless_it_is_optional(
 ) -> None:
     """A custody log cannot be circumvented by filling the disk.
 
-    Promise 35: "While the custody log cannot be written, no attachment opens (EIO), unless the mount was told
-    that it is optional."
+    Promise 35: "While the custody log cannot be written, no attachment opens (EIO), unless
+    --custody-log-optional is given."
     """
     log = tmp_path / "custody.log"
     options = ["--custody-log-optional"] if optional else []

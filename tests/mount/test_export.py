@@ -59,8 +59,8 @@ def test_everything_that_may_be_read_is_in_the_bag_and_what_is_refused_in_its_re
 ) -> None:
     """Compared with what the ledger really sends.
 
-    Promise 29: "Every file in an exported bag has been compared with the records of the ledger on its way
-    there, and what differs or is refused is in the report of the bag and nowhere else."
+    Promise 29: "Every file in an exported bag was compared with the ledger's records on its way there; what
+    differs or is refused is in the bag's report and nowhere else."
     """
     bag, done = exported
     assert done.returncode == 1, done.stderr

@@ -39,7 +39,7 @@ def resident(pid: int) -> int:
 def test_an_export_that_is_killed_again_and_again_goes_on_and_fetches_nothing_twice(tmp_path: Path) -> None:
     """Also where the killing hits the reading of records, or the end.
 
-    Promise 30: "An export that is killed at any moment goes on when it is run again, and fetches no file
+    Promise 30: "An export that is killed at any moment continues when it is run again, and fetches no file
     twice."
     """
     token, bag = tmp_path / "token", tmp_path / "bag"

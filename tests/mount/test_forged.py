@@ -40,8 +40,8 @@ def test_forged_answers_behind_all_answers_change_nothing_that_is_read(
 ) -> None:
     """Three readers, three files after each other, every answer followed by forged ones.
 
-    Promise 37: "What a service, or anything between, sends behind an answer is never taken for the answer
-    to another question."
+    Promise 37: "What a service, or anything in between, sends after an answer is never taken for the answer
+    to another request."
     """
     with lane(tmp_path, prelude=RESTS_LONGER) as mounted:
         cases = [mounted.fresh() for _ in range(12)]
@@ -76,8 +76,8 @@ def test_a_stranger_s_page_makes_nothing_missing_nor_forbidden_and_heals_at_once
 ) -> None:
     """Both for the asset's record and for the attachments'.
 
-    Promise 38: "What a gateway or the login page of a network answers in place of the ledger makes nothing
-    absent or forbidden, and is forgotten at once."
+    Promise 38: "What a gateway or a network's login page answers in the ledger's place makes nothing absent
+    or forbidden, and is forgotten at once."
     """
     with lane(tmp_path) as mounted:
         case = mounted.fresh()

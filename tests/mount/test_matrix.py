@@ -333,25 +333,26 @@ def test_each_blob_and_mode_gives_the_right_bytes_or_the_right_error(
 ) -> None:
     """The right bytes or the right error, and in strict verification no byte before the verdict.
 
-    Promise 2: "In strict verification a file opens only once all of its bytes have been fetched and found
-    right: a program that meets an error has been given no byte."
+    Promise 2: "With strict verification, a file opens only after all of its bytes have been fetched and
+    verified: a program that gets an error has received none of them."
 
-    Promise 3: "In stream verification bytes are handed out as they arrive, in order or, where the service
-    sends parts, ahead of that, but one part, of at most 128 KiB, only once the whole has been found right and
-    what was handed out ahead found in it: no program reads a wrong file to its end without an error."
+    Promise 3: "With stream verification, bytes are served as they arrive, or ahead of that where the
+    service sends parts, except for one part of at most 128 KiB: it is withheld until the whole file and
+    everything served ahead have been verified, so that no program reads a wrong file to its end without an
+    error."
 
-    Promise 4: "In auto verification files up to the strict limit are treated as in strict verification,
-    larger ones as in stream verification."
+    Promise 4: "With auto verification, files up to the strict limit are treated as with strict
+    verification, larger ones as with stream verification."
 
-    Promise 6: "Three records are compared: the bytes, the hash in /info, and the hash in the asset's or
-    event's own attributes where there is one; if any two of them differ the file does not open, or, where
+    Promise 6: "Three hashes are compared: that of the bytes, the one in /info, and the one in the asset's
+    or event's own attributes where there is one; if any two of them differ, the file does not open or, if
     it is streamed, fails before its end, with EBADMSG."
 
-    Promise 7: "The hash and size with which a file was first found right are remembered outside the cache,
-    and when the ledger later records others the file does not open."
+    Promise 7: "The hash and size with which a file was first verified are remembered outside the cache; if
+    the ledger later records others, the file does not open."
 
     Promise 8: "A body that is shorter or longer than recorded fails with EIO, whether its announced length
-    tells or the connection ends early."
+    shows that or the connection ends early."
     """
     bench = bench_of(case.mode)
     judge(bench, case)
@@ -374,8 +375,8 @@ def test_a_cached_file_changed_on_the_disk_is_fetched_again_or_refused(
 ) -> None:
     """Whatever became of the cached file, its bytes are not served, and nothing outside is touched.
 
-    Promise 10: "A cached file that was written to, cut, extended or replaced on the disk is hashed again
-    when it is next opened, and if it is wrong put aside and fetched anew."
+    Promise 10: "A cached file that was written to, truncated, extended or replaced on the disk is hashed
+    again when it is next opened; if it is wrong, it is quarantined and fetched again."
     """
     bench = bench_of(case.mode)
     judge(bench, case)
@@ -388,8 +389,8 @@ def test_after_all_of_it_the_cache_holds_only_what_is_right(
 ) -> None:
     """What was wrong is in the quarantine and nowhere else.
 
-    Promise 1: "A blob enters the cache only after its length and hash have been found to be those that
-    /info records, and the name of its file there is that hash."
+    Promise 1: "A blob enters the cache only after its length and hash have matched what /info records; its
+    file there is named by that hash."
 
     Promise 9: "Bytes that did not match are kept under quarantine/ in the cache directory, with a note of
     what was expected, and are never served."
@@ -526,8 +527,8 @@ def test_no_tool_reads_a_wrong_stream_to_its_end(
 ) -> None:
     """The tool says that it failed, and what it put out is not the whole file.
 
-    Promise 5: "A read returns exactly the bytes that were asked for, cut at the end of the file only, or
-    fails: a short answer never stands for the end."
+    Promise 5: "A read returns exactly the bytes requested, cut only at the end of the file, or fails: an
+    incomplete answer never looks like the end."
     """
     bench = bench_of("stream")
     content, out = TOOLS[case.warmth](bench.paths[case.name], tmp_path)

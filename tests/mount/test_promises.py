@@ -65,8 +65,8 @@ def test_the_scan_policy_is_asked_at_each_open_of_cached_files_too(
 ) -> None:
     """The status changes while the file is cached, and while the kernel has its pages.
 
-    Promise 19: "The scan policy decides at every open, of cached files too, and what it refuses fails with
-    EPERM."
+    Promise 19: "The scan policy is applied at every open, of cached files too, and what it refuses fails
+    with EPERM."
     """
     ledger = ScriptedLedger()
     path = ledger.add("one", CONTENT)
@@ -88,8 +88,8 @@ def test_the_scan_policy_is_asked_at_each_open_of_cached_files_too(
 def test_unverified_bytes_only_where_somebody_asked_for_them(tmp_path: Path) -> None:
     """Wrong bytes are handed out, as was asked for, and are gone with the file's last close.
 
-    Promise 20: "Only where verification was turned off are bytes handed out that nobody has compared; then
-    nothing is kept in the cache, and each mount logs a warning."
+    Promise 20: "Only with verification turned off are unverified bytes served; then nothing is kept in the
+    cache, and each mount logs a warning."
     """
     ledger = ScriptedLedger()
     path = ledger.add("one", CONTENT)
@@ -137,8 +137,8 @@ def test_only_the_ledgers_404_makes_an_identity_absent(
 ) -> None:
     """And only for as long as it says so.
 
-    Promise 23: "Nothing but the ledger's own answer that there is none makes an identity absent: an outage,
-    a refusal or an answer that cannot be read is another error."
+    Promise 23: "Only the ledger's own answer makes an identity absent: an outage, a refusal or an
+    unreadable answer is another error."
     """
     ledger = ScriptedLedger()
     path = ledger.add("one", CONTENT)
@@ -170,8 +170,8 @@ def page_of(kind: str, records: list[dict[str, Any]], token: str) -> Callable[[H
 def test_a_listing_that_breaks_off_fails(tmp_path: Path, kind: str) -> None:
     """Also after entries have been shown.
 
-    Promise 24: "A directory is listed whole or its listing fails: a page that cannot be had never makes it
-    look shorter."
+    Promise 24: "A directory is listed whole or its listing fails: a page that cannot be fetched never makes
+    it look shorter."
     """
     ledger = ScriptedLedger()
     records = [

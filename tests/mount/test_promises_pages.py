@@ -126,8 +126,8 @@ def test_pages_of_a_stream_that_failed_are_not_shown_once_the_service_is_healed(
 ) -> None:
     """The program that met the error may still have the file open, and mapped.
 
-    Promise 12: "What a stream handed out before it failed or was given up is shown to no program that opens
-    the file later."
+    Promise 12: "No program that opens a file later sees what a stream served before it failed or was
+    abandoned."
     """
     bench.sends, bench.stalls = content(2), True
     with mounted_on(bench, tmp_path) as mounted, contextlib.ExitStack() as held:
@@ -239,8 +239,8 @@ def test_a_cached_file_changed_while_it_is_open_is_not_served(
 ) -> None:
     """Neither to the program that has it open nor to the next.
 
-    Promise 11: "A cached file that changes on the disk while it is open fails with EBADMSG where the kernel
-    has not read it yet."
+    Promise 11: "A cached file that changes on the disk while it is open fails with EBADMSG wherever the
+    kernel has not read it yet."
     """
     with mounted_on(bench, tmp_path, f"--verify={mode}") as mounted:
         if opened == "from the cache":

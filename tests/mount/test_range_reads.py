@@ -103,8 +103,9 @@ def test_an_archive_is_listed_and_a_member_read_before_the_stream_has_come_there
 ) -> None:
     """The stream brings all of it, and what was read ahead has come twice.
 
-    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, but for what
-    is read far ahead of a stream, and not again while they are in the cache, by a later mount either."
+    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, except for
+    what is read far ahead of a stream; while they are cached, they are not fetched again, not even by a
+    later mount."
     """
     bench.until = 3 * MiB
     with mounted_on(bench, tmp_path):
@@ -147,9 +148,10 @@ def test_a_wrong_file_is_not_read_whole_without_an_error_even_from_its_end(
 
     What is stored may be read up to the part that is withheld by then, which is somewhere in the middle.
 
-    Promise 3: "In stream verification bytes are handed out as they arrive, in order or, where the service
-    sends parts, ahead of that, but one part, of at most 128 KiB, only once the whole has been found right and
-    what was handed out ahead found in it: no program reads a wrong file to its end without an error."
+    Promise 3: "With stream verification, bytes are served as they arrive, or ahead of that where the
+    service sends parts, except for one part of at most 128 KiB: it is withheld until the whole file and
+    everything served ahead have been verified, so that no program reads a wrong file to its end without an
+    error."
     """
     wrong = bytearray(ARCHIVE)
     wrong[5 * MiB] ^= 1
@@ -185,9 +187,10 @@ def test_a_wrong_part_of_a_right_file_fails_who_has_it_open_and_is_shown_to_nobo
 ) -> None:
     """The verified file is in the cache all the same, and opens once the other has closed it.
 
-    Promise 3: "In stream verification bytes are handed out as they arrive, in order or, where the service
-    sends parts, ahead of that, but one part, of at most 128 KiB, only once the whole has been found right and
-    what was handed out ahead found in it: no program reads a wrong file to its end without an error."
+    Promise 3: "With stream verification, bytes are served as they arrive, or ahead of that where the
+    service sends parts, except for one part of at most 128 KiB: it is withheld until the whole file and
+    everything served ahead have been verified, so that no program reads a wrong file to its end without an
+    error."
     """
     bench.parts = bytes(len(ARCHIVE))
     bench.until = 3 * MiB

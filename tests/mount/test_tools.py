@@ -230,8 +230,9 @@ def test_sixteen_readers_of_one_cold_file_cause_one_download(
 ) -> None:
     """Nobody fetches what somebody else is fetching.
 
-    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, but for what
-    is read far ahead of a stream, and not again while they are in the cache, by a later mount either."
+    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, except for
+    what is read far ahead of a stream; while they are cached, they are not fetched again, not even by a
+    later mount."
     """
     path = max(good, key=lambda p: recorded[p].info["size"])
     with mount() as mounted, concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -243,7 +244,7 @@ def test_sixteen_readers_of_one_cold_file_cause_one_download(
 def test_inode_numbers_are_the_same_after_a_remount(either: Mount, good: dict[str, str]) -> None:
     """Tools that remember files by their numbers know them again.
 
-    Promise 28: "The number of an inode is the same after a remount."
+    Promise 28: "Inode numbers are the same after a remount."
     """
 
     def numbers(mounted: Mounted) -> dict[str, int]:
@@ -261,8 +262,9 @@ def test_the_cache_survives_a_remount_and_nothing_is_fetched_twice(
 ) -> None:
     """The second half of what is said of fetching.
 
-    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, but for what
-    is read far ahead of a stream, and not again while they are in the cache, by a later mount either."
+    Promise 21: "However many programs read a file at the same time, its bytes are fetched once, except for
+    what is read far ahead of a stream; while they are cached, they are not fetched again, not even by a
+    later mount."
     """
     path = small(recorded, good)
     with mount() as mounted:
@@ -308,8 +310,8 @@ def test_every_kind_of_write_is_refused_as_read_only(
 def test_names_that_cannot_exist_cost_no_request(shared_mount: Mounted, ledger: DemoServer) -> None:
     """Desktops and shells look for many such names.
 
-    Promise 22: "A name under assets is an identity: what cannot be one does not exist, and is not asked
-    for."
+    Promise 22: "A name under assets is an identity: a name that cannot be one does not exist, and causes no
+    request."
     """
     shared_mount.sh("ls assets", check=False)
     ledger.reset()

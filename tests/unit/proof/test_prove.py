@@ -71,9 +71,9 @@ def test_with_any_bit_of_leaf_path_or_peaks_flipped_nothing_is_proven(
 ) -> None:
     """Not with a changed path.
 
-    Promise 36: "An event is called proven only if its record, hashed anew, is in the transparency log under
-    the signature of a key that the user named; with any bit of the record, the path or the seal changed it
-    is not."
+    Promise 36: "An event is called proven only if its record, hashed again, is in the transparency log
+    under the signature of a key that the user named; with any bit of the record, the path or the seal
+    changed, it is not."
     """
     world = make_world(events, height, version)
     event = world.events[number]
@@ -91,9 +91,9 @@ def test_with_any_bit_of_leaf_path_or_peaks_flipped_nothing_is_proven(
 def test_with_any_bit_of_the_seal_flipped_nothing_is_proven(version: int) -> None:
     """Nor with a changed seal.
 
-    Promise 36: "An event is called proven only if its record, hashed anew, is in the transparency log under
-    the signature of a key that the user named; with any bit of the record, the path or the seal changed it
-    is not."
+    Promise 36: "An event is called proven only if its record, hashed again, is in the transparency log
+    under the signature of a key that the user named; with any bit of the record, the path or the seal
+    changed, it is not."
     """
     world = make_world(7, 3, version)
     files = world.files(1)
@@ -106,9 +106,9 @@ def test_with_any_bit_of_the_seal_flipped_nothing_is_proven(version: int) -> Non
 def test_with_any_bit_of_the_record_flipped_nothing_is_proven() -> None:
     """Nor with a changed record.
 
-    Promise 36: "An event is called proven only if its record, hashed anew, is in the transparency log under
-    the signature of a key that the user named; with any bit of the record, the path or the seal changed it
-    is not."
+    Promise 36: "An event is called proven only if its record, hashed again, is in the transparency log
+    under the signature of a key that the user named; with any bit of the record, the path or the seal
+    changed, it is not."
     """
     world = make_world(7, 3)
     raw = json.dumps({**world.events[5], "merklelog_entry": None}).encode()

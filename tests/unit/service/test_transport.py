@@ -614,8 +614,8 @@ async def test_silence_counts_as_an_outage_and_lets_one_request_wait_and_the_oth
 async def test_no_user_s_request_is_the_probe_that_waits(clock: MockClock) -> None:
     """Whoever asks after the first, at any time.
 
-    Promise 39: "A service that falls silent is noticed within some seconds; from then on what has to be
-    asked of it fails at once until it answers again, and no program is the one that waits to find out."
+    Promise 39: "A service that falls silent is noticed within seconds; from then on, requests fail at once
+    until it answers again, and no program is the one that waits to find out."
     """
     service = Service(lambda _request: trio.sleep_forever())
     async with watched(service, timeout=60) as client:
