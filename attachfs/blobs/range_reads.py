@@ -167,10 +167,11 @@ class RangeReads:
     def _start(self, context: RangeReadContext, blocks: range) -> None:
         """Ask for some blocks, and for more if reads follow each other there; else wait for a place."""
         while len(self._requests) >= _REQUESTS:
+            # Somebody waits for this one: what was only read further than asked gives way, and nothing else.
             idle = next((request for request in self._requests if not self._wanted(request)), None)
             if idle is None:
-                return
-            self._requests.remove(idle)
+                return  # `request` is called again as soon as any of them has come
+            self._requests.remove(idle)  # now: its task ends only once it runs, and its place is needed here
             idle.scope.cancel()
         request = RangeRequest(self._policy.extent(blocks, self._is_there))
         self._requests.append(request)
@@ -189,9 +190,9 @@ class RangeReads:
             log.exception("%s: unexpected error while reading ahead", self._ref.path)
             self.close()
         finally:
-            if request in self._requests:
+            if request in self._requests:  # else it had to give way
                 self._requests.remove(request)
-            self._notify()
+            self._notify()  # also after a failure: who waited for it now waits for the stream
 
     async def _receive(self, source: BlobSource, request: RangeRequest) -> None:
         start, stop = request.first * WITHHELD, min(request.stop * WITHHELD, self._size)
@@ -205,6 +206,7 @@ class RangeReads:
             buffer = bytearray()
             async for piece in part:
                 buffer += piece
+                # A block is served only whole: one that is cut short may be wrong anywhere.
                 while request.next < request.stop and len(buffer) >= (
                     length := self.buffer.length(request.next)
                 ):
@@ -213,7 +215,7 @@ class RangeReads:
                     request.next += 1
                     self._notify()
                 if self._context is None:
-                    return
+                    return  # closed while this waited; what came since is not to be kept
                 if request.next == request.stop and buffer:
                     break
             if request.next < request.stop or buffer:

@@ -13,7 +13,8 @@ Locks, outermost first; whoever holds one may take those below it, never one abo
     2. `File.hashing`          one thread finds out whether a blob is right; held while it is hashed
     3. `CacheSpace.lock`       the index and the counts; held for lookups, renames and removals, never while
                                data is read, written, hashed or synced
-    4. `CacheDir._number`, `Quarantine._lock`, `Writer._ending`, `Descriptor._lock`, `Closer`'s, `WarnOnce`'s:
+    4. `CacheDir._number`, `CacheSpace._unsynced_lock`, `Quarantine._lock`, `Writer._ending`,
+       `Descriptor._lock`, `Closer`'s, `WarnOnce`'s:
                                each guards a few fields of its own object; no lock is taken inside one
 
 Threads. Everything may take long and is called in worker threads, but for `pread_nowait`, `close_soon`,

@@ -112,6 +112,8 @@ class BulkRefresher:
     def consider(self, crawl: Crawl) -> None:
         """Begin what is worth it; called at each step of a walk."""
         now = self._ledger.clock()
+        # A single directory, or a search that ends early, must not pay for a listing of everything: the walk
+        # has to have asked for many assets' events one by one, and to be where it could go on for long.
         begins_events = crawl.requested >= crawl.pause_limit and now >= self._not_before["events"]
         if self._running or crawl.streak < _LONG or (now < self._next_check and not begins_events):
             return
@@ -127,6 +129,7 @@ class BulkRefresher:
             )
         ):
             wanted = kind == "assets" or remaining > 0 or crawl.has_read_events or begins_events
+            # Not due yet; or the last reading came to nothing, and this one would most probably too.
             if not wanted or remaining >= self._early(kind) or now < self._not_before[kind]:
                 continue
             if soon > _CHEAPER * pages:
@@ -134,7 +137,7 @@ class BulkRefresher:
                 self._nursery.start_soon(self._read, kind, crawl, int(soon / _CHEAPER) + 1)
                 return
             if begins_events:
-                crawl.pause_limit = crawl.requested * 2
+                crawl.pause_limit = crawl.requested * 2  # worth it only for a longer walk: ask again then
 
     def _early(self, kind: str) -> float:
         """Return how many seconds before its time is over a listing is to be read again."""

@@ -232,6 +232,7 @@ async def _records_on_page(
     ids = listing.ids[start:end]
     found = {}
     expires = min(base.expires, listing.retry_at)
+    # One that was learned before the listing may have changed since: names follow what the listing found.
     for identity in ids:
         one = cached(identity)
         if one is not None and one.expires >= expires and not isinstance(one.value, AttachfsError):
@@ -239,7 +240,7 @@ async def _records_on_page(
     if len(found) < len(ids):
         found |= {record.id: record for record in (await read(token)).records}
     for identity in ids:
-        if identity not in found:
+        if identity not in found:  # it has moved to another page, or is gone
             with suppress(NotFound):
                 found[identity] = await fetch(identity)
     records = [found[identity] for identity in ids if identity in found]

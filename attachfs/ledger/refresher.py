@@ -46,7 +46,7 @@ class Refresher(Generic[K, V]):
         Raises:
             AttachfsError: as `fetch` did, and there is no fallback; as `unwrap` did.
         """
-        if self._outage.active:
+        if self._outage.active:  # nobody else has to find out: a few probes do
             cached = await fallback()
             if cached is not None:
                 self._probe(key, fetch)
@@ -56,10 +56,12 @@ class Refresher(Generic[K, V]):
                 await flight.completed.wait()
             if not flight.completed.is_set():
                 cached = await fallback()
+                # The disk was asked meanwhile, and the answer may have come: then it is the better one.
                 if cached is not None and not flight.completed.is_set():
                     flight.background = True  # its answer is kept, and ends the outage
                     self._outage.begin(f"no answer within {self._lifetimes.soft_timeout:g} s")
                     return unwrap(cached)
+            # Nothing else to serve: the caller's own deadline bounds this.
             await flight.completed.wait()
         try:
             cached = flight.result()

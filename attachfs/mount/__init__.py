@@ -9,5 +9,8 @@ out; what can come right by itself is a warning, and what never can is refused b
 nothing touches a mount that may hang but a child process that can be left behind.
 
 The order of the end: handlers are answered, files are closed, tasks are cancelled and have ended, and only
-then databases, the cache and connections are closed. One lock: a reload waits for the one before it.
+then databases, the cache and connections are closed.
+
+Two locks, neither taken inside the other: a reload waits for the one before it (`service_status`), and the
+custody log's lines are written one batch at a time (`custody`).
 """

@@ -252,6 +252,7 @@ class SharedNames(ABC, Generic[R]):
 
     async def _find(self, name: str) -> str | None:
         """Return whose a name without a whole identity is, judging by all who share its base."""
+        # All who share the base are asked for, not just the one: who has the plain name depends on all.
         base, digits = safe_names.split(name)
         table = safe_names.NameTable()
         try:
@@ -263,7 +264,7 @@ class SharedNames(ABC, Generic[R]):
             index = await self._all()
             owner = index.owners.get(name)
             if owner is None and index.is_stale:
-                raise
+                raise  # an old listing can say that something is there, never that it is not
             return owner
         owner = table.owners.get(name)
         if owner is None and digits:

@@ -15,5 +15,6 @@ and no body is read without one.
 All of it runs on the event loop; only secrets' files are read, and names of hosts resolved, in threads. The
 one lock is each credential's: it is held during a renewal, and nothing else is waited for meanwhile but the
 token endpoint. Slots are taken before credentials are asked for, and given back when the answer's body is
-closed.
+closed. A part of a blob takes one of `client.py`'s few places first, and its slot inside it, so that parts
+never take all the slots from whole blobs.
 """
