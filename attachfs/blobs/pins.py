@@ -16,9 +16,10 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from attachfs.blobs.pin_database import NotWritable, PinDatabase
 from attachfs.errors import AttachfsError
@@ -73,6 +74,14 @@ class Conflict:
     times: int
 
 
+class PinRecord(NamedTuple):
+    """What is recorded of an attachment now."""
+
+    key: str
+    digest: Digest
+    size: int
+
+
 @dataclass
 class _Request:
     key: str
@@ -80,6 +89,12 @@ class _Request:
     size: int
     result: PinResult | None = None
     error: AttachfsError | None = None
+
+    def answer(self) -> PinResult | AttachfsError:
+        """Return what came of it, once it is done."""
+        answer = self.error or self.result
+        assert answer is not None
+        return answer
 
 
 class Pins:
@@ -111,21 +126,31 @@ class Pins:
         Raises:
             Unexpected: the pins cannot be read or written; nothing may be served on the strength of this.
         """
-        pinned = self._confirmed.get(key)
-        if pinned is not None and pinned.digest == digest and pinned.size == size:
-            return PinResult(PinStatus.SAME, pinned)
-        request = _Request(key, digest, size)
-        with self._queue_lock:
-            self._queue.append(request)
-        with self._db_lock:
-            if request.result is None and request.error is None:  # not done by whoever was here before
-                with self._queue_lock:
-                    batch, self._queue = self._queue, []
-                self._check_batch(batch)
-        if request.error is not None:
-            raise request.error
-        assert request.result is not None
-        return request.result
+        result = self.check_many([PinRecord(key, digest, size)])[0]
+        if isinstance(result, AttachfsError):
+            raise result
+        return result
+
+    def check_many(self, records: Sequence[PinRecord]) -> list[PinResult | AttachfsError]:
+        """Do for several what `check` does, in one transaction; return for each its answer or error."""
+        answers: list[PinResult | _Request] = []
+        for record in records:
+            pinned = self._confirmed.get(record.key)
+            if pinned is not None and pinned.digest == record.digest and pinned.size == record.size:
+                answers.append(PinResult(PinStatus.SAME, pinned))
+            else:
+                answers.append(_Request(*record))
+        requests = [answer for answer in answers if isinstance(answer, _Request)]
+        if requests:
+            with self._queue_lock:
+                self._queue += requests
+            with self._db_lock:
+                # One batch takes all that is queued, so ours are done together, by us or by somebody else.
+                if requests[-1].result is None and requests[-1].error is None:
+                    with self._queue_lock:
+                        batch, self._queue = self._queue, []
+                    self._check_batch(batch)
+        return [answer.answer() if isinstance(answer, _Request) else answer for answer in answers]
 
     def surely_new(self, key: str) -> bool:
         """Whether nothing was pinned under `key` when the database was opened, nor by this run.

@@ -1,8 +1,8 @@
 """Receives one blob from its source, and stores and verifies it.
 
 A small blob that nobody may read before it is verified is received into memory; then all that is to be done
-with the disk is done by one thread in one go. Any other is hashed and written by one thread for as long as it
-comes.
+with the disk is done in one go, together with others (small_blobs.py). Any other is hashed and written by one
+thread for as long as it comes.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from queue import SimpleQueue
 import trio
 
 from attachfs.blobs.read_gate import ReadGate
+from attachfs.blobs.small_blobs import SmallBlob
 from attachfs.blobs.source import BlobSource, Chunk
 from attachfs.blobs.staged_blob import StagedBlob
 from attachfs.blobs.staging import Staging
@@ -94,31 +95,24 @@ class Receiver:
         return await self._staging.in_thread(lambda: self._staged.verify(self._spill))
 
     async def _receive_small(self, _: Callable[[], None], on_received: Callable[[], None]) -> CachedBlob:
-        """Receive a blob into memory, and do all else in one thread."""
+        """Receive a blob into memory, and have all else done in one thread."""
         async with self._source.download(self._ref, self._size, digest=self._offered) as chunks:
             pieces = []
             async for chunk in chunks:
                 pieces.append(chunk)  # noqa: PERF401 - a comprehension would be one more task-like frame
         on_received()
-
-        def store() -> CachedBlob:
-            assert self._expected is not None
-            if not self._staged.begun:
-                self._staged.begin(self._staging.try_reserve(self._size))
-            for piece in pieces:
-                self._append(piece)
-            blob = self._staged.verify(self._spill)
-            self._staging.pin(self._ref, self._expected, self._size)
-            return blob
-
+        assert self._expected is not None
+        blob = SmallBlob(
+            self._ref, self._expected, self._size, self._staged, pieces, self._append, self._spill
+        )
         try:
-            return await self._staging.in_thread(store)
+            return await self._staging.store(blob)
         except NoSpace:
             if self._staged.begun:
                 raise
-            # Something has to be given up or waited for, which takes more than this thread.
+            # Something has to be given up or waited for, which takes more than that thread.
             self._staged.begin(await self._staging.reserve(self._ref, self._expected, self._size))
-            return await self._staging.in_thread(store)
+            return await self._staging.store(blob)
 
     async def _store_in_thread(
         self, pieces: SimpleQueue[Chunk | None], on_stored: Callable[[], None]

@@ -6,15 +6,17 @@ cache's least recently opened blobs, then the place in the cache itself.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import trio
 
-from attachfs.blobs.pins import Pins, PinStatus
+from attachfs.blobs.batches import Batches
+from attachfs.blobs.pins import PinRecord, PinResult, Pins, PinStatus
+from attachfs.blobs.small_blobs import SmallBlob, store_all
 from attachfs.blobs.source import LocalBlobs
 from attachfs.cache.disk_cache import CachedBlob, DiskCache, Writer
-from attachfs.errors import IntegrityError, NoSpace, Unexpected
+from attachfs.errors import AttachfsError, IntegrityError, NoSpace
 from attachfs.model import AttachmentRef, Digest
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Staging:
         self._namespace = namespace
         self._kept: list[PausedDownload] = []  # paused longest first
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._small = Batches[SmallBlob, CachedBlob](self._store_all, "attachfs-store")
         self._index_limiter = trio.CapacityLimiter(1)
         self._index_wait: trio.Event | None = None  # set once the one who waits for the cache's index is back
         self._index_given_up = 0  # how often that took too long
@@ -138,16 +141,28 @@ class Staging:
         Raises:
             IntegrityError: somebody else has pinned another record meanwhile.
         """
-        try:
-            result = self._pins.check(self._key(ref), digest, size)
-        except Unexpected as error:
+        failure = self._pin_many([(ref, digest, size)])[0]
+        if failure is not None:
+            raise failure
+
+    def _pin_many(
+        self, records: Sequence[tuple[AttachmentRef, Digest, int]]
+    ) -> Sequence[IntegrityError | None]:
+        """Pin in one transaction what has been verified; return what speaks against each."""
+        results = self._pins.check_many(
+            [PinRecord(self._key(ref), digest, size) for ref, digest, size in records]
+        )
+        return [self._pinned(ref, result) for (ref, _, _), result in zip(records, results, strict=True)]
+
+    def _pinned(self, ref: AttachmentRef, result: PinResult | AttachfsError) -> IntegrityError | None:
+        if isinstance(result, AttachfsError):
             # Nothing is wrong with the bytes; what is lost is that a later change would be noticed.
             if not self._pins_failed:
                 self._pins_failed = True
-                log.warning("first-seen hashes cannot be stored: %s", error.reason)
-            return
-        if result.status is PinStatus.CHANGED:
-            raise IntegrityError(f"{ref.path}: the record has changed since it was first read: {result.pin}")
+                log.warning("first-seen hashes cannot be stored: %s", result.reason)
+        elif result.status is PinStatus.CHANGED:
+            return IntegrityError(f"{ref.path}: the record has changed since it was first read: {result.pin}")
+        return None
 
     async def pin_all(self, refs: set[AttachmentRef], digest: Digest, size: int) -> None:
         """Pin every attachment that is read through a download, those that join meanwhile too."""
@@ -219,6 +234,18 @@ class Staging:
         if not self._cache.indexed.is_set() or self._kept:
             raise NoSpace("room has to be made")
         return self._cache.reserve(size)
+
+    async def store(self, blob: SmallBlob) -> CachedBlob:
+        """Write, verify, admit and pin a small blob whose bytes have all come.
+
+        Raises:
+            NoSpace: something has to be given up or waited for first; or no disk takes it.
+            AttachfsError: it is wrong, or cannot be stored.
+        """
+        return await self._small.do(blob)
+
+    def _store_all(self, blobs: Sequence[SmallBlob]) -> Sequence[CachedBlob | Exception]:
+        return store_all(blobs, self.try_reserve, self._pin_many)
 
     def spill(self, ref: AttachmentRef, size: int, reason: str) -> Writer:
         """Return a temporary file outside of the cache. The first is reported loudly. Runs in a thread."""

@@ -80,6 +80,7 @@ def _count(counters: Counters) -> None:
         *args, **{**kwargs, "instruments": [_Spawned(counters)]}
     )
     patched["trio.to_thread"].run_sync = counting(HAND_OVERS, trio.to_thread.run_sync)
+    patched["trio.lowlevel"].start_thread_soon = counting(HAND_OVERS, trio.lowlevel.start_thread_soon)
     patched["trio"].CancelScope.__enter__ = counting(SCOPES, trio.CancelScope.__enter__)
     for name in _HANDLERS:
         setattr(Filesystem, name, counting(REQUESTS, getattr(Filesystem, name)))

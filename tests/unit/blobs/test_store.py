@@ -850,16 +850,59 @@ class TestNewFiles:
         assert await world.read(FILE) == SMALL
         world.serve(OTHER, DATA)
         used: list[object] = []
-        real = trio.to_thread.run_sync
+        run_sync, start = trio.to_thread.run_sync, trio.lowlevel.start_thread_soon
 
-        async def run_sync(*args: Any, **kwargs: Any) -> Any:
-            used.append(args[0])
-            return await real(*args, **kwargs)
+        def counted(work: Any) -> Any:
+            def do(*args: Any, **kwargs: Any) -> Any:
+                used.append(args[0])
+                return work(*args, **kwargs)
 
-        monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+            return do
+
+        monkeypatch.setattr(trio.to_thread, "run_sync", counted(run_sync))
+        monkeypatch.setattr(trio.lowlevel, "start_thread_soon", counted(start))
         blob = await world.blobs.open(OTHER)
         assert len(used) == 1
         blob.close()
+
+    async def test_stored_together_are_pinned_together_and_one_that_is_wrong_harms_no_other(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.serve(FILE, SMALL)
+        assert await world.read(FILE) == SMALL
+        files = [file_ref(number) for number in range(10, 20)]
+        for number, ref in enumerate(files):
+            data = SMALL + bytes([number])
+            world.serve(ref, data, flipped(data, 3) if number == 4 else data)
+        other = Pins(world.pins.path)
+        other.check(f"ledger.example/{files[7].attachment}", digest_of(b"before"), 6)
+        other.close()
+        pinned: list[int] = []
+        real = world.pins._check_batch
+
+        def counted(batch: list[Any]) -> None:
+            pinned.append(len(batch))
+            real(batch)
+
+        monkeypatch.setattr(world.pins, "_check_batch", counted)
+        outcomes: dict[int, bytes | type[Exception]] = {}
+
+        async def read(number: int) -> None:
+            try:
+                outcomes[number] = await world.read(files[number])
+            except IntegrityError:
+                outcomes[number] = IntegrityError
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(read, number)
+        wrong = {4: IntegrityError, 7: IntegrityError}  # its bytes; its record, which another process pinned
+        assert outcomes == {number: wrong.get(number, SMALL + bytes([number])) for number in range(10)}
+        assert sum(pinned) == 9
+        assert len(pinned) < 9
+        assert world.pins.count() == 10
+        await settled(world)
+        assert world.cache.stats().open_files == 0
 
     async def test_whose_record_another_process_has_pinned_otherwise_meanwhile_does_not_open(
         self, world: World, tmp_path: Path
