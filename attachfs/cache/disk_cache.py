@@ -154,6 +154,10 @@ class DiskCache:
         """Whether a blob of that digest and size is there, without opening it or counting it as used."""
         return self._reader.contains(digest, size)
 
+    def size_of(self, digest: Digest) -> int | None:
+        """Return how long a blob's file is, None if there is none. It does not count as used."""
+        return self._reader.size_of(digest)
+
     def is_verified(self, digest: Digest, size: int) -> bool:
         """Whether a blob is there and has not changed since its digest was compared."""
         return self._reader.is_verified(digest, size)

@@ -50,8 +50,12 @@ class Reader:
 
     def contains(self, digest: Digest, size: int) -> bool:
         """Whether a blob of that digest and size is there, without opening it or counting it as used."""
+        return self.size_of(digest) == size
+
+    def size_of(self, digest: Digest) -> int | None:
+        """Return how long a blob's file is, None if there is none."""
         st = self._stat(digest)
-        return st is not None and stat.S_ISREG(st.st_mode) and st.st_size == size
+        return st.st_size if st is not None and stat.S_ISREG(st.st_mode) else None
 
     def is_verified(self, digest: Digest, size: int) -> bool:
         """Whether a blob is there and has not changed since its digest was compared: it opens unhashed."""

@@ -3,17 +3,19 @@
 import os
 import pwd
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from attachfs.cli import arguments, interruptible, output
 from attachfs.cli.paths import Mounts
 from attachfs.custody import chain
-from attachfs.custody.chain import Kind, Raw, Verifier
+from attachfs.custody.chain import Kind, Raw, Running, Verifier
 from attachfs.custody.writer import CustodyLog
 from attachfs.errors import UsageError
 from attachfs.mount import mountinfo
@@ -89,8 +91,10 @@ def verify(files: Sequence[Path], last: str, *, as_json: bool) -> int:
 
 def show(files: Sequence[Path]) -> int:
     """Print a log's lines as a table; lines that are none are named."""
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     code = output.OK
+    running = Running()
+    unended: dict[Raw, int] = {}  # rows of those that have begun
     for raw in read_lines(in_order(files)):
         line = chain.parse(raw.data)
         if line is None:
@@ -102,7 +106,13 @@ def show(files: Sequence[Path]) -> int:
         cells = {**fields, "user": _user(fields.get("uid")), "size": "" if size is None else size}
         if isinstance(size, int):
             cells["size"] = format_size(size)
+        running.note(raw, line)
+        if line.fields.get("result") == chain.BEGUN:
+            unended[raw] = len(rows)
         rows.append(tuple(cells.get(name, "") for name in _COLUMNS))
+    for raw, _ in running.left():
+        number = unended[raw]
+        rows[number] = (*rows[number][:-1], f"{chain.BEGUN}, no end")
     output.print_table(_COLUMNS, rows, right=("pid", "size"))
     return code
 
@@ -117,20 +127,26 @@ def _user(uid: object) -> object:
 def noted(event: str, paths: Sequence[Path], work: Callable[[], int]) -> int:
     """Do a command's work, and note its beginning and end in the custody logs of the mounts that it looks at.
 
-    A log that this user cannot write is named. What the command opens, the mount notes itself, or refuses.
+    A log that this user cannot write is named. What the command opens, the mount notes itself, or refuses. A
+    signal that ends the command is noted as its end; SIGKILL cannot be.
     """
     logs: set[Path] = set()
 
+    def interrupted(number: int) -> None:
+        _note(logs, event, paths, f"interrupted by {signal.Signals(number).name}")
+
     def begin() -> int:
         logs.update(_logs_of(paths))
-        _note(logs, event, paths, "begun")
+        _note(logs, event, paths, chain.BEGUN)
         return output.OK
 
-    interruptible.run(begin, lambda: f"{event}: interrupted")  # a mount may not answer
-    code = 1
-    try:
-        code = work()
-    finally:
+    with interruptible.before_end(interrupted):
+        interruptible.run(begin, lambda: f"{event}: interrupted")  # a mount may not answer
+        try:
+            code = work()
+        except Exception:
+            _note(logs, event, paths, "failed")
+            raise
         _note(logs, event, paths, f"exit status {code}")
     return code
 

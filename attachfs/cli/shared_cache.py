@@ -141,7 +141,7 @@ async def _hash_of(shared: SharedCache, digest: Digest, size: int) -> str:
 
 async def _replace(shared: SharedCache, cache: DiskCache, digest: Digest) -> bool:
     """Put the local cache's verified bytes in place of wrong ones; False if there are none here."""
-    size = next((entry.size for entry in cache.entries() if entry.digest == digest), None)
+    size = await trio.to_thread.run_sync(cache.size_of, digest)
     blob = None if size is None else await trio.to_thread.run_sync(cache.open, digest, size)
     if blob is None or size is None:
         return False

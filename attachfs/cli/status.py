@@ -181,6 +181,15 @@ def _facts(stats: dict[str, Any]) -> Table:
             f"{sum(shared.get('errors', {}).values()):,} errors, {format_size(shared.get('bytes', 0))} saved"
         )
         rows.append(("shared cache", words + (", NOT USED at present" if off else ""), "red" if off else ""))
+    custody = stats.get("custody")
+    if custody:
+        words = (
+            f"{custody['path']}: {output.count(custody['lines'], 'line')}, the last {custody['last_hash']}"
+        )
+        if custody["error"]:
+            then = "opens go on without it" if custody["optional"] else "files do not open"
+            words += f"; CANNOT BE WRITTEN ({custody['error']}): {then}"
+        rows.append(("custody log", words, "red" if custody["error"] else ""))
     memory = stats.get("memory", {})
     if memory.get("answers"):
         ages = f"{_span(memory['newest_s'])} to {_span(memory['oldest_s'])} old"

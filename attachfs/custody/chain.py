@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 ZERO = "0" * 64
 MAX_LINE = 1 << 16  # bytes
+BEGUN = "begun"  # the result in the first of two lines of what takes long: export, verify
 _CHECK_RE = re.compile(rb',"check":"([0-9a-f]{64})"\}')
 _CHECK_LENGTH = len(',"check":""}') + 64
 
@@ -109,6 +110,28 @@ class Raw(NamedTuple):
     ended: bool
 
 
+class Running:
+    """What has begun and not ended, as lines say: an export, a verification."""
+
+    def __init__(self) -> None:
+        self._begun: dict[tuple[str, ...], list[tuple[Raw, Line]]] = {}
+
+    def note(self, raw: Raw, line: Line) -> None:
+        """Take note of a line."""
+        key = tuple(str(line.fields.get(name)) for name in ("event", "uid", "pid", "path"))
+        if line.fields.get("result") == BEGUN:
+            self._begun.setdefault(key, []).append((raw, line))
+        elif key in self._begun:
+            begun = self._begun[key]
+            begun.pop()  # the earlier ones of the same process id have ended without a line
+            if not begun:
+                del self._begun[key]
+
+    def left(self) -> list[tuple[Raw, Line]]:
+        """Return the lines of what has begun, in the order of the log, and has no line of its end."""
+        return sorted((one for begun in self._begun.values() for one in begun), key=lambda one: one[1].seq)
+
+
 class _Seen(NamedTuple):
     raw: Raw
     line: Line | None
@@ -130,6 +153,7 @@ class Verifier:
         self._last = last.lower()
         self._met_last = 0  # the line that had the kept hash
         self._broken = False  # the line before was reported; what follows from that is not
+        self._running = Running()
 
     def findings(self, lines: Iterable[Raw]) -> Iterator[Finding]:
         """Yield what is wrong, in order."""
@@ -140,9 +164,15 @@ class Verifier:
             self.lines += 1
             if one.hash == self._last:
                 self._met_last = self.lines
+            if one.line is not None:
+                self._running.note(one.raw, one.line)
             yield from self._check_line(one, following)
         if raw is not None:
             yield from self._close(raw)
+        for begun, line in self._running.left():
+            what = f"{line.fields.get('event')} of {line.fields.get('path')}"
+            text = f"the {what} has no line of its end: it still runs, was killed, or its end is not here"
+            yield Finding(Kind.NOTE, begun.file, begun.number, text)
 
     def _check_line(self, one: _Seen, following: _Seen | None) -> Iterator[Finding]:
         if one.line is None or not one.raw.ended:

@@ -47,6 +47,11 @@ class CustodyLog:
         self._dirty = False
         self.follow()
 
+    @property
+    def end(self) -> End:
+        """The end of the chain after the last line that was written or met here."""
+        return self._end
+
     def append(self, fields: dict[str, Any]) -> None:
         """Write a line.
 

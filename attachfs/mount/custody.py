@@ -9,10 +9,11 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import trio
 
+from attachfs.custody.chain import START
 from attachfs.custody.writer import CustodyLog
 from attachfs.errors import AttachfsError, Unexpected, UsageError, errno_of
 from attachfs.fuse.observer import Opened
@@ -20,6 +21,16 @@ from attachfs.fuse.observer import Opened
 log = logging.getLogger(__name__)
 
 _SYNC_WITHIN = 0.4  # seconds from a line to the fsync that brings it, and all since, to the disk
+
+
+class CustodyStats(TypedDict):
+    """How a mount's custody log is: up to its own last line."""
+
+    path: str
+    lines: int  # in the whole chain
+    last_hash: str  # of the last of them, "" if there is none
+    optional: bool
+    error: str | None  # why the last line could not be written, or brought to the disk
 
 
 class _Pending:
@@ -78,6 +89,17 @@ class CustodyRecorder:
                     f"file, or --custody-log-optional to mount all the same"
                 ) from error
             self._warn(error)
+
+    def stats(self) -> CustodyStats:
+        """Return how the log is. Never waits."""
+        end = START if self._custody is None else self._custody.end
+        return {
+            "path": str(self._path),
+            "lines": end.seq,
+            "last_hash": end.hash if end.seq else "",
+            "optional": self._optional,
+            "error": self._last_error or None,
+        }
 
     def end(self) -> None:
         """Note the end of the mount, and close the log. Blocks."""

@@ -184,6 +184,7 @@ async def _filesystem(
             cache=cache,
             filesystem=filesystem,
             shared=sharing.shared,
+            custody=custody,
         )
         service = ServiceStatus(Notifier(), mountpoint, lambda: reloader.config, report.as_dict)
         await _first_answer(origin)

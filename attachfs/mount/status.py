@@ -21,6 +21,7 @@ from attachfs.ledger.answer_store import AnswerStats
 from attachfs.ledger.outage import OutageStats
 from attachfs.ledger.view import Ledger
 from attachfs.mount import credentials, process
+from attachfs.mount.custody import CustodyRecorder, CustodyStats
 from attachfs.mount.origin import Origin
 from attachfs.service.messages import ServiceStats
 from attachfs.shared_cache.policy import SharedCache, SharedCacheStats
@@ -45,6 +46,7 @@ class Status(TypedDict):
     cache_dir: str | None
     credentials: str
     custody_log: str | None
+    custody: CustodyStats | None
     scan_policy: str
     verify: str
     open_files: int
@@ -74,7 +76,7 @@ class StatusReport:
         log_place: where its log goes.
         born: when it was mounted, in nanoseconds since 1970.
         config: returns the settings in use.
-        origin, ledger, blobs, cache, filesystem, shared: the parts.
+        origin, ledger, blobs, cache, filesystem, shared, custody: the parts.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class StatusReport:
         cache: DiskCache,
         filesystem: Filesystem,
         shared: SharedCache | None,
+        custody: CustodyRecorder | None,
     ) -> None:
         self._mountpoint = mountpoint
         self._log_place = log_place
@@ -101,6 +104,7 @@ class StatusReport:
         self._cache = cache
         self._filesystem = filesystem
         self._shared = shared
+        self._custody = custody
 
     def as_dict(self) -> Status:
         """Return the status as it is now."""
@@ -119,6 +123,7 @@ class StatusReport:
             "cache_dir": str(config.cache_dir) if config.archive is None else None,
             "credentials": "none" if config.archive else credentials.describe(config),
             "custody_log": None if config.custody_log is None else str(config.custody_log),
+            "custody": None if self._custody is None else self._custody.stats(),
             "scan_policy": config.scan_policy,
             "verify": config.verify,
             "open_files": len(filesystem.files),

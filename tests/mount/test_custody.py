@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from attachfs.demo.spawn import DemoServer
-from tests.mount.conftest import Mount, Mounted
+from tests.mount.conftest import Mount, Mounted, run_mount
+from tests.services.threaded_ledger import Handler, ScriptedLedger, serve
 
 ENDS_WITHIN = 30
 
@@ -186,3 +187,60 @@ def test_verify_is_noted_beside_the_mounts_own_lines(
     assert results == ["begun", "exit status 0"]
     done = attachfs(mounted, "custody", "verify", log)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("operation", ["verify", "export"])
+def test_a_signal_that_ends_an_operation_is_its_end_in_the_log(
+    operation: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """SIGKILL cannot be noted; then the log says that there is no end."""
+    log, ledger, release = tmp_path / "custody.log", ScriptedLedger(), threading.Event()
+    path = ledger.add("one", os.urandom(100_000))
+
+    def hold(_: Handler) -> bool:
+        assert release.wait(ENDS_WITHIN)
+        return False
+
+    ledger.bend["blob"] = hold
+    with serve(ledger, tmp_path / "token") as server:
+        with run_mount(tmp_path, f"--custody-log={log}", server=server) as mounted:
+            target = [str(tmp_path / "bag")] if operation == "export" else []
+            command = [sys.executable, "-m", "attachfs", operation, str(mounted.point / path), *target]
+            process = subprocess.Popen(command, stderr=subprocess.PIPE)
+            ledger.wait_for(lambda: ledger.counts["blob"] > 0)
+            process.send_signal(number)
+            process.communicate(timeout=ENDS_WITHIN)
+            release.set()
+        expected = -number if number == signal.SIGKILL else 128 + number
+        assert process.returncode == expected
+        results = [line["result"] for line in lines(log) if line["event"] == operation]
+        verified, shown = (attachfs(mounted, "custody", what, log) for what in ("verify", "show"))
+        assert verified.returncode == shown.returncode == 0
+        unended = f"the {operation} of {mounted.point / path} has no line of its end"
+        if number == signal.SIGKILL:
+            assert results == ["begun"]
+            assert unended in verified.stdout
+            assert "begun, no end" in shown.stdout
+        else:
+            assert results == ["begun", f"interrupted by {number.name}"]
+            assert unended not in verified.stdout
+            assert "no end" not in shown.stdout
+
+
+def test_the_status_says_how_the_log_is(mount: Mount, ledger: DemoServer, tmp_path: Path) -> None:
+    log = tmp_path / "custody.log"
+    with mount(f"--custody-log={log}") as mounted:
+        path = mounted.point / ledger.story["photo"]
+        path.read_bytes()
+        last = attachfs(mounted, "custody", "verify", log).stderr.split()[-1]
+        status = json.loads(attachfs(mounted, "status", "--json", mounted.point).stdout)["custody"]
+        assert status == {"path": str(log), "lines": 2, "last_hash": last, "optional": False, "error": None}
+        assert f"{log}: 2 lines, the last {last}" in attachfs(mounted, "status", mounted.point).stdout
+        log.rename(tmp_path / "custody.log.1")
+        log.mkdir()
+        with pytest.raises(OSError):
+            path.read_bytes()
+        assert json.loads(attachfs(mounted, "status", "--json", mounted.point).stdout)["custody"]["error"]
+        assert "CANNOT BE WRITTEN" in attachfs(mounted, "status", mounted.point).stdout
+        log.rmdir()

@@ -204,3 +204,31 @@ def test_a_file_that_is_not_the_first_says_so() -> None:
     (finding,) = look(following)
     assert (finding.kind, finding.line) == (Kind.BEGINNING, 1)
     assert "lines 1 to 6" in finding.text
+
+
+def of(command: str, pid: int, result: str, end: End) -> tuple[bytes, End]:
+    line = chain.encode({"event": command, "uid": 1, "pid": pid, "path": "/mnt/a", "result": result}, end)
+    return line, End(end.seq + 1, chain.digest(line))
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        ([("export", 1, "begun"), ("export", 1, "exit status 0")], []),
+        ([("export", 1, "begun"), ("export", 1, "interrupted by SIGTERM")], []),
+        ([("export", 1, "begun")], [1]),
+        ([("export", 1, "begun"), ("verify", 1, "exit status 0"), ("export", 2, "exit status 0")], [1]),
+        ([("export", 1, "begun"), ("verify", 2, "begun"), ("export", 1, "failed")], [2]),
+        ([("export", 1, "begun"), ("export", 1, "begun"), ("export", 1, "exit status 0")], [1]),
+    ],
+)
+def test_what_has_begun_and_has_no_end_is_noted(lines: list[tuple[str, int, str]], left: list[int]) -> None:
+    encoded, end = [], chain.START
+    for one in lines:
+        line, end = of(*one, end)
+        encoded.append(line)
+    found = look(encoded)
+    assert [finding.kind for finding in found] == [Kind.NOTE] * len(left)
+    assert [finding.line for finding in found] == left
+    for finding in found:
+        assert "/mnt/a has no line of its end" in finding.text
