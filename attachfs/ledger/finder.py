@@ -1,7 +1,8 @@
 """Finds assets by name and events by time, by filtered requests whose outcomes are kept."""
 
+import math
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from attachfs import model
 from attachfs.errors import NotFound, Unreachable
@@ -15,6 +16,15 @@ from attachfs.model import Asset, AssetRef, Event
 _FOUND = 16_384  # outcomes kept; most are one id
 
 R = TypeVar("R", bound=Asset | Event)
+
+
+class Found(NamedTuple):
+    """The ids of what was found; not `current`: as of earlier, as the service does not answer."""
+
+    ids: tuple[str, ...]
+    current: bool
+
+
 FindKey = str | tuple[AssetRef, str, str]
 
 
@@ -45,8 +55,8 @@ class Finder:
         self._finds.clear()
         self._found.clear()
 
-    async def find_assets(self, display_name: str) -> tuple[str, ...]:
-        """Return the ids of the assets that have exactly this name, by a filtered request.
+    async def find_assets(self, display_name: str) -> Found:
+        """Return the assets that have exactly this name, by a filtered request.
 
         Raises:
             NotFound: there are none.
@@ -60,8 +70,8 @@ class Finder:
             display_name, page, lambda asset: asset.display_name == display_name, self._assets_are_cached
         )
 
-    async def find_events(self, asset: AssetRef, since: str, before: str) -> tuple[str, ...]:
-        """Return the ids of an asset's events that were accepted between two times (RFC 3339).
+    async def find_events(self, asset: AssetRef, since: str, before: str) -> Found:
+        """Return an asset's events that were accepted between two times (RFC 3339).
 
         Raises:
             NotFound: there are none.
@@ -86,7 +96,9 @@ class Finder:
         page: Callable[[str], Awaitable[RecordsPage[R]]],
         fits: Callable[[R], bool],
         listing_is_cached: Callable[[], Awaitable[bool]],
-    ) -> tuple[str, ...]:
+    ) -> Found:
+        begun = self._lifetimes.clock()
+
         async def read(token: str) -> RecordsPage[R]:
             found = await page(token)
             # A service may compare more loosely than we do, or not know the filter.
@@ -113,10 +125,11 @@ class Finder:
                 return CacheEntry(error, 0.0)
             return None
 
+        def unwrap(entry: CacheEntry[tuple[str, ...]]) -> Found:
+            return Found(entry.get(), self._lifetimes.is_current(entry, begun))
+
         cached = self._found.fresh(key)
-        if cached is not None:
-            return cached.get()
-        return await self._finds.get(key, fetch, fallback, CacheEntry.get)
+        return await self._finds.get(key, fetch, fallback, unwrap) if cached is None else unwrap(cached)
 
     def _outcome(self, key: FindKey, listing: Listing) -> CacheEntry[tuple[str, ...]]:
         cached: CacheEntry[tuple[str, ...]]
@@ -124,7 +137,12 @@ class Finder:
             cached = self._lifetimes.entry(tuple(listing.ids))
         else:
             cached = self._lifetimes.absence(NotFound(f"the ledger has nothing with {key!a}"))
-        return cached._replace(expires=min(cached.expires, listing.retry_at))
+        if listing.retry_at == math.inf:
+            return cached
+        # It is what was kept on disk: as the service has not answered, nobody knows whether there is more.
+        if not listing.ids:
+            cached = cached._replace(value=Unreachable(f"the service cannot be asked what has {key!a}"))
+        return cached._replace(expires=min(cached.expires, listing.retry_at), learned=-math.inf)
 
     async def _assets_are_cached(self) -> bool:
         return self._is_complete(None) or await self._pages.is_kept(lambda stored: stored.assets_page())

@@ -1,7 +1,7 @@
 """For how long what was learned is good, and which generation of the cache it belongs to."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -57,6 +57,10 @@ class Lifetimes:
         """Return a cache entry for a refusal or absence that was learned now."""
         now = self.clock()
         return CacheEntry(error, now + self.negative_ttl, now + self.stale_ttl, now)
+
+    def is_current(self, entry: CacheEntry[Any], since: float) -> bool:
+        """Whether the service said so after `since`, or so lately that it need not be asked."""
+        return entry.learned >= since or self.clock() < entry.learned + self.ttl
 
     def stale(self, old: CacheEntry[T]) -> CacheEntry[T]:
         """Return an old entry as one that may be served for a moment, without asking again."""

@@ -58,7 +58,8 @@ class Outage:
 
     def served(self, learned: float) -> None:
         """Note that something was served that was learned at a time on the ledger's clock."""
-        self._oldest = min(self._oldest, learned)
+        if learned > -math.inf:  # else its parts have told how old they are
+            self._oldest = min(self._oldest, learned)
 
     def answered(self) -> None:
         """Note that the service answered a request."""

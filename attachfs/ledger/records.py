@@ -149,6 +149,7 @@ class RecordCache:
 
     def __init__(self, backend: Backend, others: Callable[[EventRef], CacheEntry[Event] | None]) -> None:
         source, self._clock = backend.source, backend.lifetimes.clock
+        self._learned_lately = backend.lifetimes.is_current
         self._anchors_of: Asset | Event | None = None  # whose anchors are at hand, by attachment
         self._anchors: dict[str, set[Digest]] = {}
         self.revision = 0  # changes with whatever is known of attachments
@@ -260,6 +261,31 @@ class RecordCache:
         """Return an asset or event that is known and need not be asked again."""
         cached: CacheEntry[Asset | Event] | None = self._owners[type(ref)].table.fresh(ref)
         return None if cached is None or isinstance(cached.value, AttachfsError) else cached.value
+
+    async def lacks(self, ref: AssetRef | EventRef, since: float) -> bool:
+        """Whether the ledger lacks what an asset's or event's record, read since a time, does.
+
+        A record that is served for want of an answer may lack what was added to it. Then the service is asked
+        once more, and False means that the record is to be read again.
+
+        Args:
+            ref: the asset or event.
+            since: when its record was asked for, on the ledger's clock.
+
+        Raises:
+            AttachfsError: as the service answered, or it still does not.
+        """
+        if self._is_current(ref, since):
+            return True
+        await self.record(ref, anew=True)
+        if not self._is_current(ref, since):
+            raise Unreachable(f"{ref.path}: the service does not answer, and what is known of it is old")
+        return False
+
+    def _is_current(self, ref: AssetRef | EventRef, since: float) -> bool:
+        cached = self.cached_record(ref)
+        # What is not kept at all was not served for want of an answer either.
+        return cached is None or self._learned_lately(cached, since)
 
     async def raw_record(self, ref: AssetRef | EventRef) -> bytes:
         """Return an asset's or event's whole record as JSON, kept for a while.

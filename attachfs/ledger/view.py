@@ -68,6 +68,7 @@ class Ledger:
         self.cached_record = self.records.cached_record
         self.fresh_record = self.records.fresh_record
         self.raw_record = self.records.raw_record
+        self.lacks = self.records.lacks
         self.assets = self.listings.assets
         self.events = self.listings.events
         self.has_events = self.listings.has_events

@@ -61,7 +61,10 @@ class FileNames:
             NotFound: there is none.
             AttachfsError: the record, or an `/info` that a name needs, could not be asked for.
         """
+        begun = self._ledger.clock()
         files, failure = await self._files(owner, name)
+        if name not in files and failure is None and not await self._ledger.lacks(owner, begun):
+            files, failure = await self._files(owner, name)
         if name not in files:
             # What has no usable /info may be called so by one that is: that is not "does not exist".
             raise failure or NotFound(f"{owner.path}: no file is called {name!a}")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
-from attachfs.errors import NotFound, Unreachable
+from attachfs.errors import AttachfsError, NotFound, Unreachable
 from attachfs.ledger.listings import Listing
 from attachfs.ledger.outage import NO_ANSWER
 from attachfs.ledger.ttl_cache import CacheEntry
@@ -30,6 +30,7 @@ _ALL = 1 << 40  # an index that no listing reaches
 R = TypeVar("R", Asset, Event)
 # Who may have a name: text, identity, and the suffix that the name has at least (PLAIN, SHORT, WHOLE).
 Candidate = tuple[str, str, int]
+Sharing = tuple[list[Candidate], bool]
 CandidatePage = Callable[[str], Awaitable[tuple[list[Candidate], str]]]
 
 
@@ -160,8 +161,7 @@ class SharedNames(ABC, Generic[R]):
         if owner is None:
             identity = safe_names.whole_identity(name)
             if identity is not None:
-                base, _, _ = self._candidate(await self._record(identity))
-                owner = identity if name == safe_names.at_level(base, identity, safe_names.WHOLE) else None
+                owner = identity if await self._is_called(identity, name) else None
             else:
                 owner = await self._find(name)
         if owner is None:
@@ -185,6 +185,15 @@ class SharedNames(ABC, Generic[R]):
         if old is not None:
             old.release_names()
 
+    async def _is_called(self, identity: str, name: str) -> bool:
+        begun = self._ledger.clock()
+        while True:
+            base, _, _ = self._candidate(await self._record(identity))
+            if name == safe_names.at_level(base, identity, safe_names.WHOLE):
+                return True
+            if await self._ledger.lacks(self._ref(identity), begun):
+                return False
+
     # -- what assets and events differ in -----------------------------------------------------------
 
     @abstractmethod
@@ -200,6 +209,10 @@ class SharedNames(ABC, Generic[R]):
         """Return a listing's records if nothing has to be asked for them."""
 
     @abstractmethod
+    def _ref(self, identity: str) -> AssetRef | EventRef:
+        """Return what has an identity."""
+
+    @abstractmethod
     async def _record(self, identity: str) -> R:
         """Return a record."""
 
@@ -208,8 +221,8 @@ class SharedNames(ABC, Generic[R]):
         """Return what a record may be called."""
 
     @abstractmethod
-    async def _sharing(self, base: str) -> Iterable[Candidate]:
-        """Return all who share a name without its suffix, by a filtered request."""
+    async def _sharing(self, base: str) -> Sharing:
+        """Return all who share a name without its suffix, asked for, and whether that is current."""
 
     # -- the index ----------------------------------------------------------------------------------
 
@@ -251,25 +264,30 @@ class SharedNames(ABC, Generic[R]):
         return index
 
     async def _find(self, name: str) -> str | None:
-        """Return whose a name without a whole identity is, judging by all who share its base."""
-        # All who share the base are asked for, not just the one: who has the plain name depends on all.
+        """Return whose a name without a whole identity is: by all who share its base, as the plain one is."""
         base, digits = safe_names.split(name)
         table = safe_names.NameTable()
+        unanswered: AttachfsError | None = None
         try:
-            for candidate in sorted(await self._sharing(base)):
+            candidates, current = await self._sharing(base)
+            for candidate in sorted(candidates):
                 table.add(*candidate)
+            if not current:
+                unanswered = Unreachable(f"{self._what}: the service cannot be asked what is called {name!a}")
         except NotFound:
             pass
-        except NO_ANSWER:
-            index = await self._all()
-            owner = index.owners.get(name)
-            if owner is None and index.is_stale:
-                raise  # an old listing can say that something is there, never that it is not
-            return owner
+        except NO_ANSWER as error:
+            unanswered = error
         owner = table.owners.get(name)
         if owner is None and digits:
             # Not listed under this name, as its owner has the plain one: it means that one all the same.
             owner = next((one for one in table.owners.values() if one.startswith(digits)), None)
+        if owner is None and unanswered is not None:
+            index = await self._all()
+            owner = index.owners.get(name)
+            if owner is None and index.is_stale:
+                raise unanswered  # an old listing can say that something is there, never that it is not
+            return owner
         # What a listing has shown opens, even if the service's filter does not find it.
         return owner or self.owner(name)
 
@@ -290,18 +308,21 @@ class AssetNames(SharedNames[Asset]):
         del listing  # there may be hundreds of thousands: they are named page by page
         return None
 
+    def _ref(self, identity: str) -> AssetRef:
+        return AssetRef("assets", identity)
+
     async def _record(self, identity: str) -> Asset:
-        return await self._ledger.asset(AssetRef("assets", identity))
+        return await self._ledger.asset(self._ref(identity))
 
     def _candidate(self, record: Asset) -> Candidate:
         base = safe_names.safe(record.display_name, safe_names.SHARED_LIMIT)
         return base, record.id, _asset_suffix(base, record.display_name)
 
-    async def _sharing(self, base: str) -> Iterable[Candidate]:
+    async def _sharing(self, base: str) -> Sharing:
         if _asset_suffix(base, safe_names.origin(base)) == safe_names.WHOLE:
-            return ()  # whoever is called so is not looked for by this name
-        found = await self._ledger.listings.find_assets(safe_names.origin(base))
-        return [(base, identity, safe_names.first_level(base)) for identity in found]
+            return [], True  # whoever is called so is not looked for by this name
+        ids, current = await self._ledger.listings.find_assets(safe_names.origin(base))
+        return [(base, identity, safe_names.first_level(base)) for identity in ids], current
 
 
 class EventNames(SharedNames[Event]):
@@ -320,8 +341,11 @@ class EventNames(SharedNames[Event]):
     def _cached(self, listing: Listing) -> list[Event] | None:
         return self._ledger.listings.cached_events(self._asset, listing)
 
+    def _ref(self, identity: str) -> EventRef:
+        return EventRef("assets", self._asset.asset, identity)
+
     async def _record(self, identity: str) -> Event:
-        return await self._ledger.event(EventRef("assets", self._asset.asset, identity))
+        return await self._ledger.event(self._ref(identity))
 
     def _candidate(self, record: Event) -> Candidate:
         when = _UNDATED
@@ -330,7 +354,8 @@ class EventNames(SharedNames[Event]):
         base = safe_names.safe(f"{when} {safe_names.safe(record.display_type)}", safe_names.SHARED_LIMIT)
         return base, record.id, safe_names.first_level(base)
 
-    async def _sharing(self, base: str) -> Iterable[Candidate]:
+    async def _sharing(self, base: str) -> Sharing:
+        current = True
         if base.startswith(_UNDATED):  # no filter finds these
             index = await self._all()
             if index.is_stale:
@@ -339,11 +364,11 @@ class EventNames(SharedNames[Event]):
         else:
             minute = _minute(base)
             if minute is None:
-                return ()
+                return [], True
             since, before = (t.isoformat() for t in (minute - _SLACK, minute + _MINUTE + _SLACK))
-            found = await self._ledger.listings.find_events(self._asset, since, before)
+            found, current = await self._ledger.listings.find_events(self._asset, since, before)
         candidates = [self._candidate(await self._record(one)) for one in found]
-        return [one for one in candidates if one[0] == base]
+        return [one for one in candidates if one[0] == base], current
 
 
 def check_name(name: str) -> None:

@@ -102,3 +102,38 @@ def test_a_mount_whose_service_is_stopped_shows_what_an_earlier_one_saw(tmp_path
                 assert "silent since" in told or "out of reach since" in told
         finally:
             os.kill(server.pid, signal.SIGCONT)
+
+
+def missing(path: Path) -> int:
+    """Return the errno with which a name that does not exist is looked up."""
+    with pytest.raises(OSError, match="Errno") as caught:
+        path.lstat()
+    assert caught.value.errno is not None
+    return caught.value.errno
+
+
+def test_a_name_that_an_old_record_lacks_is_not_said_not_to_exist(tmp_path: Path) -> None:
+    with spawn_server(["--token-file", str(tmp_path / "token")]) as server:
+        good = sorted(path for path, one in directories_and_files(server)[1].items() if one.good)
+        with run_mount(tmp_path, "--metadata-ttl=1", "--timeout=8", server=server) as mounted:
+            found = mounted.sh("find by-name -type l").stdout.splitlines()
+            links = {os.path.realpath(mounted.point / link): mounted.point / link for link in found}
+            event_file = next(path for path in good if "/events/" in path)
+            asset_file = next(path for path in good if "/events/" not in path)
+            known = [links[str(mounted.point / path)] for path in (asset_file, event_file)]
+            content = [link.read_bytes() for link in known]
+            time.sleep(1.5)  # the kernel's clock and the mount's: what is known is over
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                for _ in range(2):  # the second time, the silence is known
+                    for link in known:
+                        error = missing(link.with_name("added since.jpg"))
+                        assert error in (errno.ETIMEDOUT, errno.EHOSTUNREACH)
+                assert [link.read_bytes() for link in known] == content
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            ends = time.monotonic() + 40
+            for link in known:
+                while (error := missing(link.with_name("added since.jpg"))) != errno.ENOENT:
+                    assert error in (errno.ETIMEDOUT, errno.EHOSTUNREACH)
+                    assert time.monotonic() < ends

@@ -30,13 +30,19 @@ from tests.services.memory_source import (
 
 FILE, ASSET, EVENT = file_ref(), asset_ref(), event_ref()
 Ask = Callable[[Ledger], Awaitable[object]]
+
+
+async def find_cat(ledger: Ledger) -> tuple[str, ...]:
+    return (await ledger.listings.find_assets("cat")).ids
+
+
 QUESTIONS: dict[str, Ask] = {
     "info": lambda ledger: ledger.info(FILE),
     "asset": lambda ledger: ledger.asset(ASSET),
     "event": lambda ledger: ledger.event(EVENT),
     "assets": lambda ledger: ledger.assets().load_to(0),
     "events": lambda ledger: ledger.events(ASSET).load_to(0),
-    "found": lambda ledger: ledger.listings.find_assets("cat"),
+    "found": find_cat,
 }
 kinds = pytest.mark.parametrize("kind", QUESTIONS)
 

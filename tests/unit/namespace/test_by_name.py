@@ -1,8 +1,11 @@
 """`by-name`: what is listed opens, is unique, and is the same on every mount and in every order; its cost."""
 
+import contextlib
+import json
 import random
 from collections.abc import Awaitable, Callable
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -22,7 +25,9 @@ from attachfs.errors import (
     TimedOut,
     Unreachable,
 )
+from attachfs.ledger.answer_store import AnswerStore
 from attachfs.ledger.listings import Listing
+from attachfs.ledger.offline import RecordingSource, StoredAnswers
 from attachfs.ledger.view import Ledger
 from attachfs.model import AssetRef, AttachmentRef, EventRef
 from attachfs.namespace import by_name as by_name_module
@@ -570,6 +575,83 @@ async def test_in_an_outage_what_an_older_listing_lacks_is_not_absent(
                 await tree.lookup(parent, name)
     for name in events:
         await tree.lookup(named(X, "events"), name)
+
+
+NEW_NAMES = [
+    named(X, "new.jpg"),
+    named(X, "events", SEALED, "new.png"),
+    named(f"{X} (00000009)"),
+    named(f"Renamed ({asset_ref(5).asset})"),
+    named(X, "events", f"{SEALED} (00000009)"),
+]
+
+
+@pytest.mark.parametrize("error", [Unreachable("x"), TimedOut("x")], ids=repr)
+@pytest.mark.parametrize("new", NEW_NAMES, ids=attrgetter("path"))
+async def test_in_an_outage_what_an_older_record_lacks_is_not_absent(
+    tree: Tree, source: FakeSource, mock_clock: MockClock, error: AttachfsError, new: ByNameNode
+) -> None:
+    """It may have got this file, or this name, since."""
+    before = [
+        named(f"{X} ({ASSET.asset[:8]})"),  # its owner has the plain name
+        named(X, "photo.jpg"),
+        named(X, "events", SEALED, "x.png"),
+        named(f"{X} ({asset_ref(5).asset})"),
+    ]
+    for node in [*before, named(X, "events", SEALED)]:
+        await tree.by_name.resolve(node)
+    with pytest.raises(NotFound):  # as the service says so
+        await tree.by_name.resolve(new)
+    mock_clock.jump(100)
+    records, asset_pages, event_pages = source.records, source.asset_pages, source.event_pages
+    source.records = dict.fromkeys(records, error)
+    source.asset_pages = {"": error}
+    source.event_pages = {(ASSET, ""): error}
+    for _ in range(2):  # the second time, an outage is known
+        with pytest.raises((Unreachable, TimedOut)):
+            await tree.by_name.resolve(new)
+        for node in before:
+            await tree.by_name.resolve(node)
+    source.records, source.asset_pages, source.event_pages = records, asset_pages, event_pages
+    await tree.ledger.info(file_ref(3), anew=True)  # which ends the outage; the record is not asked for yet
+    with pytest.raises(NotFound):
+        await tree.by_name.resolve(new)
+
+
+async def test_a_file_that_an_older_record_lacks_opens_once_the_service_answers(
+    tree: Tree, source: FakeSource, mock_clock: MockClock
+) -> None:
+    files = tree.by_name.files
+    await files.find(ASSET, "photo.jpg")
+    mock_clock.jump(100)
+    record, source.records[ASSET] = source.records[ASSET], Unreachable("x")
+    await files.find(ASSET, "photo.jpg")
+    assert isinstance(record, bytes)
+    attributes = {**json.loads(record)["attributes"], "new": attribute(6, arc_file_name="new.jpg")}
+    source.records[ASSET] = as_json(asset_record(ASSET, attributes, at_time=TIME))
+    await tree.ledger.info(file_ref(3), anew=True)  # which ends the outage, and the old record is still kept
+    assert not tree.ledger.stale
+    assert await files.find(ASSET, "new.jpg") == file_ref(6)
+
+
+async def test_what_an_earlier_mount_did_not_find_is_not_absent_in_an_outage(
+    source: FakeSource, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    store = AnswerStore(tmp_path / "answers.sqlite")
+    stored = StoredAnswers(store)
+    tree = Tree(Ledger(RecordingSource(source, store), nursery, stored=stored), "https://x", 42)
+    for name in ("nobody", f"{X} (00000005)"):
+        with contextlib.suppress(NotFound):
+            await tree.by_name.resolve(named(name))
+    source.asset_pages = {"": Unreachable("x")}
+    source.records = dict.fromkeys(source.records, Unreachable("x"))
+    tree = Tree(Ledger(RecordingSource(source, store), nursery, stored=stored), "https://x", 42)
+    for _ in range(2):
+        assert await tree.by_name.resolve(named(f"{X} (00000005)")) == asset_ref(5)
+        for name in ("nobody", f"{X} (00000009)"):
+            with pytest.raises(Unreachable):
+                await tree.by_name.resolve(named(name))
+    await store.aclose()
 
 
 async def test_what_was_listed_opens_even_if_the_service_filters_badly(
