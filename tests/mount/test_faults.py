@@ -34,6 +34,7 @@ from tests.services.faulty_ledger import (
     value,
 )
 from tests.services.threaded_ledger import identity
+from tests.services.wrong_bodies import flipped
 
 MiB = 2**20
 TIMEOUT = 2  # seconds
@@ -625,21 +626,7 @@ def infos() -> Iterator[Fault]:
     )
 
 
-def flipped(where: int) -> Script:
-    def script(x: Exchange) -> None:
-        data = bytearray(x.good.body)
-        data[where] ^= 1
-        x.reply(200, bytes(data))
-
-    return script
-
-
 def bytes_() -> Iterator[Fault]:
-    for name, where in (("first", 0), ("middle", 1500), ("last", -1)):
-        yield Fault(
-            f"one bit at the {name} byte", "blob", flipped(where), errno.EBADMSG, "do not match the record"
-        )
-    yield Fault("another blob's bytes", "blob", body(b"y" * 3000), errno.EBADMSG, "do not match the record")
     yield Fault(
         "an error page of the right length with status 200",
         "blob",
@@ -667,7 +654,7 @@ def bytes_() -> Iterator[Fault]:
     yield Fault(
         "a wrong bit in an event's file",
         "blob",
-        flipped(7),
+        lambda x: x.reply(200, flipped(x.good.body, 7)),
         errno.EBADMSG,
         "do not match the record",
         operation="read event file",

@@ -22,6 +22,7 @@ import pytest
 
 from tests.mount.conftest import Mounted, run_mount
 from tests.services.threaded_ledger import Handler, ScriptedLedger, identity, serve
+from tests.services.wrong_bodies import WRONG_BODIES, flipped
 
 KiB, MiB = 1024, 2**20
 WITHHELD = 128 * KiB  # bytes at the end that a stream keeps back until the whole is right
@@ -44,30 +45,20 @@ class Body(NamedTuple):
     data: bytes
 
 
-def flipped(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
 def whole(data: bytes) -> Body:
     return Body(len(data), data)
 
 
 WIRE: dict[str, Callable[[bytes], Body]] = {
     "good": whole,
-    "first bit flipped": lambda data: whole(flipped(data, 0)),
-    "middle bit flipped": lambda data: whole(flipped(data, len(data) // 2)),
-    "last bit flipped": lambda data: whole(flipped(data, len(data) - 1)),
-    "another blob's bytes": lambda data: whole(bytes(byte ^ 0x55 for byte in data)),
-    "a byte short": lambda data: whole(data[:-1]),
+    **{name: lambda data, wrong=wrong: whole(wrong.of(data)) for name, wrong in WRONG_BODIES.items()},  # type: ignore[misc]
     "a byte short and cut": lambda data: Body(len(data), data[:-1]),
     "a byte short, no length": lambda data: Body(None, data[:-1]),
-    "a byte long": lambda data: whole(data + b"x"),
     "a byte long, no length": lambda data: Body(None, data + b"x"),
-    "empty": lambda _: whole(b""),
     "empty and cut": lambda data: Body(len(data), b""),
 }
 RECORDS = ("another hash in /info", "another hash in the ledger", "not as first seen")
-EBADMSG_FAULTS = {name for name in WIRE if "flipped" in name or "another" in name} | set(RECORDS)
+EBADMSG_FAULTS = {n for n, wrong in WRONG_BODIES.items() if wrong.errno == errno.EBADMSG} | set(RECORDS)
 
 
 class Case(NamedTuple):

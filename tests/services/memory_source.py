@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from attachfs.blobs.source import Chunk, Chunks, Part
+from attachfs.blobs.source import Chunks, Part
 from attachfs.errors import NotFound
 from attachfs.model import AssetRef, AttachmentRef, Digest, EventRef, Realm
 
@@ -168,16 +168,44 @@ class Piece(NamedTuple):
     discards: bool = False
 
 
-class Transfer:
-    """One GET of a blob: the test sends its pieces, or an exception, and ends it."""
+class Fed(Generic[T]):
+    """The body of one GET: the test sends its pieces, or an exception, and ends it."""
+
+    def __init__(self, etag: str | None = None) -> None:
+        self.etag = etag
+        self.ended = False  # received to its end, failed, or cancelled
+        self._send, self._receive = trio.open_memory_channel[T | Exception](1000)
+
+    def end(self) -> None:
+        """Say that the body is complete."""
+        self._send.close()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            item = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.ended = True
+        self._send.close()
+        self._receive.close()
+
+
+class Transfer(Fed[Piece]):
+    """One GET of a blob, from `start` on."""
 
     def __init__(self, ref: AttachmentRef, size: int, start: int = 0) -> None:
+        super().__init__()
         self.ref = ref
         self.size = size
-        self.start = start  # where it was asked to begin
-        self.etag: str | None = None
-        self.ended = False  # received to its end, failed, or cancelled
-        self._send, self._receive = trio.open_memory_channel[Piece | Exception](1000)
+        self.start = start
 
     def put(self, *items: Piece | bytes | Exception, offset: int = 0) -> "Transfer":
         """Make pieces available: those given, and bytes as pieces that follow each other from `offset`."""
@@ -189,62 +217,19 @@ class Transfer:
                 self._send.send_nowait(item)
         return self
 
-    def end(self) -> None:
-        """Say that the body is complete."""
-        self._send.close()
 
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        try:
-            item = await self._receive.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def close(self) -> None:
-        self.ended = True
-        self._send.close()
-        self._receive.close()
-
-
-class PartAsked:
-    """One GET of a part: the test sends its pieces, or an exception, and ends it."""
+class PartAsked(Fed[bytes]):
+    """One GET of a part."""
 
     def __init__(self, start: int, stop: int, etag: str | None) -> None:
+        super().__init__(etag)
         self.start = start
         self.stop = stop
-        self.etag = etag
-        self.ended = False  # received to its end, failed, or cancelled
-        self._send, self._receive = trio.open_memory_channel[bytes | Exception](1000)
 
     def put(self, *items: bytes | Exception) -> "PartAsked":
         for item in items:
             self._send.send_nowait(item)
         return self
-
-    def end(self) -> None:
-        self._send.close()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            item = await self._receive.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def close(self) -> None:
-        self.ended = True
-        self._send.close()
-        self._receive.close()
 
 
 class FakeBytes:

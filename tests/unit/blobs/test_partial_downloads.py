@@ -13,7 +13,8 @@ from attachfs.blobs.handle import BlobHandle
 from attachfs.errors import BadAnswer, IntegrityError, Unreachable
 from attachfs.model import AttachmentRef
 from tests.services.memory_source import Piece, Transfer, file_ref
-from tests.unit.blobs.world import World, descriptors, digest_of, flipped
+from tests.services.wrong_bodies import flipped
+from tests.unit.blobs.world import World, descriptors, digest_of
 
 FILE = file_ref(3)
 KiB, MiB = 2**10, 2**20

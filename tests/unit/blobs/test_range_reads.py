@@ -15,7 +15,8 @@ from attachfs.blobs.handle import BlobHandle
 from attachfs.blobs.withholding import WITHHELD
 from attachfs.errors import AttachfsError, IntegrityError, Unreachable
 from tests.services.memory_source import Transfer, file_ref
-from tests.unit.blobs.world import World, digest_of, flipped
+from tests.services.wrong_bodies import flipped
+from tests.unit.blobs.world import World, digest_of
 
 FILE = file_ref(3)
 KiB, MiB = 2**10, 2**20

@@ -28,12 +28,6 @@ def digest_of(data: bytes) -> Digest:
     return Digest("sha256", hashlib.sha256(data).hexdigest())
 
 
-def flipped(data: bytes, position: int) -> bytes:
-    wrong = bytearray(data)
-    wrong[position] ^= 1
-    return bytes(wrong)
-
-
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
