@@ -1,63 +1,64 @@
 """Simulates a fleet: many workstations read the same blobs, with and without a cache that they share.
 
-    python -m tests.bench.fleet [--workstations 1,10,100] [--blobs 50] [--size 65536] [--rate 20]
+    python -m tests.bench.fleet [--write] [--mounts] [--workstations 1,10,100] [--blobs 500] [--size 65536]
 
-Real mounts, each with a cache of its own, against one ledger that sends at most `--rate` blobs a second and
-answers 429 beyond. The shared cache is nginx over https. One workstation has read everything before
-(overnight, say); then all others read it at once, each in an order of its own. Prints a table in Markdown:
-what the ledger sent, how many 429s it gave, and how long the whole fleet took.
+Each workstation is a real client with a cache of its own (`fleet_clients`), without a kernel mount; with
+`--mounts` it is a mount. The service answers at most `--rate` requests a second and 429 beyond: requests for
+blobs (`--limit blobs`), or all of them (`--limit all`). The shared cache is nginx over https, and one
+workstation has filled it before, overnight, say; what that took is not in the table.
+
+So that many processors of a fleet can be simulated on few, only `--at-once` workstations read side by side
+where there is a shared cache; else a busy processor looks like a slow store. Without one all read at once:
+they mostly wait. What would take hours is run for `--seconds` and the rest computed from it; the table says
+which rows those are. `--write` puts table and curve into docs/fleet.md and docs/fleet.svg.
 """
 
 import argparse
 import contextlib
+import functools
+import hashlib
+import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.mount.conftest import run_mount
-from tests.services.shared_stores import run_nginx
+from tests.bench import fleet_mounts
+from tests.bench.fleet_clients import Done, Job
+from tests.bench.fleet_picture import Row, draw, replace_block, table
+from tests.services.shared_stores import SharedStore, run_nginx
 from tests.services.threaded_ledger import Handler, ScriptedLedger, Served, serve
 
-_PATIENCE = 3600.0  # seconds
-
-
-class Row(NamedTuple):
-    """What one run showed."""
-
-    workstations: int
-    shared: bool
-    blobs: int
-    bytes: int
-    refused: int
-    seconds: float
+_KINDS = ("assets", "asset", "events", "event", "info", "blob")
+_PATIENCE = 10  # times `--seconds`, for a fleet that does not wait for the service
+_DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Limit:
-    """At most so many blobs a second; more are answered 429, with the seconds to wait."""
+    """At most so many requests a second; more are answered 429, with the seconds to wait."""
 
     def __init__(self, rate: float) -> None:
         self._every = 1 / rate
         self._next = time.monotonic()
         self._lock = threading.Lock()
-        self.sent = 0
-        self.refused = 0
+        self.refused: Counter[str] = Counter()
 
-    def bend(self, request: Handler) -> bool:
-        """Answer a request for a blob if it comes too early."""
+    def bend(self, kind: str, request: Handler) -> bool:
+        """Answer a request if it comes too early."""
         with self._lock:
             now = time.monotonic()
             if now >= self._next - 1:  # a burst of a second
                 self._next = max(now, self._next) + self._every
-                self.sent += 1
                 return False
-            self.refused += 1
+            self.refused[kind] += 1
             wait = self._next - 1 - now
         request.send_response(429)
         request.send_header("Archivist-Rate-Limit-Reset", f"{wait:.3f}")
@@ -66,72 +67,134 @@ class Limit:
         return True
 
 
-@contextlib.contextmanager
-def _fleet(base: Path, count: int, served: Served, options: Sequence[str]) -> Iterator[list[Path]]:
-    """Mount on so many workstations, side by side as far as the processors allow."""
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+class Given(NamedTuple):
+    """What is simulated."""
 
-        def start(number: int) -> Path:
-            place = base / f"w{number}"
-            place.mkdir(parents=True)
-            mounted = stack.enter_context(run_mount(place, "--timeout=3600", *options, server=served))
-            return mounted.point
-
-        yield list(pool.map(start, range(count)))
+    blobs: int
+    size: int
+    rate: float
+    limit: str  # blobs or all
+    seconds: float
+    at_once: int
+    mounts: bool
 
 
-def _read(point: Path, paths: Sequence[str], seed: int) -> None:
-    order = list(paths)
-    random.Random(seed).shuffle(order)
-    script = "".join(f"cat {point}/{path} >/dev/null || exit 1\n" for path in order)
-    subprocess.run(["sh"], input=script, text=True, check=True, timeout=_PATIENCE)
+def _client_options(served: Served, store: SharedStore | None) -> dict[str, str]:
+    options = {"url": served.url, "token_file": str(served.token_file), "timeout": "3600"}
+    for one in [] if store is None else store.options:
+        name, _, value = one.removeprefix("--").partition("=")
+        options[name.replace("-", "_")] = value
+    return options
 
 
-def measure(base: Path, workstations: int, blobs: int, size: int, rate: float, *, shared: bool) -> Row:
+def _run_clients(base: Path, job: Job, processes: int) -> list[Done]:
+    """Share the workstations out to processes, and return what each did."""
+
+    def run(number: int) -> Done:
+        mine: Job = {
+            **job,
+            "workstations": job["workstations"][number::processes],
+            "at_once": max(1, job["at_once"] // processes),
+        }
+        path = base / f"job{number}"
+        path.write_text(json.dumps(mine), encoding="utf-8")
+        command = [sys.executable, "-m", "tests.bench.fleet_clients", str(path)]
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        done: Done = json.loads(said.splitlines()[-1])
+        return done
+
+    processes = min(processes, len(job["workstations"]))
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(run, range(processes)))
+
+
+def measure(base: Path, workstations: int, given: Given, *, shared: bool) -> Row:
     """Run a fleet once."""
     ledger = ScriptedLedger()
-    paths = [ledger.add(f"blob {n}", random.Random(n).randbytes(size)) for n in range(blobs)]
-    limit = Limit(rate)
+    contents = [random.Random(n).randbytes(given.size) for n in range(given.blobs)]
+    paths = [ledger.add(f"blob {n}", data) for n, data in enumerate(contents)]
+    files = {path: hashlib.sha256(data).hexdigest() for path, data in zip(paths, contents, strict=True)}
+    limit = Limit(given.rate)
     with contextlib.ExitStack() as stack:
         served = stack.enter_context(serve(ledger, base / "token"))
-        options: list[str] = []
-        if shared:
-            options = [*stack.enter_context(run_nginx(base / "store")).options, "--shared-cache-write"]
-            with _fleet(base / "first", 1, served, options) as (first,):
-                _read(first, paths, 0)
-                stored = base / "store" / "store" / "cas"
-                while len(list(stored.iterdir())) < blobs:
-                    time.sleep(0.05)  # uploads go on behind the reader's back
-        before = ledger.counts["blob"]
-        ledger.bend["blob"] = limit.bend
-        points = stack.enter_context(_fleet(base / "others", workstations, served, options))
-        began = time.monotonic()
-        with ThreadPoolExecutor(workstations) as pool:
-            list(pool.map(lambda pair: _read(pair[1], paths, pair[0]), enumerate(points)))
-        seconds = time.monotonic() - began
-        asked = ledger.counts["blob"] - before - limit.refused
-    return Row(workstations, shared, asked, asked * size, limit.refused, seconds)
+        store = stack.enter_context(run_nginx(base / "store")) if shared else None
+        options = _client_options(served, store)
+        everything: Job = {
+            "options": options,
+            "files": files,
+            "workstations": [0],
+            "at_once": 1,
+            "seconds": float("inf"),
+            "upload": True,
+        }
+        if store is not None:
+            filling: Job = {**everything, "options": {**options, "shared_cache_write": "yes"}}
+            _run_clients(base, filling, 1)
+            stored = len(store.objects())
+            if stored != given.blobs:
+                raise SystemExit(f"the shared cache has {stored} of {given.blobs} blobs")
+        before = ledger.counts.copy()
+        for kind in _KINDS if given.limit == "all" else ("blob",):
+            ledger.bend[kind] = functools.partial(limit.bend, kind)
+        if given.mounts:
+            words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+            extra = [one for one in words if one.startswith("--shared-cache")]
+            reads, seconds = fleet_mounts.read_all(base / "mounts", workstations, served, extra, paths)
+        else:
+            # With a shared cache and no limit on records nothing has to be waited for but this machine.
+            patience = _PATIENCE if shared and given.limit == "blobs" else 1
+            job: Job = {
+                **everything,
+                "workstations": list(range(1, workstations + 1)),
+                "at_once": given.at_once if shared else workstations,
+                "seconds": given.seconds * patience,
+                "upload": False,
+            }
+            done = _run_clients(base, job, os.cpu_count() or 1)
+            reads = sum(one["reads"] for one in done)
+            seconds = max(one["seconds"] for one in done)
+        counts = ledger.counts - before
+    answered = counts - limit.refused
+    return Row(
+        workstations,
+        shared,
+        given.limit,
+        workstations * given.blobs,
+        reads,
+        answered["blob"],
+        answered.total() - answered["blob"],
+        limit.refused.total(),
+        seconds,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.fleet", description=__doc__)
     parser.add_argument("--workstations", default="1,10,100")
-    parser.add_argument("--blobs", type=int, default=50)
+    parser.add_argument("--blobs", type=int, default=500)
     parser.add_argument("--size", type=int, default=65536)
     parser.add_argument("--rate", type=float, default=20)
-    given = parser.parse_args(arguments)
-    say = sys.stdout.write
-    say("| workstations | shared cache | blobs that the ledger sent | MiB | 429s | seconds |\n")
-    say("|---|---|---|---|---|---|\n")
-    for count in map(int, given.workstations.split(",")):
-        for shared in (False, True):
-            with tempfile.TemporaryDirectory() as path:
-                row = measure(Path(path), count, given.blobs, given.size, given.rate, shared=shared)
-            size = row.bytes / 2**20
-            used = "yes" if row.shared else "no"
-            say(f"| {count} | {used} | {row.blobs} | {size:.1f} | {row.refused} | {row.seconds:.1f} |\n")
-            sys.stdout.flush()
+    parser.add_argument("--limit", default="blobs,all")
+    parser.add_argument("--seconds", type=float, default=25)
+    parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--mounts", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    words = parser.parse_args(arguments)
+    rows = []
+    for limit in words.limit.split(","):
+        given = Given(words.blobs, words.size, words.rate, limit, words.seconds, words.at_once, words.mounts)
+        for count in map(int, words.workstations.split(",")):
+            for shared in (False, True):
+                with tempfile.TemporaryDirectory() as path:
+                    rows.append(measure(Path(path), count, given, shared=shared))
+                sys.stderr.write(f"{rows[-1]}\n")
+    made = table(rows, words.size)
+    sys.stdout.write(made)
+    if words.write:
+        (_DOCS / "fleet.svg").write_text(draw(rows), encoding="utf-8")
+        page = _DOCS / "fleet.md"
+        page.write_text(replace_block(page.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 if __name__ == "__main__":
