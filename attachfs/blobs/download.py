@@ -210,6 +210,14 @@ class Download:
         self._readers.discard()
         await self.ended.wait()
 
+    def discard_if_changed(self) -> bool:
+        """Have it discard its data if it is paused, and its file was changed meanwhile. Whether it does."""
+        if not self.discardable or self.staged.unchanged():
+            return False
+        log.warning("%s: what was kept of its download was changed on the disk", self.ref.path)
+        self._readers.discard()
+        return True
+
     @property
     def discardable(self) -> bool:
         """Whether nobody reads what is paused."""
@@ -242,6 +250,7 @@ class Download:
             return True
         if not self.worth_keeping or not await self._staging.keep(self):
             return self._readers.count > 0
+        self.staged.mark_paused()
         try:
             return await self._readers.wanted_again()
         finally:

@@ -52,9 +52,18 @@ class Downloads:
         return sum(one.state is State.PAUSED for one in self.table.values())
 
     def find(self, key: Digest | AttachmentRef) -> Download | None:
-        """Return the download that brings this, if it may be joined."""
+        """Return the download that brings this, if it may be joined.
+
+        One that was paused, and whose file somebody has changed since, goes; nobody is served any of it.
+        """
         download = self.table.get(key)
-        return download if download is not None and download.joinable else None
+        if download is None or not download.joinable:
+            return None
+        if download.discard_if_changed():
+            if download.expected is not None:  # for the one that is begun instead, before this one has ended
+                self._history.keep(download.expected, download.size, download.gate.served)
+            return None
+        return download
 
     def start(
         self, ref: AttachmentRef, expected: Digest | None, size: int, *, early_readers: bool

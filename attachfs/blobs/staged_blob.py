@@ -7,6 +7,7 @@ not the download.
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 
@@ -43,6 +44,7 @@ class StagedBlob:
         self._size = size
         self._hash = hashlib.new(expected.alg if expected else "sha256")
         self._writer: Writer | None = None
+        self._paused_state: tuple[int, ...] | None = None  # of the file, when it was to be left alone
 
     @property
     def begun(self) -> bool:
@@ -86,6 +88,21 @@ class StagedBlob:
             self._relocate(error, spill)
             self._writer.write(data, offset)
         self.written = offset + len(data)
+
+    def mark_paused(self) -> None:
+        """Remember the file as it is: until more is appended, nobody has a reason to change it."""
+        self._paused_state = self._file_state()
+
+    def unchanged(self) -> bool:
+        """Whether the file is as it was at `mark_paused`."""
+        return self._paused_state == self._file_state()
+
+    def _file_state(self) -> tuple[int, ...] | None:
+        try:
+            st = os.fstat(-1 if self._writer is None else self._writer.fd)
+        except OSError:
+            return None
+        return st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
     def restart(self) -> None:
         """Void what came before: its source could not vouch for it, and nobody was served any of it."""

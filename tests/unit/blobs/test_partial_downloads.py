@@ -1,5 +1,6 @@
 """Downloads that nobody waits for any more: when they stop, what is kept, and that it is never believed."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,6 +126,23 @@ async def finish(world: World, blob: BlobHandle) -> Transfer:
     return transfer
 
 
+async def left_in_the_middle(world: World, clock: MockClock) -> None:
+    """Let somebody who reads a file whole be killed after a MiB, and its download be stopped."""
+    with trio.CancelScope() as killed:
+        async with trio.open_nursery() as reader:
+            reader.start_soon(world.read, FILE)
+            first = await world.bytes.next()
+            first.put(DATA[:MiB])
+            await until(lambda: downloads(world, FILE) == MiB)
+            killed.cancel()
+    clock.jump(LEAVING.within)
+    await until(lambda: world.blobs.paused == 1)
+
+
+async def expect_whole(world: World) -> None:
+    assert await world.read(FILE) == DATA
+
+
 class TestStopping:
     async def test_a_download_nobody_follows_stops_after_so_many_more_bytes(self, world: World) -> None:
         world.record(FILE, DATA)
@@ -199,6 +217,21 @@ class TestStopping:
 
 
 class TestKept:
+    @pytest.mark.parametrize("verify", ["strict", "stream"])
+    async def test_who_was_killed_goes_on_hours_later(
+        self, make: Make, nursery: trio.Nursery, clock: MockClock, verify: str
+    ) -> None:
+        world = make(nursery, verify=verify, pause=PausePolicy())
+        world.record(FILE, DATA)
+        await left_in_the_middle(world, clock)
+        clock.jump(23 * 3600)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as reader:
+            reader.start_soon(expect_whole, world)
+            second = await world.bytes.next()
+            assert second.start == MiB
+            second.put(DATA[MiB:], offset=MiB).end()
+
     async def test_the_same_bytes_again_cost_no_request(self, world: World, clock: MockClock) -> None:
         world.record(FILE, DATA)
         await sniffed(world, clock)
@@ -370,6 +403,27 @@ class TestNotBelieved:
         await until(lambda: not world.blobs._downloads.table)
         assert world.quarantined == [wrong]
         assert not world.cache.contains(digest_of(DATA), len(DATA))
+
+    @pytest.mark.parametrize("verify", ["strict", "stream"])
+    async def test_what_was_changed_on_the_disk_meanwhile_is_downloaded_anew(
+        self, make: Make, nursery: trio.Nursery, clock: MockClock, verify: str
+    ) -> None:
+        world = make(nursery, verify=verify)
+        world.record(FILE, DATA)
+        await left_in_the_middle(world, clock)
+        (path,) = temporary(world)
+        with path.open("r+b") as file:
+            file.write(b"forged")
+        os.utime(path, ns=(1, 1))  # the clock of files ticks only some hundred times a second
+        async with trio.open_nursery() as reader:
+            reader.start_soon(expect_whole, world)
+            second = await world.bytes.next()
+            assert second.start == 0
+            second.put(DATA).end()
+        await until(lambda: not world.blobs._downloads.table)
+        assert temporary(world) == []
+        assert world.quarantined == []
+        assert world.cache.stats().loose_bytes == 0
 
     async def test_a_service_that_is_gone_is_told_and_nothing_stays(
         self, world: World, clock: MockClock
