@@ -24,6 +24,7 @@ _HEAD_LIMIT = 64 * 1024  # bytes of a head, and of the chunks' trailer
 _HEADERS_LIMIT = 100
 _INFORMATIONAL_LIMIT = 8  # answers before the answer
 _CHUNK_LINE_LIMIT = 256  # bytes of a chunk's size and its extensions
+_CHUNKS_IN_A_ROW = 256  # that may be taken out of what has come before others get their turn
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?")
 _FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TRAILER = re.compile(_FIELD.pattern + rb":[\t -~\x80-\xff]*")
@@ -201,6 +202,7 @@ class Body(httpx.AsyncByteStream):
         self._buffer = first
         self._between = head.chunked  # before a chunk's size line
         self._first_chunk = True
+        self._in_a_row = 0
         if not self._chunked and not self._until_close and len(first) >= self._body_remaining:
             self._check_end(first[self._body_remaining :])
             self._buffer = first[: self._body_remaining]
@@ -242,6 +244,10 @@ class Body(httpx.AsyncByteStream):
     async def _next_chunked(self) -> bytes:
         if self._done is None:
             return b""
+        self._in_a_row += 1
+        if self._in_a_row >= _CHUNKS_IN_A_ROW:  # of a byte each, what one receive brings has many thousands
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
         if self._between:
             self._body_remaining = await self._chunk_size()
             self._between = False

@@ -279,6 +279,24 @@ async def test_chunks_that_are_none_are_refused(chunks: bytes) -> None:
     assert await ours([HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks]) is None
 
 
+async def test_chunks_of_a_byte_each_that_come_at_once_do_not_keep_others_waiting(
+    nursery: trio.Nursery,
+) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    chunks = b"1\r\nx\r\n" * 10_000
+    nursery.start_soon(other)
+    seen = await ours([HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"])
+    assert seen == Seen(200, b"x" * 10_000, left=False)
+    assert turns >= 10_000 / 300
+
+
 def test_a_head_tells_whether_its_connection_may_be_used_again() -> None:
     for field, keep in ((b"", True), (b"Connection: close\r\n", False), (b"Connection: x, Close\r\n", False)):
         assert parse_head(HEAD + field + b"\r\n").keep_alive is keep
