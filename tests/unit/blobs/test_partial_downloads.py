@@ -1,8 +1,7 @@
 """Downloads that nobody waits for any more: when they stop, what is kept, and that it is never believed."""
 
+import functools
 import os
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from attachfs.errors import BadAnswer, IntegrityError, Unreachable
 from attachfs.model import AttachmentRef
 from tests.services.memory_source import Piece, Transfer, file_ref
 from tests.services.wrong_bodies import flipped
-from tests.unit.blobs.world import World, descriptors, digest_of
+from tests.unit.blobs.world import MakeWorld, World, Worlds, descriptors, digest_of, until
 
 FILE = file_ref(3)
 KiB, MiB = 2**10, 2**20
@@ -24,48 +23,15 @@ LEAVING = PausePolicy(more=MiB, within=2, keep=60)
 
 
 @pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
-
-
-class Make:
-    """Makes worlds in which nobody has to wait, and takes them down."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.made: list[World] = []
-
-    def __call__(
-        self,
-        nursery: trio.Nursery,
-        cache_size: int = 64 * MiB,
-        pause: PausePolicy = LEAVING,
-        verify: str = "stream",
-    ) -> World:
-        self.made.append(World(self.path, nursery, cache_size, pause=pause, verify=verify))
-        return self.made[-1]
+def make(worlds: Worlds) -> MakeWorld:
+    """Return what makes worlds in which nobody has to wait."""
+    return functools.partial(worlds, pause=LEAVING, verify="stream")
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
-    make = Make(tmp_path)
-    yield make
-    for world in make.made:
-        world.close()
-
-
-@pytest.fixture
-async def world(clock: MockClock, make: Make, nursery: trio.Nursery) -> World:
+async def world(clock: MockClock, make: MakeWorld, nursery: trio.Nursery) -> World:
     assert clock.autojump_threshold > 0
     return make(nursery)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for threads to have done their part; the clock of the test stands still meanwhile."""
-    ends = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < ends
-        await trio.lowlevel.checkpoint()
 
 
 async def sniff(world: World, came: int = 64 * KiB, ref: AttachmentRef = FILE) -> Transfer:
@@ -205,7 +171,7 @@ class TestStopping:
         assert (await finish(world, blob)).start == 64 * KiB
 
     async def test_a_download_stops_at_once_where_so_configured(
-        self, make: Make, nursery: trio.Nursery, clock: MockClock
+        self, make: MakeWorld, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         assert clock.autojump_threshold > 0
         world = make(nursery, pause=NO_PAUSE)
@@ -219,7 +185,7 @@ class TestStopping:
 class TestKept:
     @pytest.mark.parametrize("verify", ["strict", "stream"])
     async def test_who_was_killed_goes_on_hours_later(
-        self, make: Make, nursery: trio.Nursery, clock: MockClock, verify: str
+        self, make: MakeWorld, nursery: trio.Nursery, clock: MockClock, verify: str
     ) -> None:
         world = make(nursery, verify=verify, pause=PausePolicy())
         world.record(FILE, DATA)
@@ -256,7 +222,7 @@ class TestKept:
         assert world.cache.stats().loose_bytes == 0
 
     async def test_a_strict_opener_finishes_it(
-        self, make: Make, nursery: trio.Nursery, clock: MockClock
+        self, make: MakeWorld, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         world = make(nursery, verify="strict")
         world.record(FILE, DATA)
@@ -406,7 +372,7 @@ class TestNotBelieved:
 
     @pytest.mark.parametrize("verify", ["strict", "stream"])
     async def test_what_was_changed_on_the_disk_meanwhile_is_downloaded_anew(
-        self, make: Make, nursery: trio.Nursery, clock: MockClock, verify: str
+        self, make: MakeWorld, nursery: trio.Nursery, clock: MockClock, verify: str
     ) -> None:
         world = make(nursery, verify=verify)
         world.record(FILE, DATA)
@@ -464,7 +430,7 @@ class TestBounds:
         assert world.bytes.transfers[-1].start == 0
 
     async def test_a_quarter_of_the_cache_at_most_and_the_oldest_goes(
-        self, make: Make, clock: MockClock, nursery: trio.Nursery
+        self, make: MakeWorld, clock: MockClock, nursery: trio.Nursery
     ) -> None:
         world = make(nursery, cache_size=4 * 2 * len(DATA) + MiB)
         refs = [file_ref(number) for number in (4, 5, 6)]
@@ -477,7 +443,7 @@ class TestBounds:
         assert len(temporary(world)) == 2
 
     async def test_what_is_larger_than_that_is_not_kept(
-        self, make: Make, clock: MockClock, nursery: trio.Nursery
+        self, make: MakeWorld, clock: MockClock, nursery: trio.Nursery
     ) -> None:
         world = make(nursery, cache_size=3 * len(DATA))
         world.record(FILE, DATA)
@@ -486,7 +452,7 @@ class TestBounds:
         assert temporary(world) == []
 
     async def test_a_paused_download_goes_before_a_verified_blob_when_room_is_needed(
-        self, make: Make, clock: MockClock, nursery: trio.Nursery
+        self, make: MakeWorld, clock: MockClock, nursery: trio.Nursery
     ) -> None:
         world = make(nursery, cache_size=4 * len(DATA) + MiB)
         good = [file_ref(number) for number in (5, 6)]
@@ -502,7 +468,7 @@ class TestBounds:
         assert world.cache.stats().blobs == 4
 
     async def test_a_partial_download_is_not_kept_where_nobody_vouches_for_the_bytes(
-        self, make: Make, clock: MockClock, nursery: trio.Nursery
+        self, make: MakeWorld, clock: MockClock, nursery: trio.Nursery
     ) -> None:
         world = make(nursery, verify="off")
         world.record(FILE, DATA)
@@ -522,7 +488,7 @@ class TestBounds:
         assert transfer.ended
         assert temporary(world) == []
 
-    async def test_nothing_is_left_when_the_mount_ends(self, make: Make, clock: MockClock) -> None:
+    async def test_nothing_is_left_when_the_mount_ends(self, make: MakeWorld, clock: MockClock) -> None:
         before = descriptors()
         async with trio.open_nursery() as nursery:
             world = make(nursery)
@@ -533,5 +499,4 @@ class TestBounds:
         assert temporary(world) == []
         assert world.cache.stats().loose_bytes == 0
         world.close()
-        make.made.clear()
         assert descriptors() <= before

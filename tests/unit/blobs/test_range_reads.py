@@ -1,9 +1,7 @@
 """Reads far ahead of a stream: answered by requests of their own, and never a way around the verdict."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import trio
@@ -16,7 +14,7 @@ from attachfs.blobs.withholding import WITHHELD
 from attachfs.errors import AttachfsError, IntegrityError, Unreachable
 from tests.services.memory_source import Transfer, file_ref
 from tests.services.wrong_bodies import flipped
-from tests.unit.blobs.world import World, digest_of
+from tests.unit.blobs.world import MakeWorld, World, Worlds, digest_of, until
 
 FILE = file_ref(3)
 KiB, MiB = 2**10, 2**20
@@ -27,44 +25,37 @@ NEAR = MiB // WITHHELD  # the last block that is not far ahead of a stream's beg
 
 
 @pytest.fixture
-def clock() -> MockClock:
-    return MockClock()
+def make(worlds: Worlds) -> MakeWorld:
+    """Return what makes worlds in which the test sends the bytes."""
 
+    def make_world(nursery: trio.Nursery, verify: str = "stream", pause: PausePolicy = NO_PAUSE) -> World:
+        world = worlds(nursery, pause=pause, verify=verify)
+        world.record(FILE, DATA)
+        world.bytes.parts = DATA
+        return world
 
-class Make:
-    """Makes worlds in which the test sends the bytes, and takes them down."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.made: list[World] = []
-
-    def __call__(self, nursery: trio.Nursery, verify: str = "stream", pause: PausePolicy = NO_PAUSE) -> World:
-        self.made.append(World(self.path, nursery, 64 * MiB, pause=pause, verify=verify))
-        self.made[-1].record(FILE, DATA)
-        self.made[-1].bytes.parts = DATA
-        return self.made[-1]
+    return make_world
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
-    make = Make(tmp_path)
-    yield make
-    for world in make.made:
-        world.close()
-
-
-@pytest.fixture
-async def world(clock: MockClock, make: Make, nursery: trio.Nursery) -> World:
+async def world(clock: MockClock, make: MakeWorld, nursery: trio.Nursery) -> World:
     assert clock.autojump_threshold > 0
     return make(nursery)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for threads to have done their part; the clock of the test stands still meanwhile."""
-    ends = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < ends
-        await trio.lowlevel.checkpoint()
+def hold_comparison(monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
+    """Have the comparison with the whole wait for the second event; the first tells that it has begun."""
+    compare, hold = block_buffer.BlockBuffer.first_difference, trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    comparing = trio.Event()
+
+    def held(self: block_buffer.BlockBuffer, read: Callable[[int, int], bytes]) -> int | None:
+        trio.from_thread.run_sync(comparing.set, trio_token=token)
+        trio.from_thread.run(hold.wait, trio_token=token)
+        return compare(self, read)
+
+    monkeypatch.setattr(block_buffer.BlockBuffer, "first_difference", held)
+    return comparing, hold
 
 
 async def opened(world: World, came: bytes = b"") -> tuple[BlobHandle, Transfer]:
@@ -183,7 +174,7 @@ class TestAnswered:
         blob.close()
 
     async def test_a_part_is_read_where_nobody_vouches_as_well(
-        self, make: Make, nursery: trio.Nursery, clock: MockClock
+        self, make: MakeWorld, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         assert clock.autojump_threshold > 0
         world = make(nursery, verify="off")
@@ -267,7 +258,7 @@ class TestNotAskedFor:
         blob.close()
 
     async def test_no_part_is_requested_in_strict_verification(
-        self, make: Make, nursery: trio.Nursery, clock: MockClock
+        self, make: MakeWorld, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         assert clock.autojump_threshold > 0
         world = make(nursery, verify="strict")
@@ -527,16 +518,7 @@ class TestWrong:
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else its pages would stand among the wrong ones."""
-        compare, hold = block_buffer.BlockBuffer.first_difference, trio.Event()
-        token = trio.lowlevel.current_trio_token()
-        comparing = trio.Event()
-
-        def held(self: block_buffer.BlockBuffer, read: Callable[[int, int], bytes]) -> int | None:
-            trio.from_thread.run_sync(comparing.set, trio_token=token)
-            trio.from_thread.run(hold.wait, trio_token=token)
-            return compare(self, read)
-
-        monkeypatch.setattr(block_buffer.BlockBuffer, "first_difference", held)
+        comparing, hold = hold_comparison(monkeypatch)
         world.bytes.parts = flipped(DATA, 20 * WITHHELD)
         blob, transfer = await opened(world)
         assert await get(blob, 20) != piece(20)
@@ -558,16 +540,7 @@ class TestWrong:
         self, world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else its record could change until its next open, and nobody would notice."""
-        compare, hold = block_buffer.BlockBuffer.first_difference, trio.Event()
-        token = trio.lowlevel.current_trio_token()
-        comparing = trio.Event()
-
-        def held(self: block_buffer.BlockBuffer, read: Callable[[int, int], bytes]) -> int | None:
-            trio.from_thread.run_sync(comparing.set, trio_token=token)
-            trio.from_thread.run(hold.wait, trio_token=token)
-            return compare(self, read)
-
-        monkeypatch.setattr(block_buffer.BlockBuffer, "first_difference", held)
+        comparing, hold = hold_comparison(monkeypatch)
         world.record(file_ref(4), DATA)
         blob, transfer = await opened(world)
         assert await get(blob, 20) == piece(20)
@@ -686,7 +659,7 @@ class TestTogether:
         blob.close()
 
     async def test_nothing_stays_once_nobody_has_it_open(
-        self, make: Make, nursery: trio.Nursery, clock: MockClock
+        self, make: MakeWorld, nursery: trio.Nursery, clock: MockClock
     ) -> None:
         world = make(nursery, pause=PausePolicy(more=MiB, within=2, keep=60))
         blob, transfer = await opened(world, piece(0))

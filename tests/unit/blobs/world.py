@@ -1,6 +1,7 @@
 """A blob store with everything below it real but the service, and bytes to put into it."""
 
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,27 @@ class World:
 
 
 MakeWorld = Callable[..., World]
+
+
+class Worlds:
+    """Makes worlds below a folder, and takes them down."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made: list[World] = []
+
+    def __call__(self, nursery: trio.Nursery, cache_size: int = 64 * 2**20, **options: Any) -> World:
+        self._made.append(World(self._path, nursery, cache_size, **options))
+        return self._made[-1]
+
+    def close(self) -> None:
+        for world in self._made:
+            world.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for threads to have done their part; the clock of the test stands still meanwhile."""
+    ends = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends
+        await trio.lowlevel.checkpoint()
