@@ -136,8 +136,8 @@ class ReadAhead:
             return
         files.requested = True
         for sibling in siblings[:_WINDOW]:
-            if sibling != file and self._ledger.cached_info(sibling) is None:
-                self._start(self._info, sibling)
+            if sibling != file:
+                self._start_info(sibling)
 
     def opened(self, file: AttachmentRef) -> None:
         """Take note of a file that is being opened."""
@@ -203,7 +203,15 @@ class ReadAhead:
             event = EventRef(asset.realm, asset.asset, one)
             files += _refs(event, (await self._ledger.event(event)).attachments)
         for file in files:
-            self._start(self._bytes if self._does == _OPENS else self._info, file)
+            if self._does == _OPENS:
+                self._start(self._bytes, file)
+            else:
+                self._start_info(file)
+
+    def _start_info(self, file: AttachmentRef) -> None:
+        """Ask for a file's `/info` unless it is known; on the disk, while the service is silent."""
+        if self._ledger.cached_info(file) is None and not self._ledger.start_info(file):
+            self._start(self._info, file)
 
     async def _info(self, file: AttachmentRef) -> None:
         await self._ledger.info(file)

@@ -82,6 +82,10 @@ class RecordKind(Generic[K, V]):
             return _value_of(cached)
         return self._refresher.get(ref, lambda: self._fetch(ref), lambda: self._cached(ref), CacheEntry.get)
 
+    def start(self, ref: K) -> bool:
+        """Ask for a record that is not known, without waiting. False: the service is silent."""
+        return self._refresher.start(ref, lambda: self._fetch(ref))
+
     async def stored(self, ref: K) -> Aged[bytes]:
         """Return a record's body as it was kept on disk, and its age.
 
@@ -197,6 +201,10 @@ class RecordCache:
             AttachfsError: as the service answered; 404 and refusals are remembered for `negative_ttl`.
         """
         return self._infos.get(ref, anew=anew)
+
+    def start_info(self, ref: AttachmentRef) -> bool:
+        """Ask for an `/info` that is not known, without waiting. False: the service is silent."""
+        return self._infos.start(ref)
 
     def cached_info(self, ref: AttachmentRef) -> CacheEntry[Info] | None:
         """Return what is remembered of an attachment's `/info`, without asking."""

@@ -72,6 +72,16 @@ class Refresher(Generic[K, V]):
             self._outage.begin(error.reason)
         return unwrap(cached)
 
+    def start(self, key: K, fetch: Callable[[], Awaitable[V]]) -> bool:
+        """Ask although nobody waits yet: whoever comes shares the answer. False: the service is silent.
+
+        No task waits for this, as in `get`: what comes of silence, whoever waits for an answer decides.
+        """
+        if self._outage.active:
+            return False
+        self._flights.start(key, fetch)
+        return True
+
     def clear(self) -> None:
         """Let requests under way answer nobody but those who wait for them."""
         self._flights.clear()

@@ -61,6 +61,7 @@ class Ledger:
         # What the packages above call most stands here by its own name, without a call in between.
         self.info = self.records.info
         self.cached_info = self.records.cached_info
+        self.start_info = self.records.start_info
         self.asset = self.records.asset
         self.event = self.records.event
         self.record = self.records.record

@@ -116,6 +116,41 @@ async def test_what_is_known_is_not_asked_for_again(world: World) -> None:
     assert world.asked.count(FILES[5]) == 1
 
 
+async def test_each_file_takes_one_task_that_nobody_waits_for(world: World) -> None:
+    await world.show()
+
+    class Spawned(trio.abc.Instrument):
+        count = 0
+
+        def task_spawned(self, _task: trio.lowlevel.Task) -> None:
+            self.count += 1
+
+    spawned = Spawned()
+    trio.lowlevel.add_instrument(spawned)
+    world.ahead.stat(FILES[0])
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(spawned)
+    assert len(world.asked) == spawned.count == len(FILES) - 1
+
+
+async def test_while_the_service_is_silent_what_is_ahead_is_looked_for_where_it_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.show()
+    looked: list[AttachmentRef] = []
+
+    async def info(ref: AttachmentRef) -> None:
+        await trio.lowlevel.checkpoint()
+        looked.append(ref)
+
+    world.ledger.outage.begin("no answer")
+    monkeypatch.setattr(world.ledger, "info", info)
+    world.ahead.stat(FILES[0])
+    await wait_all_tasks_blocked()
+    assert set(looked) == set(FILES[1:])
+    assert not world.asked
+
+
 async def test_a_caller_who_looks_meanwhile_shares_the_request_of_the_readahead(
     world: World, nursery: trio.Nursery
 ) -> None:
