@@ -25,6 +25,26 @@ START = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "
 PATIENCE = 60  # seconds, on a machine that does something else too
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with each shell's completion as the program gives it, once for all tests."""
+    folder = tmp_path_factory.mktemp("sources")
+    for shell in ("bash", "zsh", "fish"):
+        done = subprocess.run(
+            [sys.executable, "-m", "attachfs"],
+            env={
+                "_ATTACHFS_COMPLETE": f"{shell}_source",
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(ROOT),
+            },
+            capture_output=True,
+            check=True,
+            timeout=PATIENCE,
+        )
+        (folder / shell).write_bytes(done.stdout)
+    return folder
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     program = tmp_path / "bin" / "attachfs"
@@ -48,7 +68,7 @@ def environ(home: Path) -> dict[str, str]:
     }
 
 
-def offered_on_a_terminal(shell: str, home: Path, line: str, expected: str) -> bool:
+def offered_on_a_terminal(shell: str, source: Path, home: Path, line: str, expected: str) -> bool:
     """Type a line and Tab twice; return whether `expected` appears."""
     pid, terminal = pty.fork()
     if pid == 0:
@@ -70,7 +90,7 @@ def offered_on_a_terminal(shell: str, home: Path, line: str, expected: str) -> b
             seen = ""
             return True
 
-        ready = f'{SETUP[shell]}; eval "$(_ATTACHFS_COMPLETE={shell}_source attachfs)"; echo read""y\n'
+        ready = f'{SETUP[shell]}; . {source}; echo read""y\n'
         os.write(terminal, ready.encode())
         assert wait_for("ready\n"), seen
         os.write(terminal, f"{line}\t\t".encode())
@@ -93,15 +113,9 @@ OFFERS = [
 
 
 @pytest.mark.parametrize(("line", "expected"), OFFERS)
-def test_fish_completes_commands_and_options(home: Path, line: str, expected: str) -> None:
+def test_fish_completes_commands_and_options(sources: Path, home: Path, line: str, expected: str) -> None:
     done = subprocess.run(
-        [
-            "fish",
-            "--no-config",
-            "-c",
-            '_ATTACHFS_COMPLETE=fish_source attachfs | source; complete -C "$argv"',
-            line,
-        ],
+        ["fish", "--no-config", "-c", f'source {sources / "fish"}; complete -C "$argv"', line],
         env=environ(home),
         cwd=home,
         capture_output=True,
@@ -114,8 +128,11 @@ def test_fish_completes_commands_and_options(home: Path, line: str, expected: st
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 @pytest.mark.parametrize(("line", "expected"), OFFERS)
-def test_bash_and_zsh_complete_commands_and_options(home: Path, shell: str, line: str, expected: str) -> None:
-    assert offered_on_a_terminal(shell, home, line, expected[len(line.rpartition(" ")[2]) :])
+def test_bash_and_zsh_complete_commands_and_options(
+    sources: Path, home: Path, shell: str, line: str, expected: str
+) -> None:
+    rest = expected[len(line.rpartition(" ")[2]) :]
+    assert offered_on_a_terminal(shell, sources / shell, home, line, rest)
 
 
 def test_the_variable_alone_is_told() -> None:
