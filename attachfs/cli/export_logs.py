@@ -1,6 +1,8 @@
 """The transparency log in an export: what proves events goes into the bag, the verdicts into the report.
 
-A log that is out of reach, or another tenant's, takes nothing from the bag: it is noted in the report.
+A log that is out of reach, or another tenant's, takes nothing from the bag: it is noted in the report. What
+was sealed is remembered as `prove` remembers it, also what the bag proves already: a log that was shrunk or
+rewritten since is named, and takes no massif from the bag.
 """
 
 import functools
@@ -15,15 +17,15 @@ from attachfs.archive import layout
 from attachfs.archive.folder import BagFolder
 from attachfs.archive.journal import Journal
 from attachfs.cli import output
-from attachfs.cli.prove import bring_logs
+from attachfs.cli.prove import bring_logs, kept_logs
 from attachfs.config.settings import Config
 from attachfs.errors import AttachfsError
 from attachfs.model import AssetRef, EventRef
 from attachfs.proof import massif, seal
-from attachfs.proof.errors import CONTRADICTED_CODE, PROVEN_CODE, UNKNOWN_CODE
+from attachfs.proof.errors import CONTRADICTED_CODE, PROVEN_CODE, UNKNOWN_CODE, ProofError
 from attachfs.proof.keys import Key
-from attachfs.proof.log_files import LogFolder, copy_logs, load_keys
-from attachfs.proof.prove import leaves_of, prove
+from attachfs.proof.log_files import KeptLogs, LogFolder, copy_logs, load_keys
+from attachfs.proof.prove import Proof, leaves_of, prove
 
 _BATCH = 500  # events in memory at a time
 _RECORD_LIMIT = 8 * 2**20  # bytes
@@ -54,6 +56,30 @@ class _Cached:
         return found
 
 
+class _Memory:
+    """Remembers what was sealed, once for each massif and size.
+
+    Args:
+        kept: where; None: nowhere.
+    """
+
+    def __init__(self, kept: KeptLogs | None = None) -> None:
+        self._kept = kept
+        self._noted: set[tuple[str, int | None, int | None]] = set()
+        self.problems: list[str] = []
+
+    def note(self, proof: Proof) -> None:
+        """Remember what a proof says was sealed."""
+        place = (proof.tenant, proof.massif, proof.sealed_size)
+        if self._kept is None or not proof.sealed_root or place in self._noted:
+            return
+        self._noted.add(place)
+        try:
+            self._kept.remember(proof)
+        except (OSError, ProofError) as error:
+            self.problems = [f"{self._kept.folder}: what was sealed cannot be remembered: {error}"]
+
+
 def add_logs(journal: Journal, bag: Path, config: Config, status: dict[str, Any]) -> Brought:
     """Bring what proves the bag's events, note the verdicts, and return what became of it.
 
@@ -71,24 +97,42 @@ def add_logs(journal: Journal, bag: Path, config: Config, status: dict[str, Any]
     if not leaves:
         return Brought("no event here says that it is in one", [])
     log = LogFolder(bag / layout.PROOF)
+    keys = load_keys(list(config.log_key or ()))
     problems: list[str] = []
+    kept = None
     try:
         if isinstance(status.get("archive"), str):
             _copy_from_bag(Path(status["archive"]), list(leaves), log)
         elif not status.get("offline"):
-            kept = bring_logs(config, str(status.get("ledger")), leaves)
-            problems = copy_logs(leaves, kept, log)
+            url = str(status.get("ledger"))
+            problems += _remember_earlier(journal, bag, log, kept_logs(config, url), keys)
+            kept = bring_logs(config, url, leaves)
+            problems += copy_logs(leaves, kept, log)
     except OSError as error:
-        problems = [f"the transparency log cannot be kept: {error.strerror or error}"]
+        problems.append(f"the transparency log cannot be kept: {error.strerror or error}")
     except AttachfsError as error:
-        problems = [error.reason]
+        problems.append(error.reason)
     for path in sorted((bag / layout.PROOF).rglob("*")):
         if path.is_file():
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             journal.add_tags([(str(path.relative_to(bag)), digest)])
-    _note_verdicts(journal, bag, _Cached(log), load_keys(list(config.log_key or ())))
+    memory = _Memory(kept)
+    _note_verdicts(journal, bag, _Cached(kept or log), keys, memory)
+    problems += memory.problems
     count = sum(map(len, leaves.values()))
     return Brought(f"what proves {output.count(count, 'event')} is in {layout.PROOF}/", problems)
+
+
+def _remember_earlier(
+    journal: Journal, bag: Path, log: LogFolder, kept: KeptLogs, keys: list[Key]
+) -> list[str]:
+    """Remember what an earlier run, perhaps on another machine, has brought; return what went wrong."""
+    memory = _Memory(kept)
+    if log.folder.exists():
+        cached = _Cached(log)
+        for _, event in _events(journal, bag):
+            memory.note(prove(event, cached, keys))
+    return memory.problems
 
 
 def _copy_from_bag(archive: Path, tenants: list[str], log: LogFolder) -> None:
@@ -114,10 +158,12 @@ def _events(journal: Journal, bag: Path) -> Iterator[tuple[EventRef, dict[str, A
                     continue  # it is no event, and the report says what of it could not be exported
 
 
-def _note_verdicts(journal: Journal, bag: Path, log: _Cached, keys: list[Key]) -> None:
+def _note_verdicts(journal: Journal, bag: Path, log: _Cached, keys: list[Key], memory: _Memory) -> None:
     """Note of each attachment whether the event that carries it is in the log."""
     for ref, event in _events(journal, bag):
-        state = prove(event, log, keys).state
+        proof = prove(event, log, keys)
+        memory.note(proof)
+        state = proof.state
         parsed = model.parse_event(event, ref.asset, lambda _: None)
         attachments = parsed[1].attachments if parsed else ()
         owners = (ref.path, AssetRef(ref.realm, ref.asset).path)

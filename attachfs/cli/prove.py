@@ -150,6 +150,15 @@ class _Prover:
         return proof
 
 
+def _log_url(config: Config, url: str) -> str:
+    return config.log_url or f"{url}{PATH}"
+
+
+def kept_logs(config: Config, url: str) -> KeptLogs:
+    """Return what is kept, and remembered, of a ledger's logs."""
+    return KeptLogs(config.state_dir / "logs" / file_name(_log_url(config, url)))
+
+
 def bring_logs(config: Config, url: str, leaves: Mapping[str, AbstractSet[int]]) -> KeptLogs:
     """Fetch what proofs need from where a ledger's logs are served, and return what is kept of them.
 
@@ -158,8 +167,8 @@ def bring_logs(config: Config, url: str, leaves: Mapping[str, AbstractSet[int]])
         url: the ledger's address.
         leaves: by tenant, the numbers of leaves in its log.
     """
-    log_url = config.log_url or f"{url}{PATH}"
-    kept = KeptLogs(config.state_dir / "logs" / file_name(log_url))
+    log_url = _log_url(config, url)
+    kept = kept_logs(config, url)
 
     async def fetch() -> None:
         async with open_http(ca_file=config.ca_file, max_connections=1) as http:

@@ -1,6 +1,8 @@
 """The transparency log in an export: brought along, and proven from the bag alone."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,10 @@ from attachfs.demo.spawn import DemoServer, spawn_server
 from tests.mount.conftest import run_mount
 
 
-def attachfs(*arguments: object) -> subprocess.CompletedProcess[str]:
+def attachfs(*arguments: object, **environ: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "attachfs", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    env = {**os.environ, **{name: str(value) for name, value in environ.items()}}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,41 @@ def test_a_log_out_of_reach_takes_nothing_from_the_bag(tmp_path: Path) -> None:
     assert report["totals"]["files"] > 1
     assert done.returncode == (1 if report["totals"]["refused"] else 0)
     bagit.Bag(str(tmp_path / "bag")).validate()
+
+
+def test_a_log_that_was_shrunk_between_two_exports_is_named(tmp_path: Path) -> None:
+    """What was sealed is remembered by the first, on this machine and in the bag itself."""
+    key, state, bag = tmp_path / "log.pem", tmp_path / "logs-state", tmp_path / "bag"
+    arguments = ["--token-file", str(tmp_path / "token"), "--log-key-file", str(key)]
+    with spawn_server(arguments) as server, run_mount(tmp_path, server=server) as mounted:
+
+        def export(target: Path) -> tuple[str, set[str]]:
+            said = attachfs("export", f"--log-key={key}", mounted.point, target, XDG_STATE_HOME=state).stderr
+            report = json.loads((target / "report.json").read_text())
+            return said, {one.get("proof", "") for one in report["files"]}
+
+        said, states = export(bag)
+        assert "rewritten" not in said
+        assert "proven" in states
+        (remembered,) = state.rglob("sealed.json")
+        first = remembered.read_text()
+
+        # As on another machine: what the bag proves is remembered again, though the log gives nothing new.
+        shutil.rmtree(state)
+        nowhere = "--log-url=http://127.0.0.1:1"
+        attachfs("export", f"--log-key={key}", nowhere, mounted.point, bag, XDG_STATE_HOME=state)
+        (elsewhere,) = state.rglob("sealed.json")
+        assert elsewhere.read_text() == first
+
+        shutil.rmtree(state)
+        export(tmp_path / "third")
+        (remembered,) = state.rglob("sealed.json")
+        larger = {number: [size + 2, root] for number, (size, root) in json.loads(first).items()}
+        remembered.write_text(json.dumps(larger))
+        massifs = {path: path.read_bytes() for path in (bag / "proof").rglob("*") if path.is_file()}
+        said, states = export(bag)
+    assert "the log was shrunk or rewritten" in said
+    assert "log rewritten" in states
+    assert "proven" not in states
+    assert massifs == {path: path.read_bytes() for path in (bag / "proof").rglob("*") if path.is_file()}
+    bagit.Bag(str(bag)).validate()
