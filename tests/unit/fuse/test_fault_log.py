@@ -7,23 +7,16 @@ import pytest
 from attachfs import errors
 from attachfs.errors import AttachfsError, IntegrityError, TimedOut
 from attachfs.fuse.fault_log import _KEPT, ErrorLog
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.services.manual_clock import ManualClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def faults(clock: Clock, caplog: pytest.LogCaptureFixture) -> ErrorLog:
+def faults(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> ErrorLog:
     caplog.set_level(logging.DEBUG)
     return ErrorLog(clock)
 
@@ -46,7 +39,7 @@ def test_wrong_bytes_are_told_louder(faults: ErrorLog, caplog: pytest.LogCapture
 
 
 def test_repeats_are_counted_not_told(
-    faults: ErrorLog, clock: Clock, caplog: pytest.LogCaptureFixture
+    faults: ErrorLog, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(100):
         faults.record("open", "x", TimedOut("slow"))
@@ -58,7 +51,7 @@ def test_repeats_are_counted_not_told(
 
 
 def test_after_a_while_a_single_fault_is_told_again(
-    faults: ErrorLog, clock: Clock, caplog: pytest.LogCaptureFixture
+    faults: ErrorLog, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults.record("open", "x", TimedOut("slow"))
     clock.now += 301

@@ -1,7 +1,6 @@
 """Tables of what is known: bounded, no older than may be told; packed records come out as they went in."""
 
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from attachfs.ledger.record_pages import parse_in_slices
 from attachfs.ledger.record_tables import AssetTable, EventTable, pack_event, unpack_events
 from attachfs.ledger.ttl_cache import CacheEntry, TTLCache
 from attachfs.model import Asset, AssetRef, Attachment, Digest, Event, EventRef
+from tests.services.manual_clock import ManualClock
 from tests.services.memory_source import asset_ref, event_ref, uuid
 
 TEXT = st.text(max_size=20)  # of any code points but surrogates
@@ -23,20 +23,12 @@ MANY = st.lists(ATTACHMENTS, max_size=4).map(tuple)
 TIMES = st.integers(0, 2**63 - 1)
 
 
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock(0.0)
 
 
-def test_the_first_learnt_goes_first(clock: Clock) -> None:
+def test_the_first_learnt_goes_first(clock: ManualClock) -> None:
     table: TTLCache[int, str] = TTLCache(2, clock)
     for number in (1, 2, 1, 3):
         table.put(number, CacheEntry(str(number), 60))
@@ -48,7 +40,7 @@ def test_the_first_learnt_goes_first(clock: Clock) -> None:
     )
 
 
-def test_what_is_old_is_known_but_not_fresh_and_in_the_end_neither(clock: Clock) -> None:
+def test_what_is_old_is_known_but_not_fresh_and_in_the_end_neither(clock: ManualClock) -> None:
     table: TTLCache[int, str] = TTLCache(2, clock)
     table.put(1, CacheEntry("x", 60, 100))
     clock.now = 60
@@ -72,7 +64,7 @@ async def test_a_record_with_very_many_attributes_is_parsed_off_the_event_loop_a
     assert threads == [True, False, True]
 
 
-def test_a_listed_asset_with_very_many_attachments_is_kept_as_it_is(clock: Clock) -> None:
+def test_a_listed_asset_with_very_many_attachments_is_kept_as_it_is(clock: ManualClock) -> None:
     """To unpack it at each look would block the event loop."""
     table = AssetTable(10, 10, clock)
     many = tuple(Attachment(uuid(number), "", "", "", None) for number in range(1_001))
@@ -92,7 +84,7 @@ def test_a_listed_asset_with_very_many_attachments_is_kept_as_it_is(clock: Clock
 
 @given(asset=st.builds(Asset, IDS, TIMES, TEXT, MANY), times=st.tuples(st.floats(1, 1e9), st.floats(1, 1e9)))
 def test_a_listed_asset_comes_out_as_it_went_in(asset: Asset, times: tuple[float, float]) -> None:
-    table = AssetTable(1, 10, Clock())
+    table = AssetTable(1, 10, ManualClock(0.0))
     table.put_listed([asset], CacheEntry(None, *times))
     assert table.get(AssetRef("assets", asset.id)) == CacheEntry(asset, *times)
     assert table.get(AssetRef("publicassets", asset.id)) is None
@@ -103,13 +95,13 @@ def test_packed_events_come_out_as_they_went_in(events: list[Event]) -> None:
     assert unpack_events(b"".join(map(pack_event, events))) == events
 
 
-def test_listed_assets_are_bounded_and_the_first_listed_goes_first(clock: Clock) -> None:
+def test_listed_assets_are_bounded_and_the_first_listed_goes_first(clock: ManualClock) -> None:
     table = AssetTable(1, 2, clock)
     table.put_listed([Asset(uuid(number)) for number in (1, 2, 3)], CacheEntry(None, 60, 60))
     assert [table.get(asset_ref(number)) is not None for number in (1, 2, 3)] == [False, True, True]
 
 
-def test_whoever_leaves_the_table_is_known_from_the_listing_still(clock: Clock) -> None:
+def test_whoever_leaves_the_table_is_known_from_the_listing_still(clock: ManualClock) -> None:
     table = AssetTable(1, 10, clock)
     table.put_listed([Asset(uuid(number)) for number in (1, 2)], CacheEntry(None, 60, 60))
     for number in (1, 2, 1):
@@ -117,7 +109,7 @@ def test_whoever_leaves_the_table_is_known_from_the_listing_still(clock: Clock) 
     assert len(table) == 1
 
 
-def test_a_page_renews_what_was_asked_before_it_and_an_answer_what_was_listed(clock: Clock) -> None:
+def test_a_page_renews_what_was_asked_before_it_and_an_answer_what_was_listed(clock: ManualClock) -> None:
     table = AssetTable(1, 10, clock)
     ref = asset_ref(1)
     table.put_listed([Asset(ref.asset, 1)], CacheEntry(None, 60, 60))
@@ -128,7 +120,7 @@ def test_a_page_renews_what_was_asked_before_it_and_an_answer_what_was_listed(cl
     assert table.get(ref) == CacheEntry(Asset(ref.asset, 3), 80, 80)
 
 
-def test_an_absence_is_not_undone_by_an_older_listing(clock: Clock) -> None:
+def test_an_absence_is_not_undone_by_an_older_listing(clock: ManualClock) -> None:
     table = AssetTable(1, 10, clock)
     ref = asset_ref(1)
     table.put_listed([Asset(ref.asset)], CacheEntry(None, 60, 60))
@@ -137,7 +129,7 @@ def test_an_absence_is_not_undone_by_an_older_listing(clock: Clock) -> None:
     assert table.get(ref) is None
 
 
-def test_events_that_are_not_in_the_table_or_old_are_looked_up_elsewhere(clock: Clock) -> None:
+def test_events_that_are_not_in_the_table_or_old_are_looked_up_elsewhere(clock: ManualClock) -> None:
     others: dict[EventRef, CacheEntry[Event]] = {}
     table = EventTable(5, clock, others.get)
     ref = event_ref()
@@ -152,7 +144,7 @@ def test_events_that_are_not_in_the_table_or_old_are_looked_up_elsewhere(clock: 
     assert table.get(ref) == others[ref]
 
 
-def test_clear_forgets_what_was_listed_as_well(clock: Clock) -> None:
+def test_clear_forgets_what_was_listed_as_well(clock: ManualClock) -> None:
     table = AssetTable(1, 10, clock)
     table.put_listed([Asset(uuid(1))], CacheEntry(None, 60, 60))
     table.clear()

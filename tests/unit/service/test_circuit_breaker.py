@@ -7,33 +7,24 @@ import pytest
 
 from attachfs.errors import Unreachable
 from attachfs.service.circuit_breaker import CircuitBreaker
+from tests.services.manual_clock import ManualClock
 
 NOW = 1_700_000_000.0
 
 
-class Hands:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def clock() -> Hands:
-    return Hands()
-
-
-@pytest.fixture
-def circuit(clock: Hands) -> CircuitBreaker:
+def circuit(clock: ManualClock) -> CircuitBreaker:
     circuit = CircuitBreaker(clock, wall=lambda: NOW)
     circuit.watched = True
     return circuit
 
 
-def fail(circuit: CircuitBreaker, clock: Hands, *whats: str) -> None:
+def fail(circuit: CircuitBreaker, clock: ManualClock, *whats: str) -> None:
     for what in whats:
         circuit.note_failure(what, "it rains", clock.now)
 
@@ -55,7 +46,7 @@ def is_well(circuit: CircuitBreaker) -> bool:
 
 
 def test_failures_of_two_questions_that_last_for_three_seconds_open_it(
-    circuit: CircuitBreaker, clock: Hands
+    circuit: CircuitBreaker, clock: ManualClock
 ) -> None:
     fail(circuit, clock, "/a", "/b", "/a", "/b", "/c")
     assert not is_open(circuit), "it may pass within a moment"
@@ -69,7 +60,9 @@ def test_failures_of_two_questions_that_last_for_three_seconds_open_it(
     assert circuit.open_since == NOW
 
 
-def test_many_failures_that_come_fast_open_it_after_a_second(circuit: CircuitBreaker, clock: Hands) -> None:
+def test_many_failures_that_come_fast_open_it_after_a_second(
+    circuit: CircuitBreaker, clock: ManualClock
+) -> None:
     fail(circuit, clock, *("/a", "/b") * 20)
     assert not is_open(circuit), "they may all be of one moment"
     clock.now += 1.1
@@ -77,7 +70,7 @@ def test_many_failures_that_come_fast_open_it_after_a_second(circuit: CircuitBre
     assert is_open(circuit)
 
 
-def test_one_question_never_opens_it(circuit: CircuitBreaker, clock: Hands) -> None:
+def test_one_question_never_opens_it(circuit: CircuitBreaker, clock: ManualClock) -> None:
     for _ in range(50):
         fail(circuit, clock, "/a")
         clock.now += 1
@@ -85,7 +78,7 @@ def test_one_question_never_opens_it(circuit: CircuitBreaker, clock: Hands) -> N
 
 
 def test_a_request_that_was_silent_counts_from_when_it_was_sent(
-    circuit: CircuitBreaker, clock: Hands
+    circuit: CircuitBreaker, clock: ManualClock
 ) -> None:
     sent = clock.now
     clock.now += 4
@@ -95,7 +88,7 @@ def test_a_request_that_was_silent_counts_from_when_it_was_sent(
     assert is_open(circuit)
 
 
-def test_any_answer_closes_it_and_starts_the_count_anew(circuit: CircuitBreaker, clock: Hands) -> None:
+def test_any_answer_closes_it_and_starts_the_count_anew(circuit: CircuitBreaker, clock: ManualClock) -> None:
     for _ in range(20):
         fail(circuit, clock, "/a", "/b")
         clock.now += 2.9
@@ -111,7 +104,7 @@ def test_any_answer_closes_it_and_starts_the_count_anew(circuit: CircuitBreaker,
     assert is_well(circuit)
 
 
-def test_without_anybody_who_probes_it_stops_nobody(circuit: CircuitBreaker, clock: Hands) -> None:
+def test_without_anybody_who_probes_it_stops_nobody(circuit: CircuitBreaker, clock: ManualClock) -> None:
     circuit.watched = False
     fail(circuit, clock, "/a")
     clock.now += 5
@@ -121,7 +114,7 @@ def test_without_anybody_who_probes_it_stops_nobody(circuit: CircuitBreaker, clo
 
 
 def test_probes_begin_soon_after_the_first_failure_and_grow_rarer_once_it_is_open(
-    circuit: CircuitBreaker, clock: Hands
+    circuit: CircuitBreaker, clock: ManualClock
 ) -> None:
     assert not is_due(circuit)
     fail(circuit, clock, "/a")
@@ -138,13 +131,13 @@ def test_probes_begin_soon_after_the_first_failure_and_grow_rarer_once_it_is_ope
     assert not is_due(circuit)
 
 
-def test_silence_is_probed_at_once(circuit: CircuitBreaker, clock: Hands) -> None:
+def test_silence_is_probed_at_once(circuit: CircuitBreaker, clock: ManualClock) -> None:
     circuit.note_failure("/a", "no answer", clock.now - 2)
     assert is_due(circuit)
 
 
 def test_the_circuit_is_logged_once_as_it_opens_and_once_as_it_closes(
-    circuit: CircuitBreaker, clock: Hands, caplog: pytest.LogCaptureFixture
+    circuit: CircuitBreaker, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "attachfs.api")
     for _ in range(5):

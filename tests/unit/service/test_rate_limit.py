@@ -8,23 +8,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from attachfs.errors import RateLimited
 from attachfs.service.rate_limit import RateLimitGate, requested_wait
+from tests.services.manual_clock import ManualClock
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 
 
-class Hands:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Hands:
-    return Hands()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +63,7 @@ def test_the_longer_sane_wait_is_taken(headers: dict[str, str], wait: float | No
     assert requested_wait(headers, NOW) == wait
 
 
-def test_a_gate_stays_shut_for_as_long_as_asked(clock: Hands) -> None:
+def test_a_gate_stays_shut_for_as_long_as_asked(clock: ManualClock) -> None:
     gate = RateLimitGate(clock)
     assert gate.remaining == 0
     assert gate.shut(30, clock())
@@ -81,7 +72,7 @@ def test_a_gate_stays_shut_for_as_long_as_asked(clock: Hands) -> None:
     assert gate.remaining == 0
 
 
-def test_without_a_usable_wait_it_doubles_from_round_to_round_up_to_a_bound(clock: Hands) -> None:
+def test_without_a_usable_wait_it_doubles_from_round_to_round_up_to_a_bound(clock: ManualClock) -> None:
     gate, waits = RateLimitGate(clock), []
     for asked in [None, 0, None, None, None, None, None, None]:
         assert gate.shut(asked, clock())
@@ -93,13 +84,13 @@ def test_without_a_usable_wait_it_doubles_from_round_to_round_up_to_a_bound(cloc
     assert gate.remaining == pytest.approx(0.5)
 
 
-def test_a_day_is_not_waited_without_asking_again(clock: Hands) -> None:
+def test_a_day_is_not_waited_without_asking_again(clock: ManualClock) -> None:
     gate = RateLimitGate(clock)
     gate.shut(3600, clock())
     assert gate.remaining == 300
 
 
-def test_a_burst_of_429s_is_news_once_and_the_longest_wait_holds(clock: Hands) -> None:
+def test_a_burst_of_429s_is_news_once_and_the_longest_wait_holds(clock: ManualClock) -> None:
     gate, began = RateLimitGate(clock), clock()
     clock.now += 1
     assert gate.shut(5, began)

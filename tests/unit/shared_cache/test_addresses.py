@@ -15,18 +15,11 @@ from attachfs.shared_cache.http_address import HttpAddress, authorization_of
 from attachfs.shared_cache.objects import EMPTY_SHA256, Listed, StoreError
 from attachfs.shared_cache.s3_address import S3Address
 from attachfs.shared_cache.sigv4 import AwsKeys
+from tests.services.manual_clock import ManualClock
 
 DIGEST = Digest("sha256", "ab" * 32)
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "secret"}
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_an_http_store_has_bazels_layout() -> None:
@@ -155,7 +148,7 @@ async def test_a_profile_is_chosen_and_the_credentials_file_wins(tmp_path: Path)
 
 async def test_files_are_read_again_after_a_while(tmp_path: Path) -> None:
     home = profile(tmp_path, "[default]\naws_access_key_id=A\naws_secret_access_key=1\n")
-    clock = Clock()
+    clock = ManualClock(1_000_000.0)
     found = AwsEnvironment({}, home, clock)
     assert (await found.keys()).access_key == "A"
     (home / ".aws/credentials").write_text("[default]\naws_access_key_id=B\naws_secret_access_key=2\n")
@@ -165,7 +158,7 @@ async def test_files_are_read_again_after_a_while(tmp_path: Path) -> None:
 
 
 async def test_a_process_gives_credentials_until_shortly_before_their_end(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = ManualClock(1_000_000.0)
     end = datetime.fromtimestamp(clock.now + 3600, UTC).isoformat()
     answer = tmp_path / "answer"
     said = {"Version": 1, "AccessKeyId": "P", "SecretAccessKey": "S", "SessionToken": "T", "Expiration": end}
