@@ -133,7 +133,7 @@ def _facts(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "By", about["by"]
     yield "Begun", f"{html.time_of(about['began'])} UTC"
     yield "Ended", f"{html.time_of(about['ended'])} UTC"
-    yield "Transparency log", about.get("transparency_log", "not asked")
+    yield "Transparency log", about.get("transparency_log", "not fetched")
     yield "With", f"{about['software']}, scan policy {about.get('scan_policy', 'unknown')}"
 
 

@@ -219,7 +219,7 @@ class RangeReads:
                 if request.next == request.stop and buffer:
                     break
             if request.next < request.stop or buffer:
-                raise BadAnswer(f"{self._ref.path}: a part of another length came than was asked for")
+                raise BadAnswer(f"{self._ref.path}: the part has another length than the one requested")
 
     def _keep(self, block: int, data: bytes) -> None:
         if self._context is not None and not self.buffer.add(block, data):

@@ -25,6 +25,7 @@ from attachfs.errors import (
 from attachfs.mount import credentials
 from attachfs.service.auth import Auth, ClientCredentials, NoAuth, jwt_expiry
 from attachfs.service.client import Client, open_http
+from attachfs.service.proxies import Proxies
 
 _PATIENCE = 10.0  # seconds for the request to the ledger, retries included, and no more than --timeout
 _LOG_IN = "store new ones with: attachfs login"
@@ -113,6 +114,12 @@ def _denied(error: AccessDenied, *, anonymous: bool) -> Finding:
 
 def _diagnose(error: BaseException, url: str) -> tuple[State, str]:
     """Return how bad it is that the ledger did not answer as it should, and the remedy."""
+    proxy = Proxies(os.environ).variable_for(url)
+    through = f"requests go through the proxy in {proxy}: check that, or name the ledger's host in NO_PROXY"
+    if proxy and any(
+        isinstance(cause, ConnectionRefusedError | socket.gaierror) for cause in causes_of(error)
+    ):
+        return State.WRONG, through
     remedy = next(filter(None, map(_connection_remedy, causes_of(error))), "")
     if remedy:
         return State.WRONG, remedy
@@ -120,7 +127,7 @@ def _diagnose(error: BaseException, url: str) -> tuple[State, str]:
         return State.UNKNOWN, "wait a minute; if it recurs, ask the ledger's operator for a higher limit"
     if isinstance(error, BadAnswer) and re.search("answered 5[0-9][0-9]", error.reason):
         return State.UNKNOWN, "the service is unwell: try again later, or ask its operator"
-    remedy = "check the host and port in --url, the network, its proxies and firewalls"
+    remedy = through if proxy else "check the host and port in --url, the network and its firewalls"
     stranger = isinstance(error, Unreachable) and re.search("in (its )?place", error.reason) is not None
     if stranger or isinstance(error, NotFound | BadAnswer):
         remedy = "something other than a ledger answers there: check --url"

@@ -1,7 +1,7 @@
 """The program: finds a command's module, runs it, and turns failures into a sentence and an exit code.
 
 Exit codes: 0 all well; 1 it failed, or something differs; 2 the command line or the configuration cannot
-be used; 3 it could not be found out; 130 interrupted by Ctrl-C.
+be used; 3 undecided; 130 interrupted by Ctrl-C.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from attachfs.errors import AttachfsError, UsageError
 _COMMANDS = {
     "demo": "Run a demo ledger on this machine and mount it: no account needed.",
     "login": "Store a token, or an application's secret, once the ledger accepts it.",
-    "doctor": "Find out what is missing or wrong, and what to do about it.",
+    "doctor": "Find what is missing or wrong, and the remedy.",
     "mount": "Mount the ledger on a directory.",
     "umount": "Unmount it, and wait until its files are closed.",
     "ls": "List files with size, type, date, scan status and what is verified.",
@@ -35,7 +35,7 @@ _COMMANDS = {
     "export": "Take evidence home, as a BagIt bag that others can check.",
     "prove": "Find out whether events are in the transparency log.",
     "custody": "Check or show a custody log.",
-    "status": "Show the figures of running mounts.",
+    "status": "Show what running mounts are doing.",
     "logs": "Show what a mount has logged.",
     "cache": "Look at the cache, check it, and remove from it.",
     "pins": "Review the hashes that were first seen, and release one.",
@@ -44,6 +44,9 @@ _COMMANDS = {
 
 
 _COMPLETE = "_ATTACHFS_COMPLETE"
+_COMPLETIONS = tuple(
+    f"{shell}_{what}" for shell in ("bash", "zsh", "fish") for what in ("source", "complete")
+)
 _COMPLETED = ("COMP_WORDS", "COMP_CWORD")
 
 _HELP = """Mount an evidence ledger's attachments as a read-only, verified filesystem.
@@ -77,7 +80,11 @@ class _Commands(Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         streams.prepare()
-        if os.environ.get(_COMPLETE, "").endswith("_complete") and not {*_COMPLETED} <= os.environ.keys():
+        wanted = os.environ.get(_COMPLETE, "")
+        if wanted and wanted not in _COMPLETIONS:
+            output.complain(f"{_COMPLETE}={wanted} is none of {', '.join(_COMPLETIONS)}: unset it")
+            sys.exit(output.USAGE)
+        if wanted.endswith("_complete") and not {*_COMPLETED} <= os.environ.keys():
             output.complain(f"{_COMPLETE} is for shells, which set {' and '.join(_COMPLETED)} too: unset it")
             sys.exit(output.USAGE)
         extra.setdefault("prog_name", "attachfs")  # also as `python -m attachfs`

@@ -93,7 +93,7 @@ def _watch(point: Path | None) -> int:
             for mount in _chosen(point):
                 pictures += [picture(mount, *_query(mount)), ""]
             pictures.append(
-                Text("q ends this" if pictures else "no attachfs mount is running here; q ends this")
+                Text("press q to quit" if pictures else "no attachfs mount is running here; press q to quit")
             )
             live.update(Group(*pictures), refresh=True)
             if select.select([keys], [], [], _EVERY)[0] and keys.read(1) in ("q", "Q", ""):
@@ -120,7 +120,7 @@ def picture(mount: Mount, state: State, stats: dict[str, Any]) -> RenderableType
         what = "its process is gone" if state is State.DEAD else "it does not answer"
         return Group(title, Text(f"  {what}; clear it with: {printable(remedy)}", "red"))
     if not stats:
-        return Group(title, Text("  another user's, who alone can see its figures"))
+        return Group(title, Text("  another user's: only that user can see its status"))
     parts: list[RenderableType] = [title, _facts(stats), _requests(stats)]
     if stats.get("last_errors"):
         parts.append(_errors(stats["last_errors"]))
@@ -279,8 +279,8 @@ def _span(seconds: float) -> str:
 @click.command("status")
 @click.argument("mountpoint", required=False, type=arguments.MountPoint())
 @arguments.as_json
-@click.option("--watch", is_flag=True, help="Show them live, until q or Ctrl-C.")
-@click.option("--openmetrics", is_flag=True, help="Print them as OpenMetrics, for Prometheus.")
+@click.option("--watch", is_flag=True, help="Show it live, until q or Ctrl-C.")
+@click.option("--openmetrics", is_flag=True, help="Print it as OpenMetrics, for Prometheus.")
 def command(mountpoint: Path | None, as_json: bool, watch: bool, openmetrics: bool) -> None:
-    """Show the figures of the mount at MOUNTPOINT, or of all running mounts."""
+    """Show what the mount at MOUNTPOINT is doing, or all running mounts."""
     sys.exit(run(mountpoint, as_json=as_json, watch=watch, openmetrics=openmetrics))

@@ -26,7 +26,8 @@ def user_directory(kind: str, environ: Mapping[str, str] = os.environ) -> Path:
         return Path(named) / APP
     home = home_directory()
     if home is None:
-        raise UsageError(f"this user has no home directory: set HOME, or {variable} to an absolute path")
+        wrong = "HOME is not an absolute path" if environ.get("HOME") else "this user has no home directory"
+        raise UsageError(f"{wrong}: set HOME, or {variable}, to an absolute path")
     return home / _BELOW_HOME[kind] / APP
 
 

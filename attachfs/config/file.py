@@ -59,20 +59,11 @@ class ConfigFile:
         self.found = False
         self._text = ""
         try:
-            with path.open("rb") as file:
-                require_own(path, os.fstat(file.fileno()), "the configuration file", "600")
-                raw = file.read(_LIMIT + 1)
-            if len(raw) > _LIMIT:
-                raise UsageError(f"{path}: larger than a configuration can be")
-            if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UsageError(f"{path}: saved as UTF-16: save it as UTF-8")
-            self._text = raw.decode("utf-8-sig")
+            self._text = _read(path)
             self.found = True
         except FileNotFoundError:
             if required:
                 raise UsageError(f"{path}: there is no such configuration file") from None
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}:{raw[: error.start].count(10) + 1}: not UTF-8 text") from None
         except OSError as error:
             if required:
                 raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
@@ -155,6 +146,30 @@ class ConfigFile:
         line = next((number for number, key in _keys(self._text) if key == path), None)
         where = f"{self.path}:{line}" if line else str(self.path)
         return f"{where}: {'.'.join(path)}"
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        UsageError: it is no text, or not one's own.
+        OSError: it cannot be read.
+    """
+    if path.is_fifo():
+        raise UsageError(f"{path} is a pipe, which cannot be read again: name a file")
+    with path.open("rb") as file:
+        require_own(path, os.fstat(file.fileno()), "the configuration file", "600")
+        raw = file.read(_LIMIT + 1)
+    if len(raw) > _LIMIT:
+        raise UsageError(f"{path}: larger than a configuration can be")
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UsageError(f"{path}: saved as UTF-16: save it as UTF-8")
+    if b"\0" in raw:
+        raise UsageError(f"{path}: holds NUL bytes, so it is no text: save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}:{raw[: error.start].count(10) + 1}: not UTF-8 text") from None
 
 
 def _text_of(name: str, value: object, origin: str) -> str:

@@ -218,7 +218,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "insecure-http",
         _bool,
-        "Send credentials in clear to another host, by http:// instead of https://.",
+        "Send credentials to another host in the clear, by http:// instead of https://.",
         "no",
         flag=True,
     ),
@@ -231,24 +231,26 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "cache-dir", parse_path, "Where verified bytes are kept. One mount at a time uses it.", metavar="DIR"
     ),
-    Option("cache-size", _cache_size, "What the cache may take on the disk.", "10G", metavar="SIZE"),
+    Option("cache-size", _cache_size, "How much of the disk the cache may use.", "10G", metavar="SIZE"),
     Option(
         "cache-min-free",
         parse_min_free,
-        "What the cache leaves free there (size or percent).",
+        "How much the cache leaves free there (size or percent).",
         "5%",
         metavar="SIZE",
     ),
     Option(
         "verify",
         _choice(*get_args(Verify)),
-        "When bytes are handed out: 'strict', once the whole file is verified, at open; 'stream', as they "
-        "come, the last part once the whole is verified; 'auto', strict up to --strict-limit, else stream; "
-        "'off', unverified.",
+        "When bytes are served: 'strict', at open, after the whole file is verified; 'stream', as they "
+        "arrive, the last part after the whole is verified; 'auto', strict up to --strict-limit, else "
+        "stream; 'off', unverified.",
         "auto",
         metavar="|".join(get_args(Verify)),
     ),
-    Option("strict-limit", parse_size, "Up to what size --verify=auto is strict.", "32M", metavar="SIZE"),
+    Option(
+        "strict-limit", parse_size, "The size up to which --verify=auto is strict.", "32M", metavar="SIZE"
+    ),
     Option(
         "scan-policy",
         _choice(*get_args(ScanPolicy)),
@@ -282,7 +284,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "offline",
         _bool,
-        "Make no requests: show names seen earlier, and files that are in the cache.",
+        "Make no requests: show what was seen before, and files in the cache.",
         "no",
         flag=True,
     ),
@@ -314,7 +316,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "shared-cache-insecure",
         _bool,
-        "Let plain http go to a shared cache on another host.",
+        "Allow plain http to a shared cache on another host.",
         "no",
         flag=True,
     ),
@@ -341,7 +343,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "log-level",
         _choice("debug", "info", "warning", "error"),
-        "How much is logged.",
+        "How much to log.",
         "info",
         metavar="debug|info|warning|error",
     ),

@@ -5,8 +5,10 @@ profile, then its top level, then the defaults. Every layer gives text, and one 
 into a value, so that a mistake is told the same way wherever it was made.
 """
 
+import contextlib
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,9 +218,25 @@ def _parse(option: Option, given: Given, base: Path | None) -> Any:
                 name if name in ("", LOG_KEY_NAME) else _absolute(name, base) for name in text.split(":")
             )
             text = ":".join(names)
-        return option.parse(text)
+        value = option.parse(text)
+        if option.metavar == "FILE":
+            _check_kind(value)
+        return value
     except ValueError as error:
         raise UsageError(f"{given.origin}: {error}") from error
+
+
+def _check_kind(value: object) -> None:
+    """Refuse a pipe: opening it may wait for ever.
+
+    Raises:
+        ValueError: it is one.
+    """
+    for path in value if isinstance(value, tuple) else (value,):
+        with contextlib.suppress(OSError):
+            mode = Path(path).stat().st_mode
+            if stat.S_ISFIFO(mode):
+                raise ValueError(f"{path} is a pipe, which cannot be read again: name a file")
 
 
 def _absolute(text: str, base: Path | None) -> str:

@@ -121,7 +121,7 @@ class Finder:
                 self._outage.served(old.learned)
                 return self._lifetimes.stale(old)
             if await listing_is_cached():
-                error = Unreachable(f"the service cannot be asked what has {key!a}; look in the listing")
+                error = Unreachable(f"the service cannot be reached to find {key!a}; look in the listing")
                 return CacheEntry(error, 0.0)
             return None
 

@@ -224,7 +224,7 @@ async def _records_on_page(
     while number >= len(listing.starts):
         if listing.complete:
             if listing.old:
-                raise Unreachable("the service cannot be asked, and only an older listing is known")
+                raise Unreachable("the service cannot be reached, and only an older listing is known")
             return [], True
         await listing.load_to(len(listing.ids))
     start, token = listing.starts[number]

@@ -93,7 +93,7 @@ class RecordKind(Generic[K, V]):
             Unreachable: it was never seen, or nothing is kept.
         """
         if self._stored is None:
-            raise Unreachable(f"{ref.path}: its whole record was not seen, and cannot be asked for")
+            raise Unreachable(f"{ref.path}: its whole record was never seen, and cannot be fetched now")
         return await self._kept(self._stored, ref)
 
     async def _fetch(self, ref: K) -> CacheEntry[V]:

@@ -76,7 +76,7 @@ def describe(config: Config, environ: Mapping[str, str] = os.environ) -> str:
     if config.client_id is not None:
         return f"client {config.client_id}"
     if _is_default(config) and environ.get("CREDENTIALS_DIRECTORY"):
-        return "handed over by the service manager"
+        return "from the service manager"
     return f"token file {config.token_file}"
 
 

@@ -68,6 +68,12 @@ def run_background(config: Config, mountpoint: Path, reload: Reload | None = Non
     return int(code) if code.isdigit() else 1
 
 
+def _reason_of(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{printable(error.filename)}: {error.strerror}"
+    return f"{type(error).__name__}: {printable(error)}"
+
+
 def _complain(text: str) -> None:
     sys.stderr.write(f"attachfs: {text}\n")
 
@@ -141,7 +147,7 @@ def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -
         return 1
     except BaseException as error:
         log.exception("the mount process failed")
-        _send(pipe, f"1 {type(first_of(error)).__name__}: {printable(first_of(error))}".encode())
+        _send(pipe, f"1 {_reason_of(first_of(error))}".encode())
         return 1
     return 0
 

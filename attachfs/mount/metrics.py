@@ -136,7 +136,7 @@ class _Collector:
         yield self._gauge("ledger_unreachable_seconds", "For how long it has not answered.", unreachable)
         yield self._gauge(
             "newest_answer_age_seconds",
-            "Age of the newest answer that is kept; what is told is no younger.",
+            "Age of the newest stored answer.",
             lambda one: one["memory"]["newest_s"],
         )
         yield self._gauge(
@@ -184,7 +184,7 @@ class _Collector:
             )
         yield self._gauge(
             "shared_cache_used",
-            "Whether the shared cache is asked (1), or left alone after failures (0).",
+            "Whether the shared cache is used (1), or left out after failures (0).",
             lambda one: not (one.get("shared_cache") or {})["off"],
         )
 
@@ -263,7 +263,7 @@ async def serve_metrics(listeners: list[trio.SocketListener], stats: Callable[[]
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # whoever asked has gone
             except Exception:  # a statistic ends nothing
-                log.exception("the metrics cannot be had")
+                log.exception("the metrics could not be made")
             finally:
                 connections.release()
 

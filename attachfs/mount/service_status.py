@@ -79,5 +79,5 @@ class ServiceStatus:
                 return f"{state}, out of reach ({status['requests']['unreachable_reason']})"
             return f"{state}, {status['open_files']} open files, {status['downloading']} downloads"
         except Exception:  # a statistic ends nothing
-            log.exception("the service manager is not told how the mount is")
+            log.exception("the service manager could not be notified")
             return state

@@ -64,9 +64,9 @@ class SignalHandler:
                 self._tasks.keep_running("reporting to the service manager", self._service.keep_reporting)
             async for number in signals:
                 if number == signal.SIGUSR1:
-                    self._tasks.part("SIGUSR1", "no figures are logged").start_soon(self._log_status)
+                    self._tasks.part("SIGUSR1", "the status is not logged").start_soon(self._log_status)
                 elif number == signal.SIGHUP and not self._hung_up():
-                    self._tasks.part("SIGHUP", "what was not read again stays as it was").start_soon(
+                    self._tasks.part("SIGHUP", "what was not read again is unchanged").start_soon(
                         self._reload
                     )
                 else:
@@ -76,12 +76,12 @@ class SignalHandler:
                         self._service.stopping()
                         await self._name_users()
                     except Exception:  # whoever it is does not keep the mount from ending
-                        log.exception("it is not known who uses the mount")
+                        log.exception("the programs that use the mount could not be found")
                     finally:
                         scope.cancel()
 
     async def _log_status(self) -> None:
-        log.info("figures: %s", self.report.as_json().decode())
+        log.info("status: %s", self.report.as_json().decode())
 
     def ready(self) -> None:
         """Tell the service manager that the mount answers."""

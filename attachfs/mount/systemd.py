@@ -59,7 +59,7 @@ class Notifier:
                 client.connect(self._address)
                 client.sendall(message.encode("utf-8", "replace"))
         except OSError as error:
-            log.debug("the service manager was not told: %s", error)
+            log.debug("the service manager could not be notified: %s", error)
 
 
 def _line(text: str) -> str:

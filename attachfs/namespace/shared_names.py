@@ -359,7 +359,7 @@ class EventNames(SharedNames[Event]):
         if base.startswith(_UNDATED):  # no filter finds these
             index = await self._all()
             if index.is_stale:
-                raise Unreachable(f"the service cannot be asked for all of {self._what}")
+                raise Unreachable(f"not all of {self._what} can be listed without the service")
             found = tuple(index.owners.values())
         else:
             minute = _minute(base)

@@ -118,7 +118,7 @@ class Massif:
             ProofError: no range has that size, or it is not in this massif.
         """
         if not self.first <= size <= self.size:
-            raise _unreadable(f"it has nodes {self.first} to {self.size}, and {size} are asked for")
+            raise _unreadable(f"it has nodes {self.first} to {self.size}, and {size} are needed")
         try:
             return [self.node(index) for index in mmr.peaks(size)]
         except ValueError as error:

@@ -260,7 +260,7 @@ class ClientCredentials:
                 self._failure = None
                 return self._token
         if old is not None and self._clock() < old.ends_at:
-            log.debug("the token at hand is used on, as no other can be had: %s", error.reason)
+            log.debug("the present token stays in use, because no new one could be fetched: %s", error.reason)
             return old
         raise error.with_traceback(None)
 

@@ -87,7 +87,7 @@ class BlobBody:
         if self._size is not None and total != math.inf:
             wrong = wrong or total != self._size
         if wrong:
-            raise BadAnswer(f"{self._what}: another part came than was asked for (206)")
+            raise BadAnswer(f"{self._what}: the service sent another part than the one requested (206)")
         return last + 1
 
     def __aiter__(self) -> "BlobBody":

@@ -55,7 +55,7 @@ class CircuitBreaker:
         """
         if self.open_since is not None and self.watched:
             raise Unreachable(
-                f"{what}: not asked: the ledger is out of reach since {self._since()} ({self.reason})"
+                f"{what}: no request: the ledger has been out of reach since {self._since()} ({self.reason})"
             )
 
     def note_answer(self) -> None:
@@ -63,7 +63,7 @@ class CircuitBreaker:
         if self.failing_since is None:
             return
         if self.open_since is not None:
-            log.info("the ledger answers again; it was out of reach since %s", self._since())
+            log.info("the ledger answers again; it had been out of reach since %s", self._since())
         self.failing_since = self.open_since = None
         self._pause = _FIRST_PAUSE
         self._questions.clear()

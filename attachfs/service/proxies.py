@@ -45,12 +45,22 @@ class Proxies:
         Raises:
             UsageError: the proxy's address cannot be used.
         """
+        found = self._chosen(scheme, host, port)
+        return None if found is None else _checked(*found)
+
+    def variable_for(self, url: str) -> str:
+        """Return the name of the variable that has a proxy used for an address, "" if none is used."""
+        parts = urlsplit(url)
+        found = self._chosen(parts.scheme, parts.hostname or "", parts.port)
+        return "" if found is None else found[0]
+
+    def _chosen(self, scheme: str, host: str, port: int | None) -> tuple[str, str] | None:
         if self._is_direct(host.rstrip(".").lower(), port or _DEFAULT_PORTS.get(scheme, 0)):
             return None
         for variable in (f"{scheme}_proxy", "all_proxy"):
             name, value = self._variable(variable)
             if value:
-                return _checked(name, value)
+                return name, value
         return None
 
     def _variable(self, name: str) -> tuple[str, str]:

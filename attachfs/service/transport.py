@@ -224,7 +224,9 @@ class Transport:
                     ValueError,
                     RuntimeError,
                 ) as failure:  # a library's, about an address or a proxy of no use
-                    raise BadAnswer(f"{state.what}: cannot be asked ({type(failure).__name__})") from None
+                    raise BadAnswer(
+                        f"{state.what}: the request cannot be sent ({type(failure).__name__})"
+                    ) from None
                 finally:
                     self.unanswered.pop(state, None)
                 self._note_head(state, response.status_code)

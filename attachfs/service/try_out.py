@@ -1,5 +1,6 @@
 """The first question of a mount: whether the ledger is there and takes the credentials."""
 
+import os
 from http import HTTPStatus
 
 import httpx
@@ -8,6 +9,7 @@ import trio
 from attachfs.errors import AccessDenied, AttachfsError, BadAnswer, TimedOut, Unreachable
 from attachfs.service.connections import timeouts
 from attachfs.service.http_body import LIBRARY_ERRORS, translate
+from attachfs.service.proxies import Proxies
 
 _QUESTION = "/archivist/v2/assets?page_size=1"
 _WITHIN = 10.0  # seconds
@@ -62,5 +64,11 @@ def _with_remedy(error: AttachfsError, url: str) -> AttachfsError:
     if "certificate" in error.reason:
         return type(error)(f"{error.reason}: --ca-file names an authority of your own")
     if isinstance(error, Unreachable):
-        return type(error)(f"{error.reason}: is the address right, and are you on its network?")
+        proxy = Proxies(os.environ).variable_for(url)
+        hint = (
+            f"is the proxy in {proxy} right?"
+            if proxy
+            else "is the address right, and are you on its network?"
+        )
+        return type(error)(f"{error.reason}: {hint}")
     return error

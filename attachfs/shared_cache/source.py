@@ -280,7 +280,7 @@ class _Transfer:
             self._shared.failed(error)
         elif self._shared.differs(self._digest):
             log.warning(
-                "the shared cache %s holds something else under %s (%s); the service is asked instead",
+                "the shared cache %s holds something else under %s (%s); the service is used instead",
                 self._shared.store.name,
                 self._digest.hex,
                 error.reason,

@@ -360,9 +360,9 @@ class TestSignals:
     def test_sigusr1_writes_the_figures_into_the_log(self, mount: Mount) -> None:
         with mount() as mounted:
             mounted.process.send_signal(signal.SIGUSR1)
-            logged(mounted, "figures: {")
-            line = next(line for line in mounted.log if "figures: {" in line)
-            assert json.loads(line.partition("figures: ")[2])["pid"] == mounted.process.pid
+            logged(mounted, "status: {")
+            line = next(line for line in mounted.log if "status: {" in line)
+            assert json.loads(line.partition("status: ")[2])["pid"] == mounted.process.pid
 
 
 class TestServiceManager:

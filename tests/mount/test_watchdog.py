@@ -72,7 +72,7 @@ def test_ordinary_work_blocks_nothing(watched: Watched, scripted: ScriptedLedger
         mounted.sh("cp -r assets ../copy && ls -lR . >/dev/null && cp -rL by-name ../more")
         os.kill(mounted.process.pid, signal.SIGHUP)
         os.kill(mounted.process.pid, signal.SIGUSR1)
-        mounted.wait_for_log("figures: ")
+        mounted.wait_for_log("status: ")
         mounted.status()
 
 

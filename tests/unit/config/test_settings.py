@@ -294,7 +294,7 @@ class TestSurroundings:
 
         monkeypatch.setattr("pwd.getpwuid", nobody)
         with pytest.raises(
-            UsageError, match="no home directory: set HOME, or XDG_CONFIG_HOME to an absolute"
+            UsageError, match="no home directory: set HOME, or XDG_CONFIG_HOME, to an absolute"
         ):
             load({}, {}, {})
         for kind in ("CONFIG", "CACHE", "STATE"):

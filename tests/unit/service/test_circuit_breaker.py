@@ -55,7 +55,7 @@ def test_failures_of_two_questions_that_last_for_three_seconds_open_it(
     assert not is_open(circuit)
     clock.now += 0.2
     fail(circuit, clock, "/a")
-    with pytest.raises(Unreachable, match=r"^/b: not asked: .* out of reach since .*\(it rains\)$"):
+    with pytest.raises(Unreachable, match=r"^/b: no request: .* out of reach since .*\(it rains\)$"):
         circuit.check("/b")
     assert circuit.open_since == NOW
 
@@ -147,5 +147,5 @@ def test_the_circuit_is_logged_once_as_it_opens_and_once_as_it_closes(
     circuit.note_answer()
     assert [record.message.partition(" since")[0] for record in caplog.records] == [
         "the ledger is out of reach (it rains); requests fail at once until it answers",
-        "the ledger answers again; it was out of reach",
+        "the ledger answers again; it had been out of reach",
     ]
