@@ -1,5 +1,6 @@
 """Without a network: what the service has answered is told, from whichever listing it was in."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,10 @@ from tests.services.memory_source import FakePage, FakeSource, asset_ref, event_
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> AnswerStore:
-    return AnswerStore(tmp_path / "memory.sqlite", lambda: 0.0)
+async def memory(tmp_path: Path) -> AsyncIterator[AnswerStore]:
+    memory = AnswerStore(tmp_path / "memory.sqlite", lambda: 0.0)
+    yield memory
+    await memory.aclose()
 
 
 def identities(records: list[dict[str, object]]) -> list[object]:
