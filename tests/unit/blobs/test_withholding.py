@@ -1,4 +1,4 @@
-"""What is withheld: whatever is asked for, and in which order, one part has been served out to nobody."""
+"""What is withheld: whatever is asked for, and in which order, one part has been served to nobody."""
 
 import pytest
 from hypothesis import given, settings
@@ -54,7 +54,7 @@ class TestWithheld:
         assert served.limit == (LAST - 2) * WITHHELD
         assert read(served, 0, LAST - 2)
         assert not read(served, LAST - 2, LAST - 1)
-        assert read(served, LAST - 1, BLOCKS)  # beyond it all has been served out
+        assert read(served, LAST - 1, BLOCKS)  # beyond it all has been served
 
     def test_the_withheld_part_is_not_among_what_is_requested_together(self) -> None:
         served = ServedBlocks(SIZE)
@@ -129,7 +129,7 @@ POSITIONS = st.integers(0, SIZE)
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), POSITIONS, POSITIONS), max_size=40))
-def test_one_part_is_served_out_to_nobody_whatever_is_asked_for(
+def test_one_part_is_served_to_nobody_whatever_is_asked_for(
     asked: list[tuple[bool, int, int]],
 ) -> None:
     served = ServedBlocks(SIZE)

@@ -348,7 +348,7 @@ def swap(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [flip, cut, extend, swap])
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_changed_blob_is_quarantine_blob_not_served(
+def test_a_changed_blob_is_quarantined_and_not_served(
     make: Make, change: Callable[[Path], None], *, restart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = make()
