@@ -84,7 +84,7 @@ def test_everything_that_may_be_read_is_in_the_bag_and_what_is_refused_in_its_re
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
 
 
-def test_others_find_the_bag_right(exported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_other_programs_find_the_bag_right(exported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     bag, _ = exported
     bagit.Bag(str(bag)).validate()
     done = subprocess.run(

@@ -282,7 +282,9 @@ class TestDigests:
         ],
         ids=ascii,
     )
-    def test_others_are_refused_with_a_reason(self, alg: object, value: object, reason: str) -> None:
+    def test_a_hash_that_cannot_be_used_is_refused_with_a_reason(
+        self, alg: object, value: object, reason: str
+    ) -> None:
         with pytest.raises(ValueError, match=reason) as caught:
             model.parse_digest(alg, value)
         assert len(str(caught.value)) < 300

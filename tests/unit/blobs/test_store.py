@@ -89,7 +89,9 @@ def kept_of(sent: bytes) -> list[bytes]:
 
 
 class TestStrict:
-    async def test_opens_once_the_whole_is_verified(self, world: World, nursery: trio.Nursery) -> None:
+    async def test_a_strict_open_waits_until_the_whole_is_verified(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
         world.record(FILE, DATA)
         opening = Opening(nursery, world)
         transfer = await world.bytes.next()
@@ -283,7 +285,7 @@ class TestStream:
     async def world(self, make: MakeWorld) -> World:
         return make(verify="stream")
 
-    async def test_opens_at_once_and_hands_out_bytes_as_they_come(self, world: World) -> None:
+    async def test_a_stream_opens_at_once_and_serves_bytes_as_they_come(self, world: World) -> None:
         world.record(FILE, DATA)
         blob = await world.blobs.open(FILE)
         transfer = await world.bytes.next()
@@ -630,7 +632,7 @@ class TestScanPolicy:
         assert "eicar" in caplog.text
         assert "\x1b" not in caplog.text
 
-    async def test_holds_for_what_is_cached(self, world: World) -> None:
+    async def test_the_scan_policy_holds_for_what_is_cached(self, world: World) -> None:
         world.serve(FILE, SMALL)
         await world.read(FILE)
         world.serve(FILE, SMALL, scanned_status="SCANNED_BAD", scanned_bad_reason="eicar")
@@ -778,7 +780,7 @@ class TestClaims:
         ]
         assert claims == [b"no", b"no", b"unavailable"]
 
-    async def test_others_there_are_none(self, world: World) -> None:
+    async def test_a_claim_of_another_name_does_not_exist(self, world: World) -> None:
         world.record(FILE, DATA)
         for name in ("", "json", "cachedx", "status"):
             with pytest.raises(NoAttribute):

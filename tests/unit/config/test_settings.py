@@ -200,7 +200,7 @@ class TestValues:
         assert (found.cache_dir, found.token_file) == (home / "c", home / "t")
 
     @pytest.mark.parametrize(("key", "text"), REFUSED, ids=ascii)
-    def test_others_are_refused_and_the_option_named(self, key: str, text: str) -> None:
+    def test_a_value_that_cannot_be_used_is_refused_and_the_option_named(self, key: str, text: str) -> None:
         name = key.replace("_", "-")
         with pytest.raises(UsageError, match=f"^--{name}: ") as caught:
             load({key: text}, {}, {})
