@@ -89,7 +89,9 @@ def certificate(name: str, authorities: Authorities) -> trustme.LeafCert:
 
 
 @pytest.mark.parametrize("name", CERTIFICATES)
-def test_a_certificate_that_is_refused(name: str, tmp_path: Path, authorities: Authorities) -> None:
+def test_a_certificate_that_cannot_be_trusted_makes_the_ledger_unreachable(
+    name: str, tmp_path: Path, authorities: Authorities
+) -> None:
     context = context_of(certificate(name, authorities))
     with tls_mount(tmp_path, authorities, context) as (mounted, good):
         case = mounted.fresh()
@@ -110,7 +112,9 @@ def test_an_old_tls_version_is_refused(tmp_path: Path, authorities: Authorities)
         mounted.serves_a_good_file_soon((errno.EHOSTUNREACH,))
 
 
-def test_plain_http_on_the_tls_port(tmp_path: Path, authorities: Authorities) -> None:
+def test_plain_http_on_the_tls_port_makes_the_ledger_unreachable(
+    tmp_path: Path, authorities: Authorities
+) -> None:
     good = context_of(authorities.ours.issue_cert("127.0.0.1"))
     with (
         serving({TOKEN}) as ledger,
@@ -129,7 +133,7 @@ def test_plain_http_on_the_tls_port(tmp_path: Path, authorities: Authorities) ->
         mounted.serves_a_good_file_soon((errno.EHOSTUNREACH,))
 
 
-def test_tls_on_the_plain_port(tmp_path: Path, authorities: Authorities) -> None:
+def test_tls_on_the_plain_port_is_a_bad_answer(tmp_path: Path, authorities: Authorities) -> None:
     with (
         serving({TOKEN}, context_of(authorities.ours.issue_cert("127.0.0.1"))) as ledger,
         lane(
@@ -219,7 +223,7 @@ def named(tmp_path: Path, *faults: str) -> Iterator[tuple[Lane, Path]]:
         yield mounted, bent
 
 
-def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
+def test_a_host_name_that_nobody_knows_is_unreachable(tmp_path: Path) -> None:
     with named(tmp_path, "broken") as (mounted, bent):
         fails_and_heals(mounted, mounted.fresh(), "the host's name is not known")
         assert not mounted.ledger.seen
@@ -227,7 +231,7 @@ def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
         mounted.serves_a_good_file_soon((errno.EHOSTUNREACH,))
 
 
-def test_a_resolver_that_does_not_answer(tmp_path: Path) -> None:
+def test_a_resolver_that_does_not_answer_is_given_up_in_time(tmp_path: Path) -> None:
     with named(tmp_path, "slow") as (mounted, bent):
         fails_and_heals(mounted, mounted.fresh(), "cannot connect: no answer")
         gate = os.open(bent / "slow", os.O_RDWR)  # lets those who wait open it
@@ -239,7 +243,7 @@ def test_a_resolver_that_does_not_answer(tmp_path: Path) -> None:
 # -- ports -----------------------------------------------------------------------------------------
 
 
-def test_a_port_that_is_closed(tmp_path: Path) -> None:
+def test_a_closed_port_is_unreachable(tmp_path: Path) -> None:
     with lane(tmp_path, f"--timeout={TIMEOUT}") as mounted:
         mounted.serves_a_good_file()
         mounted.ledger.stop()
@@ -248,7 +252,7 @@ def test_a_port_that_is_closed(tmp_path: Path) -> None:
         mounted.serves_a_good_file_soon((errno.EHOSTUNREACH,))
 
 
-def test_a_host_that_swallows_packets(tmp_path: Path) -> None:
+def test_a_host_that_swallows_packets_is_given_up_in_time(tmp_path: Path) -> None:
     """A backlog that is full drops what would begin a connection."""
     with ExitStack() as stack, lane(tmp_path, f"--timeout={TIMEOUT}") as mounted:
         mounted.serves_a_good_file()
@@ -267,7 +271,7 @@ def test_a_host_that_swallows_packets(tmp_path: Path) -> None:
         mounted.serves_a_good_file_soon((errno.EHOSTUNREACH,))
 
 
-def test_a_proxy_that_is_not_there(tmp_path: Path) -> None:
+def test_a_proxy_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as port:
         proxy = f"http://127.0.0.1:{port.getsockname()[1]}"
     environ = {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}

@@ -428,7 +428,7 @@ class TestReadWithoutWaiting:
         with opened(tmp_path / "x") as blob:
             assert blob.pread_nowait(4, 0) is None
 
-    def test_a_blob_that_is_closed(self, tmp_path: Path) -> None:
+    def test_a_closed_blob_reads_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(b"abc")
         blob = opened(tmp_path / "x")
         blob.close()

@@ -47,7 +47,7 @@ class TestWithheld:
         assert served.allow_random(block(3))
         assert served.limit == LAST * WITHHELD
 
-    def test_moves_to_the_last_that_nobody_has_had(self) -> None:
+    def test_the_withheld_block_moves_to_the_last_that_nobody_has_had(self) -> None:
         served = ServedBlocks(SIZE)
         assert served.allow_random(block(LAST - 1))
         assert served.allow_random(block(LAST))

@@ -180,7 +180,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(option: str, tmp_path: Path
         load({option.replace("-", "_"): str(tmp_path / "pipe")}, {}, {})
 
 
-def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
+def test_commands_work_where_the_current_directory_is_gone_or_say_so(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     script = f"mkdir -p {gone} && cd {gone} && rmdir {gone} && exec {sys.executable} -m attachfs"
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}

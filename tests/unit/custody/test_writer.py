@@ -128,7 +128,7 @@ def test_a_torn_line_is_kept_and_the_chain_goes_on(tmp_path: Path, cut: int) -> 
     assert check(path) == ([], 5)
 
 
-def test_a_first_line_that_was_torn(tmp_path: Path) -> None:
+def test_a_chain_goes_on_after_a_first_line_that_was_torn(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for beginning in (b"{", b'{"seq":1,"time":"2026'):
         path.write_bytes(beginning)

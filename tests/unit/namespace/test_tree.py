@@ -277,7 +277,9 @@ class TestDirectories:
         with pytest.raises(NotDirectory):
             await tree.open_directory(FILE)
 
-    async def test_a_listing_that_fails_fails(self, tree: Tree, source: FakeSource) -> None:
+    async def test_a_directory_whose_listing_fails_cannot_be_read(
+        self, tree: Tree, source: FakeSource
+    ) -> None:
         source.asset_pages["t"] = Unreachable("x")
         with pytest.raises(Unreachable):
             await contents(await tree.open_directory(Place.ASSETS))
