@@ -21,6 +21,7 @@ from attachfs.mount.mountinfo import mount_at
 from tests.services.threaded_ledger import Served
 
 ENDS_WITHIN = 30  # seconds
+WATCHED = Path(__file__).parent / "watched"  # has a sitecustomize, which Python imports at its start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,6 +74,12 @@ class Mounted:
         return [path for path in (self.cache / "blobs").rglob("*") if path.is_file()]
 
 
+def watched(report: Path) -> dict[str, str]:
+    """Return the environment in which a mount writes to `report` what has blocked its event loop."""
+    path = [str(WATCHED), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path), "LOOP_WATCHDOG_REPORT": str(report)}
+
+
 Mount = Callable[..., contextlib.AbstractContextManager[Mounted]]
 
 
@@ -85,8 +92,9 @@ def run_mount(
     prelude: str = "",
     tracebacks: bool = False,
     archive: Path | None = None,
+    may_block: bool = False,
 ) -> Iterator[Mounted]:
-    """Mount below `base`, wait until it answers, and unmount at the end.
+    """Mount below `base`, wait until it answers, and unmount at the end: nothing may have blocked its loop.
 
     Args:
         base: where everything of it is kept.
@@ -96,8 +104,9 @@ def run_mount(
         prelude: Python code that runs in the mount's process before anything else.
         tracebacks: whether the log may have some.
         archive: a bag that is mounted instead; `server` then only counts what it is asked all the same.
+        may_block: whether the event loop may be blocked; see watchdog.py.
     """
-    point, cache = base / "mnt", base / "cache"
+    point, cache, report = base / "mnt", base / "cache", base / "blocked-the-loop"
     point.mkdir(exist_ok=True)
     arguments = [f"--cache-dir={cache}" if archive is None else f"--archive={archive}", *options]
     if server is not None and archive is None:
@@ -114,6 +123,7 @@ def run_mount(
             **os.environ,
             "XDG_STATE_HOME": str(base / "state"),
             "XDG_CONFIG_HOME": str(base / "config"),
+            **watched(report),
             **(environ or {}),
         },
     )
@@ -151,6 +161,7 @@ def run_mount(
                 subprocess.run(["umount", "-l", str(point)], check=False)
     assert process.returncode in (0, -signal.SIGKILL), mounted.log
     assert tracebacks or not any("Traceback" in line for line in mounted.log), "\n".join(mounted.log)
+    assert not report.exists() or may_block, report.read_text()
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +210,7 @@ class Program:
 
     def __init__(self, base: Path) -> None:
         self.base = base
+        self.report = base / "blocked-the-loop"  # of the mounts that it starts
         self.environ = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("ATTACHFS_", "DATATRAILS_"))},
             "HOME": str(base),
@@ -206,6 +218,7 @@ class Program:
             "XDG_CACHE_HOME": str(base / "xdg-cache"),
             "XDG_CONFIG_HOME": str(base / "config"),
             "ATTACHFS_CACHE_MIN_FREE": "0",  # however full this machine's disk is
+            **watched(self.report),
         }
 
     def __call__(self, *arguments: object, check: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -238,6 +251,8 @@ def exit_code(findings: list[dict[str, str]]) -> int:
 
 
 @pytest.fixture
-def attachfs(tmp_path: Path) -> Program:
-    """Return the program, at home in the test's own directory."""
-    return Program(tmp_path)
+def attachfs(tmp_path: Path) -> Iterator[Program]:
+    """Return the program, at home in the test's own directory. Its mounts may not block their loops."""
+    program = Program(tmp_path)
+    yield program
+    assert not program.report.exists(), program.report.read_text()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Mounted, run_mount
+from attachfs.demo.spawn import DemoServer
+from tests.mount.conftest import WATCHED, Mounted, run_mount
 from tests.services.threaded_ledger import Handler, ScriptedLedger, send, serve
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def watched(tmp_path: Path, scripted: ScriptedLedger) -> Watched:
         )
         with (
             serve(scripted, token) as served,
-            run_mount(tmp_path, *options, server=served, prelude=watch) as one,
+            run_mount(tmp_path, *options, server=served, prelude=watch, may_block=bool(blocked)) as one,
         ):
             yield one
         found = report.read_text() if report.exists() else ""
@@ -63,6 +64,33 @@ Filesystem.statfs = statfs
 """
     with watched(prelude=prelude, blocked="statfs") as mounted:
         os.statvfs(mounted.point)
+
+
+COMPUTES_IN_STATFS = """
+import time
+from attachfs.fuse.operations import Filesystem
+works = Filesystem.statfs
+async def statfs(self, ctx):
+    began = time.thread_time()
+    while time.thread_time() < began + 0.5:
+        pass
+    return await works(self, ctx)
+Filesystem.statfs = statfs
+"""
+
+
+@pytest.mark.parametrize("entry", ["prelude", "-m attachfs"])
+def test_every_mounted_test_fails_if_a_step_computes_for_long(
+    tmp_path: Path, ledger: DemoServer, entry: str
+) -> None:
+    environ, prelude = {}, COMPUTES_IN_STATFS
+    if entry == "-m attachfs":  # as most tests start it: what is broken comes by way of Python's own start
+        both = f"import runpy\nrunpy.run_path({str(WATCHED / 'sitecustomize.py')!r})\n{COMPUTES_IN_STATFS}"
+        (tmp_path / "sitecustomize.py").write_text(both)
+        environ, prelude = {"PYTHONPATH": str(tmp_path)}, ""
+    with pytest.raises(AssertionError, match=r"(?s)pyfuse-.* turns\n.*in statfs"):  # noqa: SIM117
+        with run_mount(tmp_path, server=ledger, prelude=prelude, environ=environ) as mounted:
+            os.statvfs(mounted.point)
 
 
 def test_ordinary_work_blocks_nothing(watched: Watched, scripted: ScriptedLedger) -> None:

@@ -70,11 +70,72 @@ class Watchdog(trio.abc.Instrument):
                 self._stack = "".join(traceback.format_stack(frame)[-6:])
 
 
+# What mounted tests allow a step, in turns of a loop that is timed in the same thread right after a step
+# that looks long: a slow or busy machine makes both longer. 16 turns took 50 ms on the machine on which this
+# was measured. Twice as many are allowed, as what runs on a processor's other half may have gone between the
+# step and the turns.
+TURNS = 33
+_ALWAYS_FINE = 0.05  # seconds of processor, however fast the machine is
+_LOOKS = 0.025  # seconds between looks at where a step is
+
+
+class ProcessorWatchdog(trio.abc.Instrument):
+    """Writes a line and a stack to `report` for each step that computes for long; cheap enough for all tests.
+
+    Steps that wait (for a disk, for a lock) it does not see: on a busy machine they cannot be told from steps
+    that were not let run. `Watchdog` sees them.
+    """
+
+    def __init__(self, report: Path) -> None:
+        self._report = report
+        self._began = self._cpu = 0.0
+        self._stack = ""
+
+    def before_run(self) -> None:
+        self._loop = threading.get_ident()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
+        self._stack = ""
+        self._began, self._cpu = time.perf_counter(), time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        used = time.thread_time() - self._cpu
+        self._began = 0.0
+        if used < _ALWAYS_FINE:
+            return
+        turns = used / max(_turn() for _ in range(3))
+        if turns > TURNS:
+            with self._report.open("a") as report:
+                report.write(f"{task.name}: {used:.3f} s of processor, or {turns:.0f} turns\n{self._stack}\n")
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(_LOOKS)
+            began, frame = self._began, sys._current_frames().get(self._loop)
+            if began and time.perf_counter() - began > _LOOKS and frame is not None and not self._stack:
+                self._stack = "".join(traceback.format_stack(frame)[-6:])
+
+
+def _turn() -> float:
+    """Return the seconds of processor that a fixed piece of work takes now."""
+    began, total = time.thread_time(), 0
+    for number in range(100_000):
+        total += number & 7
+    return time.thread_time() - began
+
+
 def watch(report: Path) -> None:
-    """Watch every event loop that this process runs."""
+    """Watch every event loop that this process runs, for steps that wait as well."""
+    install(Watchdog(report))
+
+
+def install(watchdog: trio.abc.Instrument) -> None:
+    """Have every event loop that this process runs watched."""
     run = trio.run
 
     def watched(*args: object, **more: object) -> object:
-        return run(*args, instruments=[Watchdog(report)], **more)  # type: ignore[arg-type]
+        more["instruments"] = [*more.get("instruments", ()), watchdog]  # type: ignore[misc]
+        return run(*args, **more)  # type: ignore[arg-type]
 
     trio.run = watched  # type: ignore[assignment]
