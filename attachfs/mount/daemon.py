@@ -137,6 +137,7 @@ def _child(config: Config, mountpoint: Path, pipe: int, reload: Reload | None) -
         _send(pipe, _READY)
         os.close(pipe)
 
+    logging.lastResort = None  # what goes wrong before there is a log is reported by the parent, once
     try:
         place = mount_log.set_up(config, background=True, mountpoint=mountpoint)
         logging.getLogger().addHandler(warnings)

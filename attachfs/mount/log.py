@@ -70,7 +70,8 @@ def _handler(config: Config, place: str) -> logging.Handler:
         try:
             handler = logging.handlers.WatchedFileHandler(config.log_file, encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"the log file {config.log_file} cannot be written: {error.strerror}") from error
+            reason = f"the log file {config.log_file} cannot be written ({error.strerror})"
+            raise UsageError(f"{reason}: name another with --log-file") from error
         handler.setFormatter(plain)
         return handler
     bare: logging.Formatter = Json() if config.log_format == "json" else Text("%(message)s")

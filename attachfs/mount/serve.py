@@ -19,7 +19,7 @@ from attachfs.blobs.store import BlobStore
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.config.permissions import require_own
 from attachfs.config.settings import Config
-from attachfs.errors import Unexpected, first_of
+from attachfs.errors import Unexpected, UsageError, first_of
 from attachfs.fuse.deadlines import RequestDeadlines
 from attachfs.fuse.entries import Ownership
 from attachfs.fuse.fault_log import ErrorLog
@@ -80,8 +80,7 @@ async def serve(
         "the state directory": config.state_dir,
     }
     check_mountpoint(mountpoint, kept)
-    with suppress(FileNotFoundError):
-        require_own(config.state_dir, config.state_dir.stat(), "the state directory", "700")
+    _check_state_directory(config.state_dir)
     with ExitStack() as disk:
         cache = DiskCache(config.cache_dir, config.cache_size, config.cache_min_free)
         if config.archive is None:  # else nothing is put into it
@@ -321,3 +320,14 @@ def _see(mountpoint: Path) -> None:
     with suppress(OSError):
         setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
         setting.write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
+
+
+def _check_state_directory(path: Path) -> None:
+    """Refuse one that others may write, or that can never be there; one that is missing will be made."""
+    try:
+        require_own(path, path.stat(), "the state directory", "700")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        reason = f"the state directory {path} cannot be used ({error.strerror})"
+        raise UsageError(f"{reason}: let XDG_STATE_HOME name another place") from error

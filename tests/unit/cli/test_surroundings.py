@@ -148,6 +148,32 @@ def test_configuration_files_of_other_systems(content: bytes, complaint: str | N
     assert complaint in caught.value.reason
 
 
+@pytest.mark.parametrize("foreground", [["-f"], []], ids=["foreground", "background"])
+@pytest.mark.parametrize(
+    ("options", "environ", "words"),
+    [
+        ([], {"XDG_STATE_HOME": "/dev/null"}, ("/dev/null/attachfs", "XDG_STATE_HOME")),
+        ([], {"XDG_CACHE_HOME": "/dev/null"}, ("/dev/null/attachfs", "--cache-dir")),
+        (["--log-file", "/dev/null/x"], {}, ("/dev/null/x", "--log-file")),
+        (["--ca-file", "/dev/null"], {}, ("--ca-file /dev/null", "BEGIN CERTIFICATE")),
+        ([], {"SSLKEYLOGFILE": "/dev/null/x"}, ("TLS cannot be set up", "SSLKEYLOGFILE")),
+        ([], {"http_proxy": "http://[::1"}, ("http_proxy in the environment", "http://host:port")),
+    ],
+    ids=lambda one: " ".join(one) if one else "",
+)
+def test_a_mount_that_can_never_work_says_what_to_change(
+    options: list[str], environ: dict[str, str], words: tuple[str, str], foreground: list[str], tmp_path: Path
+) -> None:
+    point = tmp_path / "mnt"
+    point.mkdir()
+    command = ["mount", *foreground, "--no-auth", "--url=http://127.0.0.1:1", *options, str(point)]
+    done = run(tmp_path, *command, **environ)
+    assert done.returncode == 2
+    [said] = [line for line in done.stderr.splitlines() if "ERROR" not in line]
+    assert said.startswith("attachfs: ")
+    assert all(word in said for word in words), said
+
+
 def make_loop(path: Path) -> None:
     path.symlink_to(path)
 
