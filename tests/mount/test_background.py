@@ -75,6 +75,36 @@ def test_a_background_task_that_raises_something_foreign_costs_a_line_in_the_log
         works(mounted, ledger)
 
 
+# What only some mounts do: what breaks, what the log says has failed, and the options that it takes.
+OPTIONAL = {
+    "attachfs.mount.custody:CustodyRecorder.keep_synced": (
+        "bringing the custody log to the disk",
+        {"ATTACHFS_CUSTODY_LOG": "{base}/custody"},
+    ),
+    "attachfs.mount.metrics:serve_metrics": ("serving metrics", {"ATTACHFS_METRICS": "{port}"}),
+    "attachfs.shared_cache.uploads:Uploader.run": (
+        "filling the shared cache",
+        {"ATTACHFS_SHARED_CACHE": "http://127.0.0.1:9/blobs", "ATTACHFS_SHARED_CACHE_WRITE": "true"},
+    ),
+}
+
+
+@pytest.mark.parametrize("target", OPTIONAL)
+def test_a_background_task_that_only_some_mounts_have_ends_nothing_either(
+    tmp_path: Path, ledger: DemoServer, target: str
+) -> None:
+    words, options = OPTIONAL[target]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environ = {name: value.format(base=tmp_path, port=port) for name, value in options.items()}
+    with broken(tmp_path, ledger, target, 1, **environ) as mounted:
+        line = mounted.wait_for_log(
+            f"{words} failed (UnicodeError: label empty or too long): it starts again"
+        )
+        assert " ERROR " in line
+        works(mounted, ledger)
+
+
 def test_figures_that_cannot_be_had_end_nothing(tmp_path: Path, ledger: DemoServer) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         address = str(tmp_path / "notify")
