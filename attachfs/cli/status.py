@@ -7,6 +7,7 @@ import select
 import sys
 import termios
 import tty
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,11 +258,17 @@ def _errors(errors: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("last errors", no_wrap=True)
     table.add_column("", overflow="fold")
+    latest: dict[str, float] = {}
+    times: Counter[str] = Counter()
     for one in errors:
         path, reason = one["path"], one["reason"]
         where = "" if names_path(reason, path) else f" {path}"
-        reason = f"{one['operation']}{where}: {reason}"
-        table.add_row(output.moment(one["time"]), Text(printable(reason)))
+        said = f"{one['operation']}{where}: {reason}"
+        times[said] += 1
+        latest[said] = max(one["time"], latest.get(said, 0))
+    for said, when in latest.items():
+        repeats = f" ({times[said]} times)" if times[said] > 1 else ""
+        table.add_row(output.moment(when), Text(printable(said) + repeats))
     return table
 
 

@@ -96,7 +96,7 @@ def present(point: Path, log_key: Path) -> None:
 
 
 def _environment(point: Path, log_key: Path) -> dict[str, str]:
-    return {**os.environ, "L": str(point), "K": str(log_key)}
+    return {**os.environ, "L": str(point), "K": str(log_key), "TMPDIR": str(log_key.parent)}
 
 
 def program() -> str:

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from attachfs.blobs.pins import Pins
 from attachfs.cache.disk_cache import DiskCache
 from attachfs.cache.lock_file import lock_holder
-from attachfs.cli import doctor, doctor_ledger, manifest, output, tour
+from attachfs.cli import doctor, doctor_ledger, manifest, output, status, tour
 from attachfs.cli import main as cli_main
 from attachfs.cli.findings import Finding, State
 from attachfs.cli.parallel import in_order
@@ -736,3 +737,21 @@ def test_the_tour_calls_a_program_that_runs_wherever_it_is_called(
     assert tour.program() == f"{sys.executable} -m attachfs"
     monkeypatch.setattr(sys, "argv", ["/opt/bin/attachfs", "demo"])
     assert tour.program() == "/opt/bin/attachfs"
+
+
+def test_status_shows_an_error_that_recurs_once_and_counts_it(capsys: pytest.CaptureFixture[str]) -> None:
+    one = {
+        "time": 1.0,
+        "operation": "open",
+        "path": "a/b",
+        "reason": "a/b: the bytes do not match",
+        "errno": 74,
+    }
+    stats = {"last_errors": [one, {**one, "time": 9.0}, {**one, "path": "c", "reason": "gone"}]}
+    Console(width=200).print(status._errors(stats["last_errors"]))
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split(None, 1)[1].strip() for line in lines] == [
+        "open: a/b: the bytes do not match (2 times)",
+        "open c: gone",
+    ]
+    assert lines[0].startswith("1970-01-01T00:00:09Z")
