@@ -315,7 +315,7 @@ def test_nothing_shows_the_secret_of_a_client(where: str, tmp_path: Path) -> Non
             one.look()
         assert one.process.returncode == 0
         told = one.evidence["stderr"]
-        assert b"the token endpoint: the client id or secret is wrong (401)" in told
+        assert b"the token endpoint: the client ID or secret is wrong (401)" in told
         assert b"holds no usable token" in told
         assert b"[hidden]" in told
         # The secret went to the token endpoint, in the form's body, and nowhere else.
