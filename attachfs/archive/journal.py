@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -59,25 +59,31 @@ class Journal:
         self._bag = bag
         self._clock = clock
         self.work = bag / layout.WORK
-        try:
-            (self.work / "tmp").mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with ExitStack() as opened:  # which closes what is open if the rest fails
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another export into {bag} is running") from None
-            for leftover in (self.work / "tmp").iterdir():
-                leftover.unlink()
-            self._db = sqlite3.connect(self.work / "journal.sqlite", isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"{bag} cannot be written to: {error}") from error
-        if self.get("version") not in (None, str(_VERSION)):
-            raise UsageError(
-                f"the export in {bag} was started by another version of attachfs; finish it with that version"
-            )
+                (self.work / "tmp").mkdir(parents=True, exist_ok=True)
+                self._lock = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                opened.callback(os.close, self._lock)
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UsageError(f"another export into {bag} is running") from None
+                for leftover in (self.work / "tmp").iterdir():
+                    leftover.unlink()
+                self._db = sqlite3.connect(self.work / "journal.sqlite", isolation_level=None)
+                opened.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._db.executescript(_SCHEMA)
+                version = self.get("version")
+            except (OSError, sqlite3.Error) as error:
+                raise UsageError(f"{bag} cannot be written to: {error}") from error
+            if version not in (None, str(_VERSION)):
+                raise UsageError(
+                    f"the export in {bag} was started by another version of attachfs; "
+                    "finish it with that version"
+                )
+            opened.pop_all()
         self._db.execute("BEGIN")
         self.set("version", str(_VERSION))
         self._committed = clock()

@@ -39,6 +39,12 @@ class Log(list[str]):
         with self._grown:
             return [line for line in self if text in line and (" WARNING " in line or " ERROR " in line)]
 
+    def wait_until_told(self, text: str) -> list[str]:
+        """Wait for a warning or error that mentions `text`; return all of them. It may follow the errno."""
+        with self._grown:
+            self._grown.wait_for(lambda: self.told(text), PATIENCE)
+        return self.told(text)
+
 
 class Held(NamedTuple):
     """What a mount holds: open files beside its live connections, KiB of memory, and its own figures."""

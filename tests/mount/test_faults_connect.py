@@ -34,8 +34,7 @@ def fails_and_heals(mounted: Lane, case: Case, told: str, number: int = errno.EH
     found, took = errno_of(mounted.point / case.path)
     assert errno.errorcode[found] == errno.errorcode[number]
     assert took < TIMEOUT + SLACK
-    mounted.log.wait_for(case.asset)
-    lines = mounted.log.told(case.asset)  # what mounting itself met has been told already
+    lines = mounted.log.wait_until_told(case.asset)  # what mounting itself met has been told already
     assert len(lines) == 1
     assert told in lines[0]
     assert mounted.mounted.status()["requests"]["in_flight"] == 0

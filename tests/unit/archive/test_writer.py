@@ -171,3 +171,11 @@ class TestJournal:
     def test_two_exports_into_one_directory_are_refused(self, tmp_path: Path) -> None:
         with Journal(tmp_path), pytest.raises(UsageError, match="another export"):
             Journal(tmp_path)
+
+    def test_what_another_version_has_begun_is_refused_and_let_go(self, tmp_path: Path) -> None:
+        with Journal(tmp_path) as journal:
+            journal.set("version", "0")
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with pytest.raises(UsageError, match="another version"):
+            Journal(tmp_path)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
