@@ -9,6 +9,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,9 @@ def test_watch_shows_them_live_until_a_key(mount: Mount, key: bytes) -> None:
             )
         shown = b""
         try:
-            while b"q ends this" not in shown:
+            ends = time.monotonic() + ENDS_WITHIN  # it shows something anew all the time
+            while b"press q to quit" not in shown:
+                assert time.monotonic() < ends, shown
                 assert select.select([terminal], [], [], ENDS_WITHIN)[0], shown
                 shown += os.read(terminal, 65536)
             os.write(terminal, key)
