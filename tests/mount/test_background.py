@@ -45,7 +45,7 @@ TASKS = {
     "attachfs.fuse.kernel_cache:KernelCache.trim_dentries": "trimming the kernel's entries",
     "attachfs.fuse.deadlines:RequestDeadlines.watch": "looking for killed callers",
     "attachfs.ledger.offline:AnswerStore.keep_writing": "writing records down for --offline",
-    "attachfs.fuse.readahead:ReadAhead._info": "reading ahead",
+    "attachfs.fuse.readahead:ReadAhead._asset": "reading ahead",
 }
 HANDLERS = ("lookup", "opendir", "readdir", "open", "read", "release", "releasedir", "statfs")
 
