@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import gc
 import os
 import signal
 import sqlite3
@@ -15,6 +16,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The suite starts this program about a thousand times: it is compiled once only, whatever the shell that runs
 # the suite has set.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Nearly all that tests make goes with its last reference; looking for cycles often costs a tenth.
+gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)
