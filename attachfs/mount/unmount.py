@@ -175,7 +175,8 @@ def _namespace(process: Path) -> str:
 def _detach(mount: Mount, *, lazy: bool) -> str:
     """Unmount; return why it could not be done, "" if it was: which of them, mountinfo decides."""
     reason = _run_umount(mount, lazy=lazy)
-    if not any(one.mount_id == mount.mount_id for one in mounts()):
+    # A mount's number alone says nothing: the kernel gives it to the next mount, wherever that is.
+    if (mount.mount_id, mount.point) not in ((one.mount_id, one.point) for one in mounts()):
         return ""  # a helper may complain about /etc/mtab when all is done
     if Path("/etc/mtab").exists():
         return reason or "it is still mounted, though the helper saw no fault"

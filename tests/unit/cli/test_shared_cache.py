@@ -14,7 +14,7 @@ from attachfs.shared_cache.http_address import HttpAddress
 from attachfs.shared_cache.objects import Listed, ObjectStore
 from attachfs.shared_cache.policy import SharedCache
 from attachfs.units import MinFree
-from tests.unit.shared_cache.test_fleet import BLOBS, Store, digest_of
+from tests.services.memory_store import BLOBS, Store, digest_of
 
 RIGHT = next(iter(BLOBS.values()))
 

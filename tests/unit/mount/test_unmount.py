@@ -62,3 +62,12 @@ def test_what_mountinfo_says_decides_whether_it_is_unmounted(
     assert reason
     monkeypatch.setattr(unmount, "mounts", list)
     assert unmount._detach(there, lazy=False) == ""
+
+
+def test_a_mount_elsewhere_that_got_the_number_of_an_ended_one_is_not_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = Mount(Path("/mnt"), "fuse.attachfs", "x", 1, mount_id=7)
+    monkeypatch.setattr(unmount, "_run_umount", lambda *_, **__: "")
+    monkeypatch.setattr(unmount, "mounts", lambda: [ended._replace(point=Path("/elsewhere"))])
+    assert unmount._detach(ended, lazy=False) == ""
