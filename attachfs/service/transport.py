@@ -48,6 +48,7 @@ OUTAGE_STATUSES = frozenset({502, 503, 504})
 # as silent; more if it has lately been slower than that, within limits.
 _SILENCE = 2.0
 _LONGEST_SILENCE = 10.0
+_HELD_UP = 1.0  # seconds by which a time limit is noticed late only if the event loop was held up
 
 T = TypeVar("T")
 
@@ -194,8 +195,10 @@ class Transport:
             if state.answered:
                 error = BadAnswer(f"{state.what}: the answer stood still for {STALL:g} s")
                 return Again(error, fresh=True)
-            # The connection was idle. It may have died meanwhile without either end having noticed.
-            self.circuit.note_failure(state.what, "an idle connection brings no answer", state.sent_at)
+            # The connection was idle. It may have died meanwhile without either end having noticed; unless
+            # the time limit was noticed late, because this process itself stood still.
+            if seconds < self.silence + _HELD_UP:
+                self.circuit.note_failure(state.what, "an idle connection brings no answer", state.sent_at)
             return Again(TimedOut(f"{state.what}: no answer"), counts=False, fresh=True)
         if not state.answered:
             self.circuit.note_failure(state.what, f"no answer within {seconds:.0f} s", state.sent_at)

@@ -33,8 +33,11 @@ async def watch(transport: Transport, probe: Request) -> None:
                 transport.busy = trio.Event()
                 await transport.busy.wait()
                 transport.busy = None
+            fell_asleep = trio.current_time()
             await trio.sleep(_TICK)
-            _note_silence(transport)
+            # Later than that, it was this process that stood still: the answers may be there, unread.
+            if trio.current_time() - fell_asleep < 2 * _TICK:
+                _note_silence(transport)
             if circuit.probe_is_due:
                 await _probe(transport, probe)
     finally:

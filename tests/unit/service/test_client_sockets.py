@@ -30,7 +30,15 @@ from attachfs.service.client import Client, open_http
 from attachfs.service.http1 import request_bytes
 from attachfs.service.pool import ClockJumps, Http1Pool
 from attachfs.service.wire import Wire, connect
-from tests.services.http_in_process import FILE, TOKEN, FakeAuth, open_blob, raw_server, real_client
+from tests.services.http_in_process import (
+    FILE,
+    TOKEN,
+    FakeAuth,
+    file_ref,
+    open_blob,
+    raw_server,
+    real_client,
+)
 
 DATA = bytes(range(256)) * 4000  # about a megabyte
 SIZE = len(DATA)
@@ -319,6 +327,43 @@ async def test_an_idle_connection_that_swallows_a_request_costs_two_seconds(cloc
             assert await client.info(FILE) == b"{}"
         assert 2 <= clock.current_time() - began < 20
         assert len(set(seen) - dead) == 1
+
+
+async def test_a_process_that_stood_still_itself_does_not_blame_the_service(
+    clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a machine that gives it no processor for a while: the answers are there, and unread."""
+    together, sent = trio.Event(), 0
+
+    async def answer(stream: trio.SocketStream, _head: bytes) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 10:
+            together.set()
+        await together.wait()
+        await stream.send_all(GOOD)
+
+    async with (
+        raw_server(answer) as url,
+        open_http(quiet=0) as http,
+        trio.open_nursery() as background,
+    ):
+        client = Client(http, url, NoAuth(), timeout=60)
+        background.start_soon(client.watch)
+        for reused in (False, True):
+            together, sent = trio.Event(), 0
+            async with trio.open_nursery() as nursery:
+                for number in range(9):
+                    nursery.start_soon(client.info, file_ref(number))
+                while sent < 9:
+                    await trio.lowlevel.checkpoint()
+                await wait_all_tasks_blocked()
+                if reused:
+                    clock.jump(5)  # nothing of this process ran meanwhile
+                nursery.start_soon(client.info, file_ref(9))  # and with it all are answered
+        background.cancel_scope.cancel()
+    assert not [record for record in caplog.records if "out of reach" in record.getMessage()]
+    assert client.transport.circuit.failing_since is None
 
 
 async def test_after_a_suspend_no_idle_connection_is_used(clock: MockClock) -> None:
