@@ -6,7 +6,8 @@ nothing of it is known to be all of an asset's events before it has been read to
 
 - the whole of it was read while what its first page said was still good, and is told no longer than that;
 - nothing was seen to move meanwhile: no event came twice, and the first page, asked for again at the end, is
-  as it was. As records are never taken away, what a reading can miss is what has moved behind its back;
+  as it was. As records are never taken away, what a reading can miss is what has moved behind its back, and
+  so far that others filled a page before it and left the first page as it was: 500 at once, in that order;
 - it has every event that the assets had which were asked one by one before it: it could leave some out on
   principle.
 
