@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+from hypothesis import settings
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and children
 # inherit that. The programs under test are to be interruptible wherever the suite is run from.
@@ -16,6 +17,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The suite starts this program about a thousand times: it is compiled once only, whatever the shell that runs
 # the suite has set.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The same examples each time: a run says something about the change, not about luck. To look for new ones:
+# scripts/test --hypothesis-profile=default
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # Nearly all that tests make goes with its last reference; looking for cycles often costs a tenth.
 gc.set_threshold(100_000, 20, 50)
