@@ -19,9 +19,7 @@ class PausePolicy(NamedTuple):
 
     more: int = 2**20  # bytes that may still come
     within: float = 2.0  # seconds in which they may
-    keep: float = (
-        86400.0  # seconds for which what came is kept: an export that was broken off goes on with it
-    )
+    keep: float = 86400.0  # seconds for which what came is kept: a broken-off export goes on with it
 
 
 NO_PAUSE = PausePolicy(0, 0, 0)

@@ -226,15 +226,7 @@ class TestKept:
     ) -> None:
         world = make(nursery, verify="strict")
         world.record(FILE, DATA)
-        with trio.CancelScope() as killed:
-            async with trio.open_nursery() as opener:
-                opener.start_soon(world.blobs.open, FILE)
-                first = await world.bytes.next()
-                first.put(DATA[:MiB])
-                await until(lambda: downloads(world, FILE) == MiB)
-                killed.cancel()
-        clock.jump(LEAVING.within)
-        await until(lambda: world.blobs.paused == 1)
+        await left_in_the_middle(world, clock)
         nursery.start_soon(world.read, FILE)
         second = await world.bytes.next()
         assert second.start == MiB
