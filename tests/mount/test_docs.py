@@ -247,12 +247,18 @@ def test_evidence_is_taken_home_as_the_readme_shows(mount: Mount, tmp_path: Path
             bash("attachfs umount ~/box", environ, home)
 
 
+def write_configuration(base: Path, text: str) -> Path:
+    """Write the configuration of the user whose home `program_on_path` makes; return its file."""
+    file = base / "home" / ".config" / "attachfs" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return file
+
+
 def test_the_readmes_profile_is_understood(tmp_path: Path) -> None:
     [example] = re.findall(r"^```toml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     with program_on_path(tmp_path) as environ:
-        file = tmp_path / "home" / ".config" / "attachfs" / "config.toml"
-        file.parent.mkdir(parents=True)
-        file.write_text(example)
+        write_configuration(tmp_path, example)
         shown = bash("attachfs config show --profile work", environ, tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^cache-size +20 ?G.* .*config.toml:3", shown.stdout, re.MULTILINE), shown.stdout
@@ -262,9 +268,7 @@ def test_the_manuals_configuration_and_fstab_lines_are_understood(tmp_path: Path
     text = (ROOT / "man" / "attachfs.toml.5").read_text(encoding="utf-8").split(".Sh EXAMPLES")[1]
     example = re.findall(r"^\.Bd.*?\n(.*?)^\.Ed", text, re.MULTILINE | re.DOTALL)[0]
     with program_on_path(tmp_path) as environ:
-        file = tmp_path / "home" / ".config" / "attachfs" / "config.toml"
-        file.parent.mkdir(parents=True)
-        file.write_text(example)
+        file = write_configuration(tmp_path, example)
         shown = bash("attachfs config show --profile demo", environ, tmp_path)
         assert shown.returncode == 0, shown.stderr
         assert "http://127.0.0.1:8000" in shown.stdout

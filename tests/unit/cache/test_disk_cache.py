@@ -652,14 +652,19 @@ def test_lookups_before_the_index_look_at_the_disk(make: Make) -> None:
     assert [entry.digest for entry in cache.entries()] == [digest_of(blob_of(1))]
 
 
+def twenty_not_indexed(make: Make) -> DiskCache:
+    """Return a cache with twenty blobs of an earlier one, not walked yet."""
+    earlier = make()
+    for number in range(20):
+        put(earlier, blob_of(number))
+    earlier.close()
+    return make(index=False)
+
+
 def test_what_is_opened_or_removed_while_the_walk_goes_on(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = make()
-    for number in range(20):
-        put(cache, blob_of(number))
-    cache.close()
-    cache = make(index=False)
+    cache = twenty_not_indexed(make)
     real = scan.scan_blobs
     oldest = blob_of(0)
 
@@ -681,11 +686,7 @@ def test_closing_waits_for_the_walk_that_goes_on_and_ends_it_early(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once the lock is given back the directory may be another mount's: its files are not to be swept."""
-    cache = make()
-    for number in range(20):
-        put(cache, blob_of(number))
-    cache.close()
-    cache = make(index=False)
+    cache = twenty_not_indexed(make)
     walking, closing = threading.Event(), threading.Event()
     real_scan, real_stop = scan.scan_blobs, scan.Indexer.stop
     folders = list[scan.Scanned]()
