@@ -164,7 +164,7 @@ def evict(config: Config, digests: Sequence[str], *, older_than: float | None, t
     if len(gone) < len(chosen):
         code = output.DIFFERS
         output.complain(
-            f"{output.count(len(chosen) - len(gone), 'blob')} could not be removed, or went by themselves"
+            f"{output.count(len(chosen) - len(gone), 'blob')} could not be removed, or were already gone"
         )
     _report_removed(gone)
     return code
@@ -182,7 +182,7 @@ def clear(config: Config, *, sure: bool) -> int:
     _report_removed(gone)
     if len(gone) < len(entries):
         output.complain(
-            f"{output.count(len(entries) - len(gone), 'blob')} could not be removed, or went by themselves"
+            f"{output.count(len(entries) - len(gone), 'blob')} could not be removed, or were already gone"
         )
         return output.DIFFERS
     return output.OK

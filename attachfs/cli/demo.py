@@ -41,7 +41,7 @@ def run(mountpoint: Path | None, *, guided: bool) -> int:
             given_to_server = ["--token-file", str(kept / "token.txt"), "--log-key-file", str(log_key)]
             server = stack.enter_context(spawn_server(given_to_server))
         except RuntimeError as error:
-            raise UsageError(f"{error}; it said why above") from error
+            raise UsageError(f"{error}; see its message above") from error
         given = {
             "url": server.url,
             "token_file": str(server.token_file),

@@ -238,7 +238,7 @@ def pins(config: Config) -> Finding:
         standing = sum(stands(database, conflict) for conflict in database.conflicts())
     except AttachfsError as error:
         detail, _, remedy = error.reason.partition(": ")
-        return Finding("first-seen", State.WRONG, detail, remedy or f"look after {path}, or restore a backup")
+        return Finding("first-seen", State.WRONG, detail, remedy or f"check {path}, or restore a backup")
     finally:
         database.close()
     hashes = f"{number:,} {'hash is' if number == 1 else 'hashes are'} pinned"

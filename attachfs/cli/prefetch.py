@@ -80,8 +80,8 @@ def _warn_of_size(paths: Sequence[Path], total: int) -> None:
         bound = cache.get("max_bytes") if isinstance(cache, dict) else None
         if isinstance(bound, int) and total > bound:
             output.complain(
-                f"{format_size(total)} are to be fetched and the cache of {mount.point} holds "
-                f"{format_size(bound)}: the first ones will have left it by the end (--cache-size)"
+                f"{format_size(total)} to fetch, but the cache of {mount.point} holds "
+                f"{format_size(bound)}: the first files will be evicted before the last arrive (--cache-size)"
             )
 
 
